@@ -1,0 +1,179 @@
+//! Policy: what connections, children and secrets there are, in the vocabulary of swanctl.conf.
+//!
+//! These are plain values. Reading them from text, with errors that say where, is the server's part; the
+//! whole [`Policy`] is replicated as one versioned document.
+
+use crate::{
+    identity::{IdPattern, Identity},
+    proposal::{EspProposal, IkeProposal},
+    secret::Secret,
+    selector::SelectorTemplate,
+};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+/// Everything that is configured about peers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// Connections, in the order in which they are tried.
+    pub connections: Vec<Connection>,
+    /// Pre-shared keys.
+    pub secrets: Vec<SharedSecret>,
+    /// Pools of virtual addresses.
+    pub pools: Vec<Pool>,
+}
+
+/// A connection: which peers, how they authenticate, which Child SAs they may have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connection {
+    /// Unique name.
+    pub name: String,
+    /// Our addresses; empty means any. When we initiate, the first single address of the peer's family is used.
+    pub local_addrs: Vec<IpNet>,
+    /// The peer's addresses; empty means any. When we initiate, the first single address is used.
+    pub remote_addrs: Vec<IpNet>,
+    /// The port to initiate to.
+    pub remote_port: u16,
+    /// Acceptable IKE proposals, in order of preference; never empty.
+    pub proposals: Vec<IkeProposal>,
+    /// What we call ourselves; our address if not given.
+    pub local_id: Option<Identity>,
+    /// What the peer may call itself.
+    pub remote_id: IdPattern,
+    /// Force UDP encapsulation by pretending that there is a NAT.
+    pub encap: bool,
+    /// Virtual addresses that we ask for; the unspecified address asks for any.
+    pub vips: Vec<IpAddr>,
+    /// Names of the pools from which the peer gets virtual addresses.
+    pub pools: Vec<String>,
+    /// Rekey the IKE SA after this time; zero means never.
+    pub rekey_time: Duration,
+    /// Delete the IKE SA this long after it should have been rekeyed.
+    pub over_time: Duration,
+    /// Subtract up to this much from rekey times, at random.
+    pub rand_time: Duration,
+    /// Check that the peer lives after this much silence; zero means never.
+    pub dpd_delay: Duration,
+    /// Whether to announce and use Message ID synchronisation (RFC 6311).
+    pub message_id_sync: bool,
+    /// The Child SAs that it may have.
+    pub children: Vec<ChildConfig>,
+}
+
+/// A Child SA of a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChildConfig {
+    /// Name, unique in its connection.
+    pub name: String,
+    /// Our side's traffic.
+    pub local_ts: Vec<SelectorTemplate>,
+    /// The peer's side's traffic.
+    pub remote_ts: Vec<SelectorTemplate>,
+    /// Acceptable ESP proposals; never empty.
+    pub esp_proposals: Vec<EspProposal>,
+    /// Rekey after this time; zero means never.
+    pub rekey_time: Duration,
+    /// Delete after this time; zero means never.
+    pub life_time: Duration,
+    /// Subtract up to this much from the rekey time, at random.
+    pub rand_time: Duration,
+    /// What to do when the configuration is loaded.
+    pub start_action: StartAction,
+    /// Size of the anti-replay window in packets.
+    pub replay_window: u32,
+    /// Copy DSCP to the outer header on encapsulation (RFC 2983 uniform model).
+    pub copy_dscp: bool,
+}
+
+/// What to do with a Child SA when the configuration is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StartAction {
+    /// Wait for the peer or a command.
+    None,
+    /// Initiate, and again whenever it is down.
+    Start,
+}
+
+/// A pre-shared key and whose it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedSecret {
+    /// Unique name.
+    pub name: String,
+    /// The identities that it belongs to: with two or more, both ends must match; with one, the peer (or we) must; with none, it is for anyone.
+    pub ids: Vec<IdPattern>,
+    /// The key.
+    pub secret: Secret,
+}
+
+/// A pool of virtual addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pool {
+    /// Unique name.
+    pub name: String,
+    /// First address.
+    pub first: IpAddr,
+    /// Last address, of the same family.
+    pub last: IpAddr,
+    /// DNS servers for the peers.
+    pub dns: Vec<IpAddr>,
+}
+
+impl Policy {
+    /// The connection of this name.
+    pub fn connection(&self, name: &str) -> Option<&Connection> {
+        self.connections.iter().find(|c| c.name == name)
+    }
+
+    /// The connections that are meant for this pair of addresses, in order.
+    pub fn candidates(&self, local: SocketAddr, remote: SocketAddr) -> impl Iterator<Item = &Connection> {
+        self.connections.iter().filter(move |c| c.covers(local.ip(), remote.ip()))
+    }
+
+    /// The pre-shared key between these identities: the most specific that fits.
+    pub fn secret(&self, local: &Identity, remote: &Identity) -> Option<&Secret> {
+        self.secrets
+            .iter()
+            .filter_map(|s| s.fit(local, remote).map(|score| (score, s)))
+            .max_by(|(a, _), (b, _)| a.cmp(b))
+            .map(|(_, s)| &s.secret)
+    }
+}
+
+impl Connection {
+    /// Whether this pair of outer addresses is one of this connection's.
+    pub fn covers(&self, local: IpAddr, remote: IpAddr) -> bool {
+        let any = |nets: &[IpNet], ip: &IpAddr| nets.is_empty() || nets.iter().any(|n| n.contains(ip));
+        any(&self.local_addrs, &local) && any(&self.remote_addrs, &remote)
+    }
+
+    /// The child of this name.
+    pub fn child(&self, name: &str) -> Option<&ChildConfig> {
+        self.children.iter().find(|c| c.name == name)
+    }
+}
+
+impl SharedSecret {
+    /// How well the secret fits a pair of identities: exact matches count more than patterns; `None` if it does not.
+    fn fit(&self, local: &Identity, remote: &Identity) -> Option<u32> {
+        let score = |id: &Identity| {
+            self.ids
+                .iter()
+                .filter(|p| p.matches(id))
+                .map(|p| match p {
+                    IdPattern::Exact(_) => 3,
+                    IdPattern::FqdnSuffix(_) | IdPattern::EmailDomain(_) => 2,
+                    IdPattern::Any => 1,
+                })
+                .max()
+        };
+        match self.ids.len() {
+            0 => Some(0),
+            1 => score(remote).map(|s| s * 2).or_else(|| score(local)),
+            _ => Some(score(local)? + score(remote)? * 2),
+        }
+    }
+}

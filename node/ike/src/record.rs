@@ -1,0 +1,370 @@
+//! The record of an IKE SA: all that another member needs to go on with it.
+//!
+//! A record is plain data. It changes only by steps ([`crate::sa`]), and a change counts only once it is
+//! committed. What a successor does not need (retransmission counts, when the peer was last heard,
+//! how many messages were sealed) is in the SA's session instead and never here.
+
+use crate::{
+    crypto::{EspSuite, IkeKeys, IkeSuite, KeyPair},
+    env::UnixMillis,
+    identity::Identity,
+    secret::Secret,
+    wire::TrafficSelector,
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
+
+/// An IKE SA, named by the SPI that we chose for it: unique in the cluster.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SaId(pub u64);
+
+impl fmt::Debug for SaId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl fmt::Display for SaId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// A virtual gateway.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct GatewayId(pub u32);
+
+/// Which end of the IKE SA we are: fixes the direction of keys and the I flag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// We sent its first message.
+    Initiator,
+    /// The peer did.
+    Responder,
+}
+
+/// Where messages go, and what is known of NATs between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Path {
+    /// Our address and port.
+    pub local: SocketAddr,
+    /// The peer's address and port.
+    pub remote: SocketAddr,
+    /// A NAT is in front of us.
+    pub nat_local: bool,
+    /// A NAT is in front of the peer.
+    pub nat_remote: bool,
+}
+
+impl Path {
+    /// Whether ESP is encapsulated in UDP (RFC 7296 §2.23).
+    pub fn encapsulated(&self) -> bool {
+        self.nat_local || self.nat_remote
+    }
+}
+
+/// The replicated state of one IKE SA with its Child SAs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Its name, and our SPI.
+    pub id: SaId,
+    /// The virtual gateway that it belongs to.
+    pub gateway: GatewayId,
+    /// Grows by one with every committed change.
+    pub revision: u64,
+    /// Which end we are.
+    pub role: Role,
+    /// The peer's SPI; zero while not known.
+    pub remote_spi: u64,
+    /// Name of the connection; a guess by addresses until the peer has authenticated.
+    pub connection: String,
+    /// Addresses.
+    pub path: Path,
+    /// When it was created.
+    pub created: UnixMillis,
+    /// The peer's requests.
+    pub inbound: InboundWindow,
+    /// Our requests.
+    pub outbound: OutboundWindow,
+    /// How far it is.
+    pub phase: Phase,
+}
+
+/// Message IDs of the peer's requests, and the response that may be asked for again (RFC 7296 §2.2, §2.3).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InboundWindow {
+    /// The Message ID that we expect next.
+    pub next: u32,
+    /// The response to request `next - 1`, whole. Absent for harmless exchanges of a former epoch.
+    pub last_response: Option<Vec<u8>>,
+}
+
+/// Message IDs of our requests (RFC 7296 §2.2). The window is one request.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutboundWindow {
+    /// The Message ID of our next request.
+    pub next: u32,
+    /// The request that is not answered yet.
+    pub pending: Option<PendingRequest>,
+}
+
+/// A request of our own, as it was first sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingRequest {
+    /// Its Message ID.
+    pub id: u32,
+    /// The whole message; a successor sends the same bytes.
+    pub datagram: Vec<u8>,
+    /// What it is for.
+    pub task: Task,
+}
+
+/// What a request of ours is for, with all that is needed to use the response.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Task {
+    /// IKE_SA_INIT or IKE_AUTH: the phase has the rest.
+    Connect,
+    /// An empty INFORMATIONAL: liveness, or the probe after a takeover.
+    Liveness,
+    /// CREATE_CHILD_SA for a new Child SA, or one that replaces another.
+    CreateChild(ChildOffer),
+    /// CREATE_CHILD_SA for a new IKE SA that replaces this one.
+    RekeyIke(IkeOffer),
+    /// Deletes Child SAs, named by our inbound SPIs.
+    DeleteChildren(Vec<u32>),
+    /// Deletes this IKE SA.
+    DeleteIke,
+}
+
+/// What we offered for a Child SA.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChildOffer {
+    /// Name in the configuration.
+    pub name: String,
+    /// Our inbound SPI.
+    pub spi_in: u32,
+    /// Our nonce; in IKE_AUTH that of IKE_SA_INIT.
+    pub nonce: Vec<u8>,
+    /// Our key pair, if a key exchange is offered.
+    pub key: Option<KeyPair>,
+    /// Our side's traffic, as offered.
+    pub local_ts: Vec<TrafficSelector>,
+    /// The peer's side's traffic, as offered.
+    pub remote_ts: Vec<TrafficSelector>,
+    /// Our inbound SPI of the Child SA that is to be replaced.
+    pub replaces: Option<u32>,
+}
+
+/// What we offered for a new IKE SA.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IkeOffer {
+    /// The new SA's name, and our SPI.
+    pub id: SaId,
+    /// Our nonce.
+    pub nonce: Vec<u8>,
+    /// Our key pair.
+    pub key: KeyPair,
+}
+
+/// How far an IKE SA is. Each variant has just what is valid there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// We sent IKE_SA_INIT.
+    InitSent(Box<InitSent>),
+    /// We answered IKE_SA_INIT and wait for IKE_AUTH.
+    HalfOpen(Box<HalfOpen>),
+    /// We sent IKE_AUTH.
+    AuthSent(Box<AuthSent>),
+    /// Both ends are authenticated.
+    Established(Box<Established>),
+    /// Gone, but its last response may be asked for again.
+    Closed(Box<Closed>),
+}
+
+/// We sent IKE_SA_INIT.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InitSent {
+    /// The child to set up with the SA, by name.
+    pub child: String,
+    /// Our key pair.
+    pub key: KeyPair,
+    /// Our nonce.
+    pub nonce: Vec<u8>,
+    /// The cookie that the responder asked us to return.
+    pub cookie: Option<Vec<u8>>,
+    /// How often the request was made anew (cookie or other group); bounded.
+    pub restarts: u8,
+}
+
+/// What IKE_SA_INIT yielded, until both ends are authenticated.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Negotiated {
+    /// The suite.
+    pub suite: IkeSuite,
+    /// The keys.
+    pub keys: IkeKeys,
+    /// The initiator's nonce.
+    pub nonce_i: Vec<u8>,
+    /// The responder's nonce.
+    pub nonce_r: Vec<u8>,
+    /// The IKE_SA_INIT request, whole: AUTH covers it.
+    pub init_request: Vec<u8>,
+    /// The IKE_SA_INIT response, whole: AUTH covers it.
+    pub init_response: Vec<u8>,
+}
+
+/// We answered IKE_SA_INIT.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HalfOpen {
+    /// What was negotiated.
+    pub negotiated: Negotiated,
+    /// When to forget it.
+    pub expires_at: UnixMillis,
+}
+
+/// We sent IKE_AUTH.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuthSent {
+    /// What was negotiated.
+    pub negotiated: Negotiated,
+    /// What we called ourselves.
+    pub local_id: Identity,
+    /// The child that we asked for with it.
+    pub child: ChildOffer,
+}
+
+/// An IKE SA that both ends have authenticated.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Established {
+    /// The suite.
+    pub suite: IkeSuite,
+    /// The keys.
+    pub keys: IkeKeys,
+    /// What we called ourselves.
+    pub local_id: Identity,
+    /// What the peer called itself.
+    pub remote_id: Identity,
+    /// When both ends were authenticated; an IKE rekey does not change it.
+    pub authenticated: UnixMillis,
+    /// When to rekey it, if ever.
+    pub rekey_at: Option<UnixMillis>,
+    /// When to delete it, if ever.
+    pub expires_at: Option<UnixMillis>,
+    /// Virtual addresses that the peer has from our pools.
+    pub peer_vips: Vec<IpAddr>,
+    /// Virtual addresses and DNS servers that we have from the peer.
+    pub our_vips: Vec<IpAddr>,
+    /// Whether both ends support Message ID synchronisation (RFC 6311).
+    pub message_id_sync: bool,
+    /// Its Child SAs.
+    pub children: Vec<Child>,
+    /// The IKE SA that the peer made by a rekey while one of our own was under way (RFC 7296 §2.8.2): it waits here, complete, until it is
+    /// clear which of the two remains.
+    pub rival: Option<Box<Rival>>,
+    /// The IKE SA that replaced this one. Only deletion is left to do then.
+    pub replaced_by: Option<SaId>,
+}
+
+/// See [`Established::rival`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rival {
+    /// The peer's new IKE SA, without Child SAs.
+    pub record: Record,
+    /// The lower one of its two nonces.
+    pub lowest_nonce: Vec<u8>,
+}
+
+/// A Child SA: a pair of ESP SAs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Child {
+    /// Name in the configuration.
+    pub name: String,
+    /// Our SPI: of packets to us. Unique in the cluster.
+    pub spi_in: u32,
+    /// The peer's SPI: of packets to the peer.
+    pub spi_out: u32,
+    /// The suite.
+    pub suite: EspSuite,
+    /// Key and salt for packets to us.
+    pub key_in: Secret,
+    /// Key and salt for packets to the peer.
+    pub key_out: Secret,
+    /// Our side's traffic.
+    pub local_ts: Vec<TrafficSelector>,
+    /// The peer's side's traffic.
+    pub remote_ts: Vec<TrafficSelector>,
+    /// When it was made.
+    pub created: UnixMillis,
+    /// When to rekey it, if ever.
+    pub rekey_at: Option<UnixMillis>,
+    /// When to delete it, if ever.
+    pub expires_at: Option<UnixMillis>,
+    /// Whether we initiated the exchange that made it.
+    pub initiated: bool,
+    /// The lower one of the two nonces that made it (RFC 7296 §2.8.1).
+    pub lowest_nonce: Vec<u8>,
+    /// Our inbound SPI of the Child SA that it replaces, while that one exists.
+    pub replaces: Option<u32>,
+    /// How far it is.
+    pub fate: Fate,
+}
+
+/// How far a Child SA is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fate {
+    /// Receives; does not send yet, because the peer, who made it to replace another, has not deleted that yet (RFC 7296 §2.8).
+    Standby,
+    /// Sends and receives.
+    Live,
+    /// Was replaced: receives, no longer sends, will be deleted.
+    Replaced,
+}
+
+/// Why an IKE SA ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CloseReason {
+    /// The peer deleted it.
+    DeletedByPeer,
+    /// We deleted it.
+    DeletedByUs,
+    /// The peer did not answer.
+    PeerSilent,
+    /// Another IKE SA took its place.
+    Rekeyed,
+    /// Its lifetime ended.
+    Expired,
+    /// Setting it up failed.
+    SetupFailed,
+}
+
+/// A tombstone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Closed {
+    /// What protected it: retransmitted requests are still verified before they are answered.
+    pub protection: Option<(IkeSuite, IkeKeys)>,
+    /// Why it ended.
+    pub reason: CloseReason,
+    /// When to forget it.
+    pub expires_at: UnixMillis,
+}
+
+impl Record {
+    /// The Child SAs; none unless established.
+    pub fn children(&self) -> &[Child] {
+        match &self.phase {
+            Phase::Established(e) => &e.children,
+            _ => &[],
+        }
+    }
+
+    /// Inner addresses that its peer holds from our pools.
+    pub fn peer_vips(&self) -> &[IpAddr] {
+        match &self.phase {
+            Phase::Established(e) => &e.peer_vips,
+            _ => &[],
+        }
+    }
+}

@@ -1,0 +1,414 @@
+//! The state machine of one IKE SA.
+//!
+//! [`IkeSa::step`] takes an input and says what should change and what should happen. It does not send, and it
+//! does not change the record: the caller commits the change, gives it back with [`IkeSa::adopt`], and only then
+//! carries out the effects (commit before reply). If the change is refused, effects are dropped.
+
+use crate::{
+    config::Policy,
+    env::{Entropy, UnixMillis},
+    identity::Identity,
+    record::{Child, CloseReason, GatewayId, Path, Record, SaId},
+};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+/// What a step may look at besides its SA.
+pub struct Env<'a> {
+    /// The present.
+    pub now: UnixMillis,
+    /// The epoch under which everything is done.
+    pub epoch: u32,
+    /// The configuration.
+    pub policy: &'a Policy,
+    /// Randomness.
+    pub rng: &'a mut dyn Entropy,
+    /// Fresh SPIs.
+    pub spis: &'a mut dyn SpiSource,
+    /// Port of ours for IKE and ESP in UDP (4500 unless configured otherwise).
+    pub nat_port: u16,
+}
+
+/// Chooses SPIs that nobody in the cluster uses.
+pub trait SpiSource {
+    /// An SPI for an IKE SA; it never was zero.
+    fn ike(&mut self, rng: &mut dyn Entropy) -> SaId;
+    /// An SPI for packets to us, above 255 (RFC 4303 §2.1).
+    fn child(&mut self, rng: &mut dyn Entropy) -> u32;
+}
+
+/// What happens to an IKE SA.
+#[derive(Debug)]
+pub enum Input<'a> {
+    /// A datagram came for it (without non-ESP marker).
+    Datagram {
+        /// The bytes.
+        bytes: &'a [u8],
+        /// Where it arrived.
+        local: SocketAddr,
+        /// Where it came from.
+        remote: SocketAddr,
+    },
+    /// The time that [`IkeSa::next_timeout`] named has come.
+    Timeout,
+    /// The answer to [`Question::Addresses`].
+    Addresses(Result<Vec<IpAddr>, NoAddress>),
+    /// An operator or the configuration wants something.
+    Command(Command),
+}
+
+/// No virtual address could be had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoAddress;
+
+/// What an operator may ask of an SA.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Set up a Child SA.
+    CreateChild(String),
+    /// Rekey a Child SA, by our inbound SPI.
+    RekeyChild(u32),
+    /// Rekey the IKE SA.
+    RekeyIke,
+    /// Delete a Child SA, by our inbound SPI.
+    DeleteChild(u32),
+    /// Delete the IKE SA.
+    Delete,
+}
+
+/// What a step wants.
+#[derive(Debug, Default)]
+pub struct Step {
+    /// What should be replicated.
+    pub change: Change,
+    /// What should happen once the change is committed, in this order.
+    pub effects: Vec<Effect>,
+}
+
+/// What should be replicated.
+#[derive(Debug, Default)]
+pub enum Change {
+    /// Nothing.
+    #[default]
+    None,
+    /// The SA's new record, to be adopted at once and replicated soon: harmless exchanges and half-open SAs.
+    Lazy(Box<Record>),
+    /// New records, all or none, before any effect. The first is the SA's own; others are SAs that it created.
+    Barrier(Vec<Record>),
+}
+
+/// What should happen.
+#[derive(Clone, Debug)]
+pub enum Effect {
+    /// Send a message. The non-ESP marker is added by who sends, according to the local port.
+    Send {
+        /// The message.
+        datagram: Vec<u8>,
+        /// Our address and port.
+        local: SocketAddr,
+        /// The peer's address and port.
+        remote: SocketAddr,
+    },
+    /// Send a NAT keepalive (RFC 3948 §2.3).
+    Keepalive {
+        /// Our address and port.
+        local: SocketAddr,
+        /// The peer's address and port.
+        remote: SocketAddr,
+    },
+    /// Make the data plane's pair of SAs what this says: its fate decides whether it sends.
+    InstallChild {
+        /// The SA's IKE SA.
+        ike: SaId,
+        /// The Child SA.
+        child: Box<Child>,
+        /// The outer addresses.
+        path: Path,
+        /// Virtual gateway.
+        gateway: GatewayId,
+        /// Name of the connection.
+        connection: String,
+        /// Virtual addresses that the peer has from us, if any: what routes may need.
+        peer_vips: Vec<IpAddr>,
+    },
+    /// Take a Child SA out of the data plane; packets still under way to us are accepted for `grace`.
+    RemoveChild {
+        /// Our inbound SPI.
+        spi_in: u32,
+        /// How long to go on receiving.
+        grace: Duration,
+    },
+    /// The outer addresses of the Child SAs changed.
+    MoveChildren {
+        /// Our inbound SPIs.
+        spis_in: Vec<u32>,
+        /// The new addresses.
+        path: Path,
+    },
+    /// The peer gave us virtual addresses and DNS servers.
+    AssignAddresses {
+        /// Addresses.
+        addresses: Vec<IpAddr>,
+        /// DNS servers.
+        dns: Vec<IpAddr>,
+    },
+    /// Our virtual addresses are no longer ours.
+    ReleaseAddresses {
+        /// Addresses.
+        addresses: Vec<IpAddr>,
+    },
+    /// Something to be answered from outside with an input.
+    Ask(Question),
+    /// Forget this SA entirely (its record as well, lazily).
+    Forget,
+    /// Something an operator wants to know.
+    Report(Event),
+}
+
+/// What only the outside can decide.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// Virtual addresses for a peer; answered by [`Input::Addresses`].
+    Addresses {
+        /// Names of the pools, in order.
+        pools: Vec<String>,
+        /// Who asks: it gets the same address again where possible.
+        identity: Identity,
+        /// Whether an IPv4 address is wanted, and which.
+        v4: Option<IpAddr>,
+        /// Whether an IPv6 address is wanted, and which.
+        v6: Option<IpAddr>,
+    },
+}
+
+/// What an operator may want to know. Each is one log line and one metric.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// An IKE SA was established.
+    IkeEstablished {
+        /// The connection.
+        connection: String,
+        /// Who the peer is.
+        remote_id: Identity,
+    },
+    /// A Child SA was established.
+    ChildEstablished {
+        /// Its name.
+        name: String,
+        /// Our SPI.
+        spi_in: u32,
+        /// The peer's SPI.
+        spi_out: u32,
+        /// The SA that it replaces.
+        replaces: Option<u32>,
+    },
+    /// A Child SA ended.
+    ChildClosed {
+        /// Its name.
+        name: String,
+        /// Our SPI.
+        spi_in: u32,
+    },
+    /// An IKE SA was replaced by another.
+    IkeRekeyed {
+        /// The new one.
+        by: SaId,
+    },
+    /// An IKE SA ended.
+    IkeClosed {
+        /// Why.
+        reason: CloseReason,
+    },
+    /// The peer's address changed.
+    PeerMoved {
+        /// The new one.
+        to: SocketAddr,
+    },
+    /// Something was refused or failed; `what` says so in a line.
+    Failed {
+        /// What failed and why.
+        what: Failure,
+    },
+}
+
+/// What can go wrong between us and a peer, one variant each.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// Nothing that the peer offers is acceptable for the IKE SA.
+    #[error("no acceptable IKE proposal")]
+    NoIkeProposal,
+    /// Nothing that the peer offers is acceptable for the Child SA.
+    #[error("no acceptable ESP proposal")]
+    NoChildProposal,
+    /// No connection is configured for this pair of addresses.
+    #[error("no connection is configured between {local} and {remote}")]
+    NoConnection {
+        /// Our address.
+        local: IpAddr,
+        /// The peer's address.
+        remote: IpAddr,
+    },
+    /// No connection fits the identity of the peer.
+    #[error("no connection of {remote} is for a peer that calls itself {id}")]
+    UnknownIdentity {
+        /// The peer's address.
+        remote: IpAddr,
+        /// What it calls itself.
+        id: Identity,
+    },
+    /// There is no pre-shared key for the pair of identities.
+    #[error("no pre-shared key for {local} and {remote}")]
+    NoSecret {
+        /// What we call ourselves.
+        local: Identity,
+        /// What the peer calls itself.
+        remote: Identity,
+    },
+    /// The peer's AUTH payload is wrong.
+    #[error("{0} did not authenticate: its AUTH payload does not verify")]
+    BadAuth(Identity),
+    /// The peer uses a method that the connection does not accept.
+    #[error("{0} authenticates with a method that is not accepted")]
+    BadAuthMethod(Identity),
+    /// No traffic selectors are acceptable.
+    #[error("no acceptable traffic selectors")]
+    NoSelectors,
+    /// No virtual address is left, or none is configured.
+    #[error("no virtual address for {0}")]
+    NoAddress(Identity),
+    /// The peer refused; the notify says why.
+    #[error("the peer answered {0}")]
+    PeerRefused(crate::wire::NotifyType),
+    /// The peer sent something malformed or out of place.
+    #[error("the peer's message is invalid: {0}")]
+    Invalid(&'static str),
+    /// The peer sent something that cannot be parsed.
+    #[error("the peer's message is malformed: {0}")]
+    Malformed(#[from] crate::wire::ParseError),
+    /// The peer's public value is not acceptable.
+    #[error("{0}")]
+    BadPublicValue(#[from] crate::crypto::BadPublicValue),
+    /// The peer does not answer.
+    #[error("the peer does not answer")]
+    Silent,
+    /// The configuration that the SA came from is gone.
+    #[error("connection {0:?} is no longer configured")]
+    Unconfigured(String),
+    /// The command makes no sense for this SA now.
+    #[error("{0}")]
+    Command(&'static str),
+}
+
+/// Why an SA wants to be woken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Timer {
+    /// A request of ours was not answered.
+    Retransmit,
+    /// The peer was silent.
+    Liveness,
+    /// A NAT mapping must be kept open.
+    Keepalive,
+    /// The IKE SA is due for a rekey.
+    RekeyIke,
+    /// A Child SA is due for a rekey.
+    RekeyChild,
+    /// A Child SA, the IKE SA, a half-open SA or a tombstone ends.
+    Expire,
+    /// Something that had to wait is tried again.
+    Retry,
+}
+
+/// One IKE SA on the member that serves it: its record, and the session that only this member has.
+#[derive(Debug)]
+pub struct IkeSa {
+    record: Record,
+}
+
+impl IkeSa {
+    /// An SA as a record says, served from now on by this process: after a takeover, a restart, or when it was just created.
+    pub fn resume(record: Record, now: UnixMillis) -> Self {
+        let _ = now;
+        Self { record }
+    }
+
+    /// The record as of the last adopted change.
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// Handles an input. While a [`Change::Barrier`] of this SA is not decided, the caller holds further inputs back.
+    pub fn step(&mut self, input: Input<'_>, env: &mut Env<'_>) -> Step {
+        let _ = (input, env);
+        todo!()
+    }
+
+    /// Makes a committed (or lazily replicated) change this SA's own.
+    pub fn adopt(&mut self, record: Record) {
+        self.record = record;
+    }
+
+    /// Tells that up to this Message ID of ours is committed: an empty request may only be sent once the one before is.
+    pub fn outbound_committed(&mut self, next: u32) {
+        let _ = next;
+    }
+
+    /// Tells that the data plane received authentic packets from the peer at that time.
+    pub fn heard(&mut self, at: UnixMillis) {
+        let _ = at;
+    }
+
+    /// When to call [`IkeSa::step`] with [`Input::Timeout`], and what for.
+    pub fn next_timeout(&self) -> Option<(UnixMillis, Timer)> {
+        todo!()
+    }
+}
+
+/// Answers to an IKE_SA_INIT request.
+#[derive(Debug)]
+pub enum InitAnswer {
+    /// Send this and keep nothing: a cookie request or an error notify.
+    Stateless {
+        /// The message.
+        datagram: Vec<u8>,
+        /// What went wrong, unless it is a cookie request.
+        failure: Option<Failure>,
+    },
+    /// A half-open SA: replicate the record lazily, send the response (its `inbound.last_response`).
+    HalfOpen(Box<Record>),
+    /// Say nothing.
+    Silent(Failure),
+}
+
+/// Cluster-wide secrets of stateless cookies (RFC 7296 §2.6).
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct CookieSecrets {
+    /// The one that is issued.
+    pub current: crate::secret::Secret,
+    /// The one before, still accepted.
+    pub previous: crate::secret::Secret,
+}
+
+/// Answers an IKE_SA_INIT request (RFC 7296 §1.2). With `demand_cookie`, a request without a valid cookie only gets one.
+pub fn answer_init(
+    bytes: &[u8],
+    local: SocketAddr,
+    remote: SocketAddr,
+    gateway: GatewayId,
+    demand_cookie: bool,
+    cookies: &CookieSecrets,
+    env: &mut Env<'_>,
+) -> InitAnswer {
+    let _ = (bytes, local, remote, gateway, demand_cookie, cookies, env);
+    todo!()
+}
+
+/// Starts an SA of our own: a record whose pending request is to be committed and then sent.
+///
+/// # Errors
+/// If the connection or the child does not exist, or has no address to go to.
+pub fn initiate(connection: &str, child: &str, local: Option<IpAddr>, gateway: GatewayId, env: &mut Env<'_>) -> Result<Record, Failure> {
+    let _ = (connection, child, local, gateway, env);
+    todo!()
+}
