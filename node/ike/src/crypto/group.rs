@@ -50,7 +50,9 @@ impl Group {
 
     /// The group with this IANA number, if we know it.
     pub fn from_id(id: u16) -> Option<Self> {
-        [Self::Modp2048, Self::Ecp256, Self::Curve25519].into_iter().find(|group| group.id() == id)
+        [Self::Modp2048, Self::Ecp256, Self::Curve25519]
+            .into_iter()
+            .find(|group| group.id() == id)
     }
 
     /// Length of a public value in a KE payload, in bytes.
@@ -101,7 +103,11 @@ impl KeyPair {
             }
         };
         let private = Secret::new(private.to_vec());
-        Some(Self { group, private, public })
+        Some(Self {
+            group,
+            private,
+            public,
+        })
     }
 
     /// The group of the pair.

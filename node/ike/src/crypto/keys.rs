@@ -51,8 +51,17 @@ impl IkeKeys {
 
     /// Keys of an IKE SA that replaces one whose SK_d is `old_d` and whose PRF is `old_prf`
     /// (RFC 7296 §2.18).
-    pub fn rekeyed(suite: IkeSuite, old_prf: Prf, old_d: &Secret, shared: &Secret, exchanged: Exchanged<'_>) -> Self {
-        let seed = old_prf.compute(old_d.expose(), &[shared.expose(), exchanged.nonce_i, exchanged.nonce_r]);
+    pub fn rekeyed(
+        suite: IkeSuite,
+        old_prf: Prf,
+        old_d: &Secret,
+        shared: &Secret,
+        exchanged: Exchanged<'_>,
+    ) -> Self {
+        let seed = old_prf.compute(
+            old_d.expose(),
+            &[shared.expose(), exchanged.nonce_i, exchanged.nonce_r],
+        );
         Self::expand(suite, &seed, exchanged)
     }
 
@@ -66,7 +75,9 @@ impl IkeKeys {
             &exchanged.spi_i.to_be_bytes(),
             &exchanged.spi_r.to_be_bytes(),
         ];
-        let material = suite.prf.expand(skeyseed.expose(), &seed, 3 * prf_len + 2 * cipher_len);
+        let material = suite
+            .prf
+            .expand(skeyseed.expose(), &seed, 3 * prf_len + 2 * cipher_len);
         let mut rest = material.expose();
         Self {
             d: take(&mut rest, prf_len),
@@ -80,7 +91,14 @@ impl IkeKeys {
 
 impl ChildKeys {
     /// Keys of a Child SA (RFC 7296 §2.17); `shared` is the secret of its own key exchange, if any.
-    pub fn derive(suite: EspSuite, prf: Prf, d: &Secret, shared: Option<&Secret>, nonce_i: &[u8], nonce_r: &[u8]) -> Self {
+    pub fn derive(
+        suite: EspSuite,
+        prf: Prf,
+        d: &Secret,
+        shared: Option<&Secret>,
+        nonce_i: &[u8],
+        nonce_r: &[u8],
+    ) -> Self {
         let len = suite.encryption.key_len() + suite.encryption.salt_len();
         let shared = shared.map_or(&[][..], Secret::expose);
         let material = prf.expand(d.expose(), &[shared, nonce_i, nonce_r], 2 * len);
@@ -95,7 +113,14 @@ impl ChildKeys {
 /// The AUTH data of a pre-shared key (RFC 7296 §2.15): of the party that sent `message` (its whole
 /// IKE_SA_INIT message), got `nonce` from the other, has `sk_p`, and calls itself `id_body` (the body
 /// of its ID payload after the generic header).
-pub fn psk_auth(prf: Prf, psk: &Secret, message: &[u8], nonce: &[u8], sk_p: &Secret, id_body: &[u8]) -> Secret {
+pub fn psk_auth(
+    prf: Prf,
+    psk: &Secret,
+    message: &[u8],
+    nonce: &[u8],
+    sk_p: &Secret,
+    id_body: &[u8],
+) -> Secret {
     let key = prf.compute(psk.expose(), &[b"Key Pad for IKEv2"]);
     let maced_id = prf.compute(sk_p.expose(), &[id_body]);
     prf.compute(key.expose(), &[message, nonce, maced_id.expose()])

@@ -5,8 +5,9 @@
 
 use crate::secret::Secret;
 use aws_lc_sys::{
-    BIGNUM, BN_CTX, BN_CTX_free, BN_CTX_new, BN_MONT_CTX, BN_MONT_CTX_free, BN_MONT_CTX_new_for_modulus,
-    BN_bin2bn, BN_bn2bin_padded, BN_clear_free, BN_mod_exp_mont_consttime, BN_new,
+    BIGNUM, BN_CTX, BN_CTX_free, BN_CTX_new, BN_MONT_CTX, BN_MONT_CTX_free,
+    BN_MONT_CTX_new_for_modulus, BN_bin2bn, BN_bn2bin_padded, BN_clear_free,
+    BN_mod_exp_mont_consttime, BN_new,
 };
 use std::ptr::{self, NonNull};
 use zeroize::Zeroizing;
@@ -138,7 +139,8 @@ impl Montgomery {
     #[allow(unsafe_code)]
     fn new(modulus: &Number, context: &Context) -> Option<Self> {
         // SAFETY: both pointers come from live owners; the result copies the modulus.
-        NonNull::new(unsafe { BN_MONT_CTX_new_for_modulus(modulus.0.as_ptr(), context.0.as_ptr()) }).map(Self)
+        NonNull::new(unsafe { BN_MONT_CTX_new_for_modulus(modulus.0.as_ptr(), context.0.as_ptr()) })
+            .map(Self)
     }
 }
 

@@ -36,7 +36,10 @@ impl Prf {
     /// # Panics
     /// If `len` is more than 255 outputs, which no suite asks for.
     pub fn expand(self, key: &[u8], seed: &[&[u8]], len: usize) -> Secret {
-        assert!(len <= 255 * self.output_len(), "prf+ ends after 255 outputs");
+        assert!(
+            len <= 255 * self.output_len(),
+            "prf+ ends after 255 outputs"
+        );
         let key = self.hmac_key(key);
         let mut out = Zeroizing::new(Vec::with_capacity(len + self.output_len()));
         for counter in 1..=u8::MAX {

@@ -5,7 +5,9 @@ use crate::{
     secret::Secret,
     wire::{self, HEADER_LEN, Header, ParseError, Payload, PayloadType, Protected},
 };
-use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::aead::{
+    AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey,
+};
 use zeroize::Zeroizing;
 
 /// Length of a generic payload header (RFC 7296 §3.2).
@@ -34,8 +36,15 @@ pub enum OpenError {
 ///
 /// # Panics
 /// If `key` is not a key and salt of `encryption`, which no key schedule of ours yields.
-pub fn seal(encryption: Encryption, key: &Secret, iv: [u8; 8], header: &Header, payloads: &[Payload]) -> Vec<u8> {
-    let (key, salt) = aead_key(encryption, key).expect("the key schedule yields keys of the suite's length");
+pub fn seal(
+    encryption: Encryption,
+    key: &Secret,
+    iv: [u8; 8],
+    header: &Header,
+    payloads: &[Payload],
+) -> Vec<u8> {
+    let (key, salt) =
+        aead_key(encryption, key).expect("the key schedule yields keys of the suite's length");
     let (first, chain) = wire::emit_chain(payloads);
     let mut content = Zeroizing::new(chain);
     content.push(0); // Pad Length: AEADs need no padding (RFC 5282 §3).
@@ -43,7 +52,8 @@ pub fn seal(encryption: Encryption, key: &Secret, iv: [u8; 8], header: &Header, 
     let body_len = IV_LEN + content.len() + ICV_LEN;
     let mut message = wire::emit(header, &[]);
     message[NEXT_PAYLOAD] = PayloadType::SK.0;
-    message[LENGTH..LENGTH + 4].copy_from_slice(&saturate_u32(HEADER_LEN + GENERIC_LEN + body_len).to_be_bytes());
+    message[LENGTH..LENGTH + 4]
+        .copy_from_slice(&saturate_u32(HEADER_LEN + GENERIC_LEN + body_len).to_be_bytes());
     message.reserve(GENERIC_LEN + body_len);
     message.extend_from_slice(&[first.0, 0]);
     message.extend_from_slice(&saturate_u16(GENERIC_LEN + body_len).to_be_bytes());
@@ -61,12 +71,23 @@ pub fn seal(encryption: Encryption, key: &Secret, iv: [u8; 8], header: &Header, 
 ///
 /// # Errors
 /// See [`OpenError`].
-pub fn open(encryption: Encryption, key: &Secret, protected: &Protected<'_>) -> Result<Vec<Payload>, OpenError> {
+pub fn open(
+    encryption: Encryption,
+    key: &Secret,
+    protected: &Protected<'_>,
+) -> Result<Vec<Payload>, OpenError> {
     let (key, salt) = aead_key(encryption, key).ok_or(OpenError::Integrity)?;
-    let (iv, sealed) = protected.body.split_first_chunk::<IV_LEN>().ok_or(OpenError::Integrity)?;
+    let (iv, sealed) = protected
+        .body
+        .split_first_chunk::<IV_LEN>()
+        .ok_or(OpenError::Integrity)?;
     let mut buffer = Zeroizing::new(sealed.to_vec());
     let content = key
-        .open_in_place(nonce(salt, *iv), Aad::from(protected.associated), &mut buffer)
+        .open_in_place(
+            nonce(salt, *iv),
+            Aad::from(protected.associated),
+            &mut buffer,
+        )
         .map_err(|_| OpenError::Integrity)?;
     let chain = strip_padding(content)?;
     if protected.fragment.is_some_and(|(_, total)| total != 1) {
@@ -81,7 +102,10 @@ pub fn open(encryption: Encryption, key: &Secret, protected: &Protected<'_>) -> 
 /// The content without padding and Pad Length; any amount of padding is accepted (RFC 5282 §3).
 fn strip_padding(content: &[u8]) -> Result<&[u8], OpenError> {
     let (&pad_len, rest) = content.split_last().ok_or_else(|| invalid("padding", 0))?;
-    let len = rest.len().checked_sub(usize::from(pad_len)).ok_or_else(|| invalid("padding", rest.len()))?;
+    let len = rest
+        .len()
+        .checked_sub(usize::from(pad_len))
+        .ok_or_else(|| invalid("padding", rest.len()))?;
     Ok(&rest[..len])
 }
 

@@ -28,7 +28,11 @@ fn pair(group: Group, private: &str) -> KeyPair {
 
 #[test]
 fn numbers_are_those_of_iana() {
-    for (group, id) in [(Group::Modp2048, 14), (Group::Ecp256, 19), (Group::Curve25519, 31)] {
+    for (group, id) in [
+        (Group::Modp2048, 14),
+        (Group::Ecp256, 19),
+        (Group::Curve25519, 31),
+    ] {
         assert_eq!(group.id(), id);
         assert_eq!(Group::from_id(id), Some(group));
     }
@@ -37,30 +41,56 @@ fn numbers_are_those_of_iana() {
 
 #[test]
 fn rfc5903_256_bit_example() {
-    let i = pair(Group::Ecp256, "C88F01F510D9AC3F70A292DAA2316DE544E9AAB8AFE84049C62A9C57862D1433");
-    let r = pair(Group::Ecp256, "C6EF9C5D78AE012A011164ACB397CE2088685D8F06BF9BE0B283AB46476BEE53");
+    let i = pair(
+        Group::Ecp256,
+        "C88F01F510D9AC3F70A292DAA2316DE544E9AAB8AFE84049C62A9C57862D1433",
+    );
+    let r = pair(
+        Group::Ecp256,
+        "C6EF9C5D78AE012A011164ACB397CE2088685D8F06BF9BE0B283AB46476BEE53",
+    );
     assert_eq!(
         i.public(),
-        hex("DAD0B65394221CF9B051E1FECA5787D098DFE637FC90B9EF945D0C3772581180\
-             5271A0461CDB8252D61F1C456FA3E59AB1F45B33ACCF5F58389E0577B8990BB3")
+        hex(
+            "DAD0B65394221CF9B051E1FECA5787D098DFE637FC90B9EF945D0C3772581180\
+             5271A0461CDB8252D61F1C456FA3E59AB1F45B33ACCF5F58389E0577B8990BB3"
+        )
     );
     assert_eq!(
         r.public(),
-        hex("D12DFB5289C8D4F81208B70270398C342296970A0BCCB74C736FC7554494BF63\
-             56FBF3CA366CC23E8157854C13C58D6AAC23F046ADA30F8353E74F33039872AB")
+        hex(
+            "D12DFB5289C8D4F81208B70270398C342296970A0BCCB74C736FC7554494BF63\
+             56FBF3CA366CC23E8157854C13C58D6AAC23F046ADA30F8353E74F33039872AB"
+        )
     );
-    let shared = Secret::new(hex("D6840F6B42F6EDAFD13116E0E12565202FEF8E9ECE7DCE03812464D04B9442DE"));
+    let shared = Secret::new(hex(
+        "D6840F6B42F6EDAFD13116E0E12565202FEF8E9ECE7DCE03812464D04B9442DE",
+    ));
     assert_eq!(i.agree(r.public()), Ok(shared.clone()));
     assert_eq!(r.agree(i.public()), Ok(shared));
 }
 
 #[test]
 fn rfc7748_example() {
-    let alice = pair(Group::Curve25519, "77076d0a7318a57d3c16c17251b26645df4c2f92ebc0992ac177fba51db92c2a";
-    let bob = pair(Group::Curve25519, "5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb");
-    assert_eq!(alice.public(), hex("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a"));
-    assert_eq!(bob.public(), hex("de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f"));
-    let shared = Secret::new(hex("4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742"));
+    let alice = pair(
+        Group::Curve25519,
+        "77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a",
+    );
+    let bob = pair(
+        Group::Curve25519,
+        "5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb",
+    );
+    assert_eq!(
+        alice.public(),
+        hex("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a")
+    );
+    assert_eq!(
+        bob.public(),
+        hex("de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f")
+    );
+    let shared = Secret::new(hex(
+        "4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742",
+    ));
     assert_eq!(alice.agree(bob.public()), Ok(shared.clone()));
     assert_eq!(bob.agree(alice.public()), Ok(shared));
 }
@@ -75,9 +105,21 @@ fn modp_powers_of_a_fixed_exponent() {
         Group::Modp2048,
         "c8d1dae3ecf5fe071019222b343d464f58616a737c858e97a0a9b2bbc4cdd6dfe8f1fa030c151e273039424b545d666f78818a939ca5aeb7c0c9d2dbe4edf6ff",
     );
-    assert_eq!(a.public(), hex("3542eab0d0615e1cda5a94c57ac7e35530a38de89e908f94fc97109b0d5973e8fbf3645a33bfe1c812deb8b8f41be62a91e44083291d6c69a3ff758c40decfee4d01728bf535a94448fa65701eb7a8c612c2e5646c674dbfa5ac101cfe258d875d536b31d9a2a9bfca639e2f5c0e4ed56d9e71e7aeddaaa3450517a590d46bbe1ed9a81010f962252894a15d50158c2466cc49badfa11095c94d6495b85ac251077f0fca00eb673386647260004cf713a4b764be5ec540e53911886ecd27f1a4a94bcf433fd1c072677f8ac031fc4667ecc354393b79952e50f1eb0b17b4ae8b972898a00c37b75d8eaf8a2dfe2e778f858d43180932b772c719228143f71c7a"));
-    assert_eq!(b.public(), hex("7d31879a5e25d4f68f8835d49c8d939fa084abeeb4098f1cbe4725bb8176eb0983deac809ade75a25364ba5e5a4c84788c09819b4dbb8dc77b1b1cea81187adb00beee4b8a89b3e7cc53704f59a0ebd784818d8c21bf97513161060b313df216ca32945732ae21f6b8ea826544b029cb2e2a81d5953841ad555e67746238e34d5fb933dd8a9381ae1ad8ccf4be157de8cedd5c1fe3373aab2e2773c672df324d2f3e7f4b7aa7a7a0f7e72ad3500b06daca951a532dd783c654141b7f4250390fa4889b3c16924c511a987cd41e794d0f3e863398ada906bff2d300461577e65bfed485bca59c93b7907a9534c052b2a15a735cb8abdb1f4e1c2809446826cd42"));
-    let shared = Secret::new(hex("da8be33195a4187f6eddcd8902cfa495d3e669950260734da753150ab533611102bc994c0ef6b150b41e82141df2df9263b6500e39c1004dd691d679e797f8f2e54527a8a640756267006759c559bcfb8c63151c9c6df593229e21fdd1792486438c72f43e4f2669dd079215d47c6d31211bc8db4378efea56ee65fd8d0817ff61ab1aac389e10a03e2de4870f021bb7657087ace1a49af071915fa1878774a1218020aa553d49a2cbc067493b2082d181bdc842d1e4b21da855199f8f316528e4feecc26a2fd0bb97219572db163c664f41ddc9f262b8153462b687a1af962ff5dce83582e85664a89f465787a97c248631d50d989478d21a03127a69248e7d"));
+    assert_eq!(
+        a.public(),
+        hex(
+            "3542eab0d0615e1cda5a94c57ac7e35530a38de89e908f94fc97109b0d5973e8fbf3645a33bfe1c812deb8b8f41be62a91e44083291d6c69a3ff758c40decfee4d01728bf535a94448fa65701eb7a8c612c2e5646c674dbfa5ac101cfe258d875d536b31d9a2a9bfca639e2f5c0e4ed56d9e71e7aeddaaa3450517a590d46bbe1ed9a81010f962252894a15d50158c2466cc49badfa11095c94d6495b85ac251077f0fca00eb673386647260004cf713a4b764be5ec540e53911886ecd27f1a4a94bcf433fd1c072677f8ac031fc4667ecc354393b79952e50f1eb0b17b4ae8b972898a00c37b75d8eaf8a2dfe2e778f858d43180932b772c719228143f71c7a"
+        )
+    );
+    assert_eq!(
+        b.public(),
+        hex(
+            "7d31879a5e25d4f68f8835d49c8d939fa084abeeb4098f1cbe4725bb8176eb0983deac809ade75a25364ba5e5a4c84788c09819b4dbb8dc77b1b1cea81187adb00beee4b8a89b3e7cc53704f59a0ebd784818d8c21bf97513161060b313df216ca32945732ae21f6b8ea826544b029cb2e2a81d5953841ad555e67746238e34d5fb933dd8a9381ae1ad8ccf4be157de8cedd5c1fe3373aab2e2773c672df324d2f3e7f4b7aa7a7a0f7e72ad3500b06daca951a532dd783c654141b7f4250390fa4889b3c16924c511a987cd41e794d0f3e863398ada906bff2d300461577e65bfed485bca59c93b7907a9534c052b2a15a735cb8abdb1f4e1c2809446826cd42"
+        )
+    );
+    let shared = Secret::new(hex(
+        "da8be33195a4187f6eddcd8902cfa495d3e669950260734da753150ab533611102bc994c0ef6b150b41e82141df2df9263b6500e39c1004dd691d679e797f8f2e54527a8a640756267006759c559bcfb8c63151c9c6df593229e21fdd1792486438c72f43e4f2669dd079215d47c6d31211bc8db4378efea56ee65fd8d0817ff61ab1aac389e10a03e2de4870f021bb7657087ace1a49af071915fa1878774a1218020aa553d49a2cbc067493b2082d181bdc842d1e4b21da855199f8f316528e4feecc26a2fd0bb97219572db163c664f41ddc9f262b8153462b687a1af962ff5dce83582e85664a89f465787a97c248631d50d989478d21a03127a69248e7d",
+    ));
     assert_eq!(a.agree(b.public()), Ok(shared.clone()));
     assert_eq!(b.agree(a.public()), Ok(shared));
 }
@@ -90,7 +132,12 @@ fn modp_values_are_padded_on_the_left() {
     );
     assert_eq!(pair.public().len(), 256);
     assert_eq!(pair.public()[0], 0);
-    assert_eq!(pair.public(), hex("00ecb51d7a96774c1dc76a5fa65f07b18ef525f434309de5aa78f40394c857654484b00cf36c6bdddd17b6151b3d2a5adfd294b1206456f5ff57acebd97020171ea49e6ad82cf457fc6217dff93f26be6120075b1bd8fc53324047fa29543289afcf71751cb02783605a7e72bb5f1aab34f692fad6b21b0b88a79dfbaa6df4d4e466858cd65bc1923fb73ca6aa3050acd27bab1465ad1b29ef61661243bbd5860096acd8067c58a909b1b31c99ee346d075aaed45215e044bbd0708a8774554642d88828630278115a6abfc378f1d07ddc2aac4f9f01b5d1398a2a1ddac73609718fc3281465d38c6acf9590094351c980f504dbf70e7c522ec79de0f91315af"));
+    assert_eq!(
+        pair.public(),
+        hex(
+            "00ecb51d7a96774c1dc76a5fa65f07b18ef525f434309de5aa78f40394c857654484b00cf36c6bdddd17b6151b3d2a5adfd294b1206456f5ff57acebd97020171ea49e6ad82cf457fc6217dff93f26be6120075b1bd8fc53324047fa29543289afcf71751cb02783605a7e72bb5f1aab34f692fad6b21b0b88a79dfbaa6df4d4e466858cd65bc1923fb73ca6aa3050acd27bab1465ad1b29ef61661243bbd5860096acd8067c58a909b1b31c99ee346d075aaed45215e044bbd0708a8774554642d88828630278115a6abfc378f1d07ddc2aac4f9f01b5d1398a2a1ddac73609718fc3281465d38c6acf9590094351c980f504dbf70e7c522ec79de0f91315af"
+        )
+    );
 }
 
 #[test]
@@ -120,7 +167,11 @@ fn bad_public_values_are_refused() {
         let pair = KeyPair::generate(group, &mut Scripted(vec![], 0));
         let len = group.public_len();
         for bad in [0, 1, len - 1, len + 1, 4 * len] {
-            assert_eq!(pair.agree(&vec![9; bad]), Err(BadPublicValue(group)), "{group:?} {bad}");
+            assert_eq!(
+                pair.agree(&vec![9; bad]),
+                Err(BadPublicValue(group)),
+                "{group:?} {bad}"
+            );
         }
         assert_eq!(pair.agree(&vec![0; len]), Err(BadPublicValue(group)));
     }
@@ -136,7 +187,13 @@ fn modp_edges_are_refused() {
         bytes
     };
     let zero = "00".repeat(256);
-    let bad = [with_last(&zero, 0), with_last(&zero, 1), with_last(prime, 0xfe), with_last(prime, 0xff), vec![0xff; 256]];
+    let bad = [
+        with_last(&zero, 0),
+        with_last(&zero, 1),
+        with_last(prime, 0xfe),
+        with_last(prime, 0xff),
+        vec![0xff; 256],
+    ];
     for y in bad {
         assert_eq!(pair.agree(&y), Err(BadPublicValue(Group::Modp2048)));
     }
@@ -147,7 +204,9 @@ fn modp_edges_are_refused() {
 #[test]
 fn points_off_the_curve_and_of_small_order_are_refused() {
     let pair = KeyPair::generate(Group::Ecp256, &mut Scripted(vec![], 0));
-    let mut off = KeyPair::generate(Group::Ecp256, &mut Scripted(vec![], 9)).public().to_vec();
+    let mut off = KeyPair::generate(Group::Ecp256, &mut Scripted(vec![], 9))
+        .public()
+        .to_vec();
     off[63] ^= 1;
     assert_eq!(pair.agree(&off), Err(BadPublicValue(Group::Ecp256)));
 
