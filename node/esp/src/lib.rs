@@ -1,1 +1,59 @@
-//! placeholder
+//! ESP (RFC 4303) in tunnel mode, without I/O, clock or randomness of its own.
+//!
+//! Outbound: [`packet::parse`] → [`Spd::lookup`] → [`OutboundSa::next_seq`] → [`OutboundSa::seal`].
+//! Inbound: [`spi_of`] → [`Sad::get`] → [`InboundSa::open`] → [`tunnel::decapsulate`] → [`InboundSa::admits`].
+//!
+//! The initialisation vector is the sequence number and nothing else, and sequence numbers come only out of
+//! reserved ranges, so that two members that hold disjoint ranges can never use one twice.
+
+mod checksum;
+mod cipher;
+pub mod fragment;
+pub mod icmp;
+mod inbound;
+pub mod mss;
+pub mod mtu;
+mod outbound;
+pub mod packet;
+mod replay;
+mod selector;
+mod sequence;
+mod spd;
+pub mod tunnel;
+pub mod udp;
+
+pub use cipher::*;
+pub use inbound::*;
+pub use outbound::*;
+pub use replay::*;
+pub use selector::*;
+pub use sequence::*;
+pub use spd::*;
+
+/// Length of the ESP header, SPI and low half of the sequence number, in bytes.
+pub const ESP_HEADER_LEN: usize = 8;
+/// Length of the explicit IV of every cipher that we know, in bytes.
+pub const IV_LEN: usize = 8;
+/// Length of the integrity check value of every cipher that we know, in bytes.
+pub const ICV_LEN: usize = 16;
+/// Free bytes that [`OutboundSa::seal`] needs before the inner packet.
+pub const HEADROOM: usize = ESP_HEADER_LEN + IV_LEN;
+/// Free bytes that [`OutboundSa::seal`] needs at most behind the inner packet: padding, Pad Length, Next Header, ICV.
+pub const TAILROOM: usize = 3 + 2 + ICV_LEN;
+
+/// IP protocol numbers that ESP deals with.
+pub mod protocol {
+    /// IPv4 inside IP.
+    pub const IPV4: u8 = 4;
+    /// IPv6 inside IP.
+    pub const IPV6: u8 = 41;
+    /// ESP.
+    pub const ESP: u8 = 50;
+    /// No next header: in ESP, a dummy packet (RFC 4303 §2.6).
+    pub const NO_NEXT_HEADER: u8 = 59;
+}
+
+/// The SPI of an ESP packet, if there are enough bytes for one.
+pub fn spi_of(packet: &[u8]) -> Option<u32> {
+    packet.first_chunk().map(|spi| u32::from_be_bytes(*spi))
+}

@@ -1,0 +1,185 @@
+//! Inbound SAs: opening (RFC 4303 §3.4), and their look-up.
+
+use crate::{Key, ReplayWindow, Replayed, Selectors, packet::PacketSelectors, protocol};
+use std::{
+    collections::HashMap,
+    ops::Range,
+    sync::{Arc, Mutex, atomic::AtomicU64},
+};
+
+/// Why an ESP packet was dropped. Each has a counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// It is too short, or of another SPI.
+    #[error("the packet is malformed")]
+    Malformed,
+    /// Its sequence number is refused.
+    #[error(transparent)]
+    Replayed(#[from] Replayed),
+    /// It was not sealed with this key, or was changed on its way.
+    #[error("the integrity check failed")]
+    Integrity,
+    /// It is authentic, but its padding is not what RFC 4303 §2.4 demands.
+    #[error("the padding is invalid")]
+    Padding,
+}
+
+/// What an ESP packet held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// What the payload is: [`protocol::IPV4`], [`protocol::IPV6`], or [`protocol::NO_NEXT_HEADER`].
+    pub next_header: u8,
+    /// Where the payload is in the buffer.
+    pub payload: Range<usize>,
+    /// The sequence number in full.
+    pub seq: u64,
+}
+
+impl Opened {
+    /// Whether this is a dummy packet, to be dropped without a word (RFC 4303 §2.6).
+    pub fn is_dummy(&self) -> bool {
+        self.next_header == protocol::NO_NEXT_HEADER
+    }
+}
+
+/// What an inbound SA counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InboundCounters {
+    /// Packets opened.
+    pub packets: u64,
+    /// Bytes of inner packets opened.
+    pub bytes: u64,
+    /// Packets that were too short.
+    pub malformed: u64,
+    /// Packets outside the window or seen before.
+    pub replayed: u64,
+    /// Packets that failed the integrity check.
+    pub integrity: u64,
+    /// Packets with invalid padding.
+    pub padding: u64,
+}
+
+/// An SA that we receive with. Cheap to make: no key schedule before the first packet.
+#[derive(Debug)]
+pub struct InboundSa {
+    spi: u32,
+    key: Key,
+    esn: bool,
+    selectors: Selectors,
+    window: Mutex<ReplayWindow>,
+    counters: Counters,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    packets: AtomicU64,
+    bytes: AtomicU64,
+    malformed: AtomicU64,
+    replayed: AtomicU64,
+    integrity: AtomicU64,
+    padding: AtomicU64,
+}
+
+impl InboundSa {
+    /// An SA with the given replay window; to continue another member's, use [`ReplayWindow::resume_from`] first.
+    pub fn new(spi: u32, key: Key, esn: bool, selectors: Selectors, window: ReplayWindow) -> Self {
+        let _ = (spi, key, esn, selectors, window);
+        todo!()
+    }
+
+    /// Our SPI.
+    pub fn spi(&self) -> u32 {
+        self.spi
+    }
+
+    /// The key.
+    pub fn key(&self) -> &Key {
+        &self.key
+    }
+
+    /// Whether sequence numbers have 64 bits.
+    pub fn esn(&self) -> bool {
+        self.esn
+    }
+
+    /// What inner packets must match.
+    pub fn selectors(&self) -> &Selectors {
+        &self.selectors
+    }
+
+    /// The highest sequence number received.
+    pub fn right_edge(&self) -> u64 {
+        todo!()
+    }
+
+    /// Refuses everything at or below `edge` from now on.
+    pub fn resume_from(&self, edge: u64) {
+        let _ = edge;
+        todo!()
+    }
+
+    /// What was counted so far.
+    pub fn counters(&self) -> InboundCounters {
+        todo!()
+    }
+
+    /// Whether an inner packet may come through this SA (RFC 4301 §5.2, step 4).
+    pub fn admits(&self, packet: &PacketSelectors) -> bool {
+        self.selectors.match_inbound(packet)
+    }
+
+    /// Opens an ESP packet (from its SPI on, without a UDP header) in place.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; it was counted.
+    pub fn open(&self, packet: &mut [u8]) -> Result<Opened, OpenError> {
+        let _ = packet;
+        todo!()
+    }
+}
+
+/// Inbound SAs by SPI. `S` is what the data plane keeps for one.
+#[derive(Clone, Debug)]
+pub struct Sad<S = InboundSa> {
+    by_spi: HashMap<u32, Arc<S>>,
+}
+
+impl<S> Default for Sad<S> {
+    fn default() -> Self {
+        Self {
+            by_spi: HashMap::new(),
+        }
+    }
+}
+
+impl<S> Sad<S> {
+    /// Adds an SA; yields the one that had this SPI before.
+    pub fn insert(&mut self, spi: u32, sa: Arc<S>) -> Option<Arc<S>> {
+        self.by_spi.insert(spi, sa)
+    }
+
+    /// The SA with this SPI.
+    pub fn get(&self, spi: u32) -> Option<&Arc<S>> {
+        self.by_spi.get(&spi)
+    }
+
+    /// Removes the SA with this SPI.
+    pub fn remove(&mut self, spi: u32) -> Option<Arc<S>> {
+        self.by_spi.remove(&spi)
+    }
+
+    /// All SAs, in no particular order.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &Arc<S>)> {
+        self.by_spi.iter().map(|(&spi, sa)| (spi, sa))
+    }
+
+    /// How many SAs there are.
+    pub fn len(&self) -> usize {
+        self.by_spi.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.by_spi.is_empty()
+    }
+}

@@ -1,0 +1,40 @@
+//! What fits into one ESP packet.
+
+use crate::{Cipher, ESP_HEADER_LEN};
+
+/// The family of the outer header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// IPv4, without options.
+    V4,
+    /// IPv6, without extension headers.
+    V6,
+}
+
+impl Family {
+    /// Length of the outer IP header in bytes.
+    pub fn header_len(self) -> usize {
+        match self {
+            Self::V4 => 20,
+            Self::V6 => 40,
+        }
+    }
+}
+
+/// The largest inner packet that fits into `path_mtu` bytes, with the outer IP header and, if `udp`, RFC 3948 encapsulation.
+/// 0 if nothing fits.
+pub fn max_inner(path_mtu: usize, cipher: Cipher, outer: Family, udp: bool) -> usize {
+    let fixed = outer.header_len()
+        + if udp { 8 } else { 0 }
+        + ESP_HEADER_LEN
+        + cipher.iv_len()
+        + cipher.icv_len();
+    let room = path_mtu.saturating_sub(fixed);
+    // Payload, padding, Pad Length and Next Header fill whole words (RFC 4303 §2.4).
+    (room & !3).saturating_sub(2)
+}
+
+/// Length of the ESP packet that [`OutboundSa::seal`](crate::OutboundSa::seal) makes of an inner packet, from SPI to ICV.
+pub fn esp_len(inner_len: usize, cipher: Cipher) -> usize {
+    ESP_HEADER_LEN + cipher.iv_len() + (inner_len + 2).next_multiple_of(4) + cipher.icv_len()
+}
