@@ -1,166 +1,22 @@
 //! The replicated state of a cluster: commands go in, in one order, and every member computes the same state.
 //!
-//! Pure: time comes with the entry, nothing is random, nothing does I/O.
+//! Pure: time comes with the entry, nothing is random, nothing does I/O. [`State::apply`] is the only way in, and
+//! each command of an [`Entry`] is carried out whole or refused without any effect.
 
-use evergate_ike::{
-    config::Policy,
-    env::UnixMillis,
-    identity::Identity,
-    record::{GatewayId, Record, SaId},
-    sa::CookieSecrets,
-};
-use serde::{Deserialize, Serialize};
-use std::{net::IpAddr, ops::Range, sync::Arc};
+mod apply;
+mod command;
+mod intervals;
+mod lease;
+mod limits;
+mod reservation;
+mod snapshot;
+mod state;
+#[cfg(test)]
+mod tests;
 
-/// One batch of commands, as it stands in the log.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
-    /// The proposer's time; apply clamps it to be monotonic.
-    pub at: UnixMillis,
-    /// What should change, in order. Each is applied or refused on its own.
-    pub commands: Vec<Command>,
-}
-
-/// A change of the replicated state.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Command {
-    /// A process incarnation takes a virtual gateway: a new epoch, and in the same apply the next disjoint reservation
-    /// for each of its Child SAs.
-    TakeGateway {
-        /// Which.
-        gateway: GatewayId,
-        /// The member's name.
-        member: String,
-    },
-    /// New records of SAs, all or none. Each must have the revision after the one that is there (1 if none is).
-    PutSas {
-        /// The epoch of the gateway under which they were made.
-        epoch: u32,
-        /// The records.
-        records: Vec<Arc<Record>>,
-    },
-    /// Message IDs of SAs that had harmless exchanges since their last record (coalesced, advisory).
-    Counters {
-        /// The gateway.
-        gateway: GatewayId,
-        /// The epoch of the gateway under which they were counted.
-        epoch: u32,
-        /// What was counted.
-        counters: Vec<Counters>,
-    },
-    /// Forgets SAs: tombstones and half-open SAs whose time is over.
-    RemoveSas {
-        /// The gateway.
-        gateway: GatewayId,
-        /// The epoch of the gateway.
-        epoch: u32,
-        /// Which.
-        sas: Vec<SaId>,
-    },
-    /// More outbound sequence numbers for Child SAs.
-    ExtendReservations {
-        /// The gateway.
-        gateway: GatewayId,
-        /// The epoch of the gateway.
-        epoch: u32,
-        /// Our inbound SPI of the Child SA (its name), and how many numbers more.
-        children: Vec<(u32, u64)>,
-    },
-    /// A virtual address for a peer.
-    LeaseAddresses {
-        /// The epoch of the gateway.
-        epoch: u32,
-        /// The SA that asks. It holds the lease until its record has the address, or a minute has passed.
-        sa: SaId,
-        /// The gateway.
-        gateway: GatewayId,
-        /// Who it is for.
-        identity: Identity,
-        /// Names of pools, in order.
-        pools: Vec<String>,
-        /// Whether an IPv4 address is wanted, and which (unspecified: any).
-        v4: Option<IpAddr>,
-        /// Whether an IPv6 address is wanted, and which (unspecified: any).
-        v6: Option<IpAddr>,
-    },
-    /// A new policy document.
-    SetPolicy {
-        /// The version that it replaces.
-        expected: u64,
-        /// The document.
-        policy: Arc<Policy>,
-    },
-    /// New cookie secrets.
-    SetCookieSecrets(CookieSecrets),
-}
-
-/// What harmless exchanges moved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counters {
-    /// The SA.
-    pub sa: SaId,
-    /// `inbound.next`.
-    pub inbound_next: u32,
-    /// `outbound.next`.
-    pub outbound_next: u32,
-}
-
-/// What became of a command.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// It was applied.
-    Applied,
-    /// The gateway was taken.
-    Epoch {
-        /// The new epoch.
-        epoch: u32,
-    },
-    /// Sequence numbers were reserved: our inbound SPI and the range that may be used besides what was there.
-    Reserved(Vec<(u32, Range<u64>)>),
-    /// Addresses were leased.
-    Leased(Vec<IpAddr>),
-    /// It was refused and changed nothing.
-    Refused(Refusal),
-}
-
-/// Why a command was refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// The epoch is not the current one: somebody else has the gateway.
-    #[error("epoch {given} of gateway {gateway:?} is over, it is {current} now")]
-    StaleEpoch {
-        /// The gateway.
-        gateway: GatewayId,
-        /// What the command said.
-        given: u32,
-        /// What it is.
-        current: u32,
-    },
-    /// The record's revision does not follow the one that is there.
-    #[error("revision {given} of SA {sa} does not follow {current}")]
-    StaleRevision {
-        /// The SA.
-        sa: SaId,
-        /// What the command said.
-        given: u64,
-        /// What is there.
-        current: u64,
-    },
-    /// An SPI is in use by another SA.
-    #[error("SPI {0:08x} is in use")]
-    SpiInUse(u32),
-    /// The policy version is another.
-    #[error("policy is at version {current}, not {given}")]
-    StalePolicy {
-        /// What the command said.
-        given: u64,
-        /// What it is.
-        current: u64,
-    },
-    /// No address is left (or none is configured) in the pools.
-    #[error("no address is left in pools {0:?}")]
-    NoAddress(Vec<String>),
-    /// A limit was reached.
-    #[error("limit reached: {0}")]
-    Limit(&'static str),
-}
+pub use command::*;
+pub use lease::{Lease, PENDING_LEASE};
+pub use limits::*;
+pub use reservation::Reservation;
+pub use snapshot::SnapshotError;
+pub use state::{Gateway, State};

@@ -1,0 +1,147 @@
+//! The state itself, as it is read.
+
+use crate::{
+    command::Refusal,
+    lease::{Lease, Leases},
+    reservation::Reservation,
+};
+use evergate_ike::{
+    config::Policy,
+    env::UnixMillis,
+    record::{GatewayId, Record, SaId},
+    sa::CookieSecrets,
+};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, fmt, net::IpAddr, ops::Range, sync::Arc};
+
+/// Who has a virtual gateway.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gateway {
+    /// Grows by one with every taking; the first is 1.
+    pub epoch: u32,
+    /// The member that took it last.
+    pub owner: String,
+}
+
+/// The replicated state. Members that applied the same entries have equal states, and equal snapshots byte by byte.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct State {
+    pub(crate) body: Body,
+    /// Which SA has an SPI of ours, as a Child SA or as an offer under way. Follows from the records.
+    pub(crate) spis: BTreeMap<u32, SaId>,
+}
+
+/// What a snapshot holds.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Body {
+    pub(crate) clock: UnixMillis,
+    pub(crate) gateways: BTreeMap<GatewayId, Gateway>,
+    pub(crate) sas: BTreeMap<SaId, Arc<Record>>,
+    pub(crate) reservations: BTreeMap<u32, Reservation>,
+    pub(crate) leases: Leases,
+    pub(crate) policy: Arc<Policy>,
+    pub(crate) policy_version: u64,
+    pub(crate) cookie_secrets: Option<CookieSecrets>,
+}
+
+impl State {
+    /// The state before the first entry.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The time of the latest entry; it never goes back.
+    pub fn clock(&self) -> UnixMillis {
+        self.body.clock
+    }
+
+    /// A virtual gateway, if anybody ever took it.
+    pub fn gateway(&self, id: GatewayId) -> Option<&Gateway> {
+        self.body.gateways.get(&id)
+    }
+
+    /// All virtual gateways that anybody ever took.
+    pub fn gateways(&self) -> impl Iterator<Item = (GatewayId, &Gateway)> {
+        self.body.gateways.iter().map(|(id, g)| (*id, g))
+    }
+
+    /// The record of an IKE SA.
+    pub fn sa(&self, id: SaId) -> Option<&Arc<Record>> {
+        self.body.sas.get(&id)
+    }
+
+    /// All records, in the order of their names.
+    pub fn sas(&self) -> impl ExactSizeIterator<Item = &Arc<Record>> {
+        self.body.sas.values()
+    }
+
+    /// The outbound sequence numbers of a Child SA (named by our inbound SPI) that the current epoch may use. Whoever may have lost
+    /// the gateway meanwhile asks [`State::reservation_in`] instead.
+    pub fn reservation(&self, spi_in: u32) -> Option<Range<u64>> {
+        self.body.reservations.get(&spi_in).map(Reservation::range)
+    }
+
+    /// The outbound sequence numbers of a Child SA that this epoch may use; `None` if another epoch has the gateway: its numbers are
+    /// not the asker's.
+    pub fn reservation_in(&self, spi_in: u32, epoch: u32) -> Option<Range<u64>> {
+        let reservation = self.body.reservations.get(&spi_in)?;
+        (reservation.epoch() == epoch).then(|| reservation.range())
+    }
+
+    /// All reservations, by our inbound SPIs.
+    pub fn reservations(&self) -> impl Iterator<Item = (u32, &Reservation)> {
+        self.body.reservations.iter().map(|(spi, r)| (*spi, r))
+    }
+
+    /// The policy document.
+    pub fn policy(&self) -> &Arc<Policy> {
+        &self.body.policy
+    }
+
+    /// How often the policy was set.
+    pub fn policy_version(&self) -> u64 {
+        self.body.policy_version
+    }
+
+    /// The secrets of stateless cookies, once somebody has set them.
+    pub fn cookie_secrets(&self) -> Option<&CookieSecrets> {
+        self.body.cookie_secrets.as_ref()
+    }
+
+    /// All leased addresses, in order, those that no record holds yet included.
+    pub fn leases(&self) -> impl Iterator<Item = (IpAddr, &Lease)> {
+        self.body.leases.iter()
+    }
+
+    /// Whether an SPI of ours belongs to a Child SA or to an offer under way.
+    pub fn spi_in_use(&self, spi: u32) -> bool {
+        self.spis.contains_key(&spi)
+    }
+
+    /// The IKE SA that has this SPI of ours, as a Child SA or as an offer under way.
+    pub fn spi_owner(&self, spi: u32) -> Option<SaId> {
+        self.spis.get(&spi).copied()
+    }
+
+    /// Refuses an epoch that is not the gateway's current one.
+    pub(crate) fn check_epoch(&self, gateway: GatewayId, given: u32) -> Result<(), Refusal> {
+        let current = self.gateway(gateway).map_or(0, |g| g.epoch);
+        if current == given && current != 0 {
+            return Ok(());
+        }
+        Err(Refusal::StaleEpoch { gateway, given, current })
+    }
+}
+
+impl fmt::Debug for State {
+    /// Counts only: the records are many, and some of what they hold is secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State")
+            .field("clock", &self.body.clock)
+            .field("gateways", &self.body.gateways)
+            .field("sas", &self.body.sas.len())
+            .field("reservations", &self.body.reservations.len())
+            .field("policy_version", &self.body.policy_version)
+            .finish_non_exhaustive()
+    }
+}
