@@ -1,10 +1,16 @@
 //! Inbound SAs: opening (RFC 4303 §3.4), and their look-up.
 
-use crate::{Key, ReplayWindow, Replayed, Selectors, packet::PacketSelectors, protocol};
+use crate::{
+    HEADROOM, ICV_LEN, Key, ReplayWindow, Replayed, Selectors, outbound::Aad,
+    packet::PacketSelectors, protocol,
+};
 use std::{
     collections::HashMap,
     ops::Range,
-    sync::{Arc, Mutex, atomic::AtomicU64},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 /// Why an ESP packet was dropped. Each has a counter.
@@ -83,8 +89,14 @@ struct Counters {
 impl InboundSa {
     /// An SA with the given replay window; to continue another member's, use [`ReplayWindow::resume_from`] first.
     pub fn new(spi: u32, key: Key, esn: bool, selectors: Selectors, window: ReplayWindow) -> Self {
-        let _ = (spi, key, esn, selectors, window);
-        todo!()
+        Self {
+            spi,
+            key,
+            esn,
+            selectors,
+            window: Mutex::new(window),
+            counters: Counters::default(),
+        }
     }
 
     /// Our SPI.
@@ -109,18 +121,25 @@ impl InboundSa {
 
     /// The highest sequence number received.
     pub fn right_edge(&self) -> u64 {
-        todo!()
+        self.window().right_edge()
     }
 
     /// Refuses everything at or below `edge` from now on.
     pub fn resume_from(&self, edge: u64) {
-        let _ = edge;
-        todo!()
+        self.window().resume_from(edge);
     }
 
     /// What was counted so far.
     pub fn counters(&self) -> InboundCounters {
-        todo!()
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        InboundCounters {
+            packets: read(&self.counters.packets),
+            bytes: read(&self.counters.bytes),
+            malformed: read(&self.counters.malformed),
+            replayed: read(&self.counters.replayed),
+            integrity: read(&self.counters.integrity),
+            padding: read(&self.counters.padding),
+        }
     }
 
     /// Whether an inner packet may come through this SA (RFC 4301 §5.2, step 4).
@@ -133,9 +152,96 @@ impl InboundSa {
     /// # Errors
     /// See [`OpenError`]; it was counted.
     pub fn open(&self, packet: &mut [u8]) -> Result<Opened, OpenError> {
-        let _ = packet;
-        todo!()
+        let result = self.open_uncounted(packet);
+        self.counters.count(&result);
+        result
     }
+
+    fn open_uncounted(&self, packet: &mut [u8]) -> Result<Opened, OpenError> {
+        let parsed = Parsed::new(packet).filter(|parsed| parsed.spi == self.spi);
+        let parsed = parsed.ok_or(OpenError::Malformed)?;
+        let seq = self.check(parsed.low)?;
+        let aad = Aad::new(self.spi, seq, self.esn);
+        let sealed = &mut packet[HEADROOM..];
+        self.key
+            .open(parsed.iv, aad.bytes(), sealed)
+            .map_err(|_| OpenError::Integrity)?;
+        // Opening took no lock, so that a copy may have been faster: the window decides again.
+        self.window().update(seq)?;
+        let text_end = packet.len() - ICV_LEN;
+        let (payload_len, next_header) =
+            strip(&packet[HEADROOM..text_end]).ok_or(OpenError::Padding)?;
+        Ok(Opened {
+            next_header,
+            payload: HEADROOM..HEADROOM + payload_len,
+            seq,
+        })
+    }
+
+    /// The whole sequence number, if the window would take it.
+    fn check(&self, low: u32) -> Result<u64, Replayed> {
+        let window = self.window();
+        let seq = if self.esn {
+            window.infer(low)?
+        } else {
+            u64::from(low)
+        };
+        window.check(seq)?;
+        Ok(seq)
+    }
+
+    /// A panic elsewhere leaves the window whole: at worst a number is marked too much.
+    fn window(&self) -> MutexGuard<'_, ReplayWindow> {
+        self.window.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Counters {
+    fn count(&self, result: &Result<Opened, OpenError>) {
+        let counter = match result {
+            Ok(opened) => {
+                self.bytes
+                    .fetch_add(opened.payload.len() as u64, Ordering::Relaxed);
+                &self.packets
+            }
+            Err(OpenError::Malformed) => &self.malformed,
+            Err(OpenError::Replayed(_)) => &self.replayed,
+            Err(OpenError::Integrity) => &self.integrity,
+            Err(OpenError::Padding) => &self.padding,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// What stands before the ciphertext.
+struct Parsed {
+    spi: u32,
+    low: u32,
+    iv: [u8; 8],
+}
+
+impl Parsed {
+    fn new(packet: &[u8]) -> Option<Self> {
+        let (spi, rest) = packet.split_first_chunk()?;
+        let (low, rest) = rest.split_first_chunk()?;
+        let (iv, sealed) = rest.split_first_chunk()?;
+        let long_enough = sealed.len() >= 2 + ICV_LEN;
+        long_enough.then_some(Self {
+            spi: u32::from_be_bytes(*spi),
+            low: u32::from_be_bytes(*low),
+            iv: *iv,
+        })
+    }
+}
+
+/// Length of the payload and the Next Header of decrypted bytes, if the padding is 1, 2, 3, … (RFC 4303 §2.4).
+fn strip(text: &[u8]) -> Option<(usize, u8)> {
+    let (rest, &[pad_len, next_header]) = text.split_last_chunk()?;
+    let payload_len = rest.len().checked_sub(usize::from(pad_len))?;
+    let regular = (1..=pad_len)
+        .zip(&rest[payload_len..])
+        .all(|(expected, &byte)| expected == byte);
+    regular.then_some((payload_len, next_header))
 }
 
 /// Inbound SAs by SPI. `S` is what the data plane keeps for one.

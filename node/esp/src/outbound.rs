@@ -1,7 +1,13 @@
 //! Outbound SAs: sealing (RFC 4303 §3.3).
 
-use crate::{Exhausted, Key, RangeError, SequenceNumber};
-use std::{ops::Range, sync::atomic::AtomicU64};
+use crate::{
+    ESP_HEADER_LEN, Exhausted, HEADROOM, ICV_LEN, IV_LEN, Key, RangeError, SequenceNumber,
+    sequence::Allocator,
+};
+use std::{
+    ops::Range,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 /// Why a packet could not be sealed: the caller's buffer is the reason, never the packet's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -17,7 +23,7 @@ pub struct OutboundSa {
     spi: u32,
     key: Key,
     esn: bool,
-    sequence: crate::sequence::Allocator,
+    sequence: Allocator,
     packets: AtomicU64,
     bytes: AtomicU64,
 }
@@ -25,8 +31,15 @@ pub struct OutboundSa {
 impl OutboundSa {
     /// An SA without any reservation: it sends nothing before [`Self::extend`].
     pub fn new(spi: u32, key: Key, esn: bool) -> Self {
-        let _ = (spi, key, esn);
-        todo!()
+        let sequence = Allocator::new(esn);
+        Self {
+            spi,
+            key,
+            esn,
+            sequence,
+            packets: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+        }
     }
 
     /// The peer's SPI.
@@ -80,7 +93,10 @@ impl OutboundSa {
 
     /// Packets and bytes of inner packets sealed so far.
     pub fn sent(&self) -> (u64, u64) {
-        todo!()
+        (
+            self.packets.load(Ordering::Relaxed),
+            self.bytes.load(Ordering::Relaxed),
+        )
     }
 
     /// Seals the packet at `inner` in `buf` in place: [`HEADROOM`](crate::HEADROOM) bytes before it and up to
@@ -97,7 +113,75 @@ impl OutboundSa {
         buf: &mut [u8],
         inner: Range<usize>,
     ) -> Result<Range<usize>, SealError> {
-        let _ = (seq, next_header, buf, inner);
-        todo!()
+        let inner_len = inner.len();
+        // The IV is a function of the sequence number alone, and each is taken once (RFC 4106 §3.1).
+        let iv = seq.get().to_be_bytes();
+        let sealed = self.seal_with_iv(seq.get(), iv, next_header, buf, inner)?;
+        self.packets.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(inner_len as u64, Ordering::Relaxed);
+        Ok(sealed)
+    }
+
+    fn seal_with_iv(
+        &self,
+        seq: u64,
+        iv: [u8; IV_LEN],
+        next_header: u8,
+        buf: &mut [u8],
+        inner: Range<usize>,
+    ) -> Result<Range<usize>, SealError> {
+        let start = inner.start.checked_sub(HEADROOM).ok_or(SealError::NoRoom)?;
+        let inner_len = inner
+            .end
+            .checked_sub(inner.start)
+            .ok_or(SealError::NoRoom)?;
+        let text_len = (inner_len + 2).next_multiple_of(4);
+        let end = inner.start + text_len + ICV_LEN;
+        let packet = buf.get_mut(start..end).ok_or(SealError::NoRoom)?;
+
+        packet[..4].copy_from_slice(&self.spi.to_be_bytes());
+        packet[4..ESP_HEADER_LEN].copy_from_slice(&seq.to_be_bytes()[4..]);
+        packet[ESP_HEADER_LEN..HEADROOM].copy_from_slice(&iv);
+        let (text, icv) = packet[HEADROOM..].split_at_mut(text_len);
+        write_trailer(&mut text[inner_len..], next_header);
+        let aad = Aad::new(self.spi, seq, self.esn);
+        icv.copy_from_slice(&self.key.seal(iv, aad.bytes(), text));
+        Ok(start..end)
     }
 }
+
+/// Padding 1, 2, 3, …, its length, and what was padded (RFC 4303 §2.4 to §2.6).
+fn write_trailer(trailer: &mut [u8], next_header: u8) {
+    let pad_len = trailer.len() - 2;
+    for (value, byte) in (1..).zip(&mut trailer[..pad_len]) {
+        *byte = value;
+    }
+    trailer[pad_len] = u8::try_from(pad_len).expect("at most three bytes fill a word");
+    trailer[pad_len + 1] = next_header;
+}
+
+/// What is authenticated besides the ciphertext: SPI and the whole sequence number (RFC 4106 §5, RFC 7634 §2.1).
+pub(crate) struct Aad {
+    bytes: [u8; 12],
+    len: usize,
+}
+
+impl Aad {
+    pub(crate) fn new(spi: u32, seq: u64, esn: bool) -> Self {
+        let mut bytes = [0; 12];
+        bytes[..4].copy_from_slice(&spi.to_be_bytes());
+        if esn {
+            bytes[4..].copy_from_slice(&seq.to_be_bytes());
+            return Self { bytes, len: 12 };
+        }
+        bytes[4..8].copy_from_slice(&seq.to_be_bytes()[4..]);
+        Self { bytes, len: 8 }
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+#[cfg(test)]
+mod tests;

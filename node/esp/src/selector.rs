@@ -42,21 +42,49 @@ impl Selector {
 
     /// Whether a packet with this address, protocol and port on this side is meant.
     pub fn matches(&self, address: IpAddr, protocol: u8, port: Option<u16>) -> bool {
-        let _ = (address, protocol, port);
-        todo!()
+        if self.protocol != 0 && self.protocol != protocol {
+            return false;
+        }
+        // Comparing across families is safe: every IPv4 address sorts before every IPv6 address.
+        if address < self.start || address > self.end {
+            return false;
+        }
+        match (self.start_port, self.end_port, port) {
+            (0, u16::MAX, _) => true,
+            (u16::MAX, 0, port) => port.is_none(),
+            (start, end, Some(port)) => (start..=end).contains(&port),
+            (_, _, None) => false,
+        }
     }
 }
 
 impl Selectors {
     /// Whether a packet that we would send is meant.
     pub fn match_outbound(&self, packet: &PacketSelectors) -> bool {
-        let _ = packet;
-        todo!()
+        let (source_port, destination_port) = packet.ports.unzip();
+        any(&self.local, packet.source, packet.protocol, source_port)
+            && any(
+                &self.remote,
+                packet.destination,
+                packet.protocol,
+                destination_port,
+            )
     }
 
     /// Whether a packet that we received is meant.
     pub fn match_inbound(&self, packet: &PacketSelectors) -> bool {
-        let _ = packet;
-        todo!()
+        let (source_port, destination_port) = packet.ports.unzip();
+        any(&self.remote, packet.source, packet.protocol, source_port)
+            && any(
+                &self.local,
+                packet.destination,
+                packet.protocol,
+                destination_port,
+            )
     }
+}
+
+fn any(side: &[Selector], address: IpAddr, protocol: u8, port: Option<u16>) -> bool {
+    side.iter()
+        .any(|selector| selector.matches(address, protocol, port))
 }

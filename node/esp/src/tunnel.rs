@@ -1,6 +1,6 @@
 //! DSCP, ECN and DF across the tunnel (RFC 6040, RFC 2983, RFC 4301 §5.1.2).
 
-use crate::packet::Inner;
+use crate::packet::{self, Inner};
 
 /// The ECN field (RFC 3168 §5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,14 +59,22 @@ impl Ecn {
 
 /// The traffic class of the outer header, in RFC 6040's normal mode: ECN is copied.
 pub fn outer_traffic_class(inner: u8, dscp: OuterDscp) -> u8 {
-    let _ = (inner, dscp);
-    todo!()
+    let dscp = match dscp {
+        OuterDscp::Copy => inner >> 2,
+        OuterDscp::Fixed(dscp) => dscp,
+    };
+    dscp << 2 | Ecn::of(inner) as u8
 }
 
 /// The ECN field of the packet that goes on; `None` if it must be dropped (RFC 6040 §4.2).
 pub fn combine_ecn(inner: Ecn, outer: Ecn) -> Option<Ecn> {
-    let _ = (inner, outer);
-    todo!()
+    match (inner, outer) {
+        (Ecn::NotEct, Ecn::Ce) => None,
+        (Ecn::NotEct, _) => Some(Ecn::NotEct),
+        (Ecn::Ce, _) | (_, Ecn::Ce) => Some(Ecn::Ce),
+        (Ecn::Ect0, Ecn::Ect1) => Some(Ecn::Ect1),
+        (inner, _) => Some(inner),
+    }
 }
 
 /// Brings the ECN marks of the outer header into the inner packet. The inner DSCP stays as it is unless
@@ -79,12 +87,39 @@ pub fn decapsulate(
     outer_traffic_class: u8,
     copy_dscp: bool,
 ) -> Result<(), DecapsulateError> {
-    let _ = (packet, outer_traffic_class, copy_dscp);
-    todo!()
+    let Some(inner) = traffic_class(packet) else {
+        return Ok(());
+    };
+    let ecn = combine_ecn(Ecn::of(inner), Ecn::of(outer_traffic_class))
+        .ok_or(DecapsulateError::CongestionLost)?;
+    let dscp = if copy_dscp {
+        outer_traffic_class
+    } else {
+        inner
+    } & !3;
+    let combined = dscp | ecn as u8;
+    if combined != inner {
+        packet::set_traffic_class(packet, combined);
+    }
+    Ok(())
 }
 
 /// Whether the outer IPv4 header has DF.
 pub fn outer_df(inner: &Inner, policy: OuterDf) -> bool {
-    let _ = (inner, policy);
-    todo!()
+    match policy {
+        OuterDf::Copy => inner.dont_fragment,
+        OuterDf::Set => true,
+        OuterDf::Clear => false,
+    }
 }
+
+fn traffic_class(packet: &[u8]) -> Option<u8> {
+    match *packet {
+        [first, second, ..] if first >> 4 == 4 => Some(second),
+        [first, second, ..] if first >> 4 == 6 => Some(first << 4 | second >> 4),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;
