@@ -1,0 +1,201 @@
+//! The document as it is written: every key that there is, and its default.
+
+use super::values::{Auth, Named, Outer, PoolRange, Text};
+use evergate_ike::{
+    config::StartAction,
+    identity::{IdPattern, Identity},
+    proposal::{EspProposal, IkeProposal},
+    secret::Secret,
+    selector::SelectorTemplate,
+};
+use serde::Deserialize;
+use std::{net::IpAddr, path::PathBuf, time::Duration};
+use toml::Spanned;
+
+/// A configuration file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Document {
+    pub(super) member: Option<Spanned<Member>>,
+    pub(super) dataplane: Option<Spanned<Dataplane>>,
+    pub(super) limits: Option<Spanned<Limits>>,
+    #[serde(default)]
+    pub(super) connections: Named<Spanned<Connection>>,
+    #[serde(default)]
+    pub(super) secrets: Named<Spanned<SharedSecret>>,
+    #[serde(default)]
+    pub(super) pools: Named<Pool>,
+}
+
+/// `[member]`: who this member is and where it keeps its things.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Member {
+    /// Its name, unique in the cluster.
+    pub(crate) name: String,
+    /// Directory of its durable state.
+    #[serde(default = "state_dir")]
+    pub(crate) state_dir: PathBuf,
+    /// The cluster key, made by `evergate keygen`.
+    #[serde(default = "key_file")]
+    pub(crate) key_file: PathBuf,
+    /// The socket of the administration API.
+    #[serde(default = "admin_socket")]
+    pub(crate) admin_socket: PathBuf,
+    /// UDP port of IKE.
+    #[serde(default = "ike_port")]
+    pub(crate) ike_port: u16,
+    /// UDP port of IKE and ESP behind NATs.
+    #[serde(default = "nat_port")]
+    pub(crate) nat_port: u16,
+    /// Workers that serve IKE SAs; one for each core unless given.
+    pub(crate) workers: Option<usize>,
+}
+
+/// `[dataplane]`: how packets go.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Dataplane {
+    /// Name of the TUN device.
+    pub(crate) tun: String,
+    /// Its MTU in bytes.
+    pub(crate) mtu: u16,
+}
+
+/// `[limits]`: what bounds the load that strangers can cause. Zero switches a limit off, except the last.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Limits {
+    /// From so many half-open IKE SAs on, cookies are demanded (RFC 7296 §2.6).
+    pub(crate) cookie_threshold: usize,
+    /// So many half-open IKE SAs may one address have.
+    pub(crate) block_threshold: usize,
+    /// So many half-open IKE SAs there may be in all.
+    pub(crate) half_open: usize,
+}
+
+impl Default for Dataplane {
+    fn default() -> Self {
+        Self {
+            tun: "evergate0".to_owned(),
+            mtu: 1400,
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            cookie_threshold: 30,
+            block_threshold: 10,
+            half_open: 10_000,
+        }
+    }
+}
+
+/// `[connections.NAME]`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Connection {
+    #[serde(default)]
+    pub(super) local_addrs: Vec<Text<Outer>>,
+    #[serde(default)]
+    pub(super) remote_addrs: Vec<Text<Outer>>,
+    pub(super) remote_port: Option<u16>,
+    pub(super) proposals: Option<Spanned<Vec<Text<IkeProposal>>>>,
+    #[serde(default)]
+    pub(super) encap: bool,
+    #[serde(default)]
+    pub(super) vips: Vec<Text<IpAddr>>,
+    #[serde(default)]
+    pub(super) pools: Vec<Spanned<String>>,
+    pub(super) rekey_time: Option<Text<Duration>>,
+    pub(super) over_time: Option<Text<Duration>>,
+    pub(super) rand_time: Option<Spanned<Text<Duration>>>,
+    pub(super) dpd_delay: Option<Text<Duration>>,
+    #[serde(default = "yes")]
+    pub(super) message_id_sync: bool,
+    #[serde(default)]
+    pub(super) local: Local,
+    #[serde(default)]
+    pub(super) remote: Remote,
+    #[serde(default)]
+    pub(super) children: Named<Child>,
+}
+
+/// `[connections.NAME.local]`: how we authenticate.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Local {
+    #[serde(rename = "auth")]
+    pub(super) _auth: Option<Text<Auth>>,
+    pub(super) id: Option<Text<Identity>>,
+}
+
+/// `[connections.NAME.remote]`: how the peer authenticates.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Remote {
+    #[serde(rename = "auth")]
+    pub(super) _auth: Option<Text<Auth>>,
+    pub(super) id: Option<Text<IdPattern>>,
+}
+
+/// `[connections.NAME.children.NAME]`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Child {
+    pub(super) local_ts: Option<Spanned<Vec<Text<SelectorTemplate>>>>,
+    pub(super) remote_ts: Option<Spanned<Vec<Text<SelectorTemplate>>>>,
+    pub(super) esp_proposals: Option<Spanned<Vec<Text<EspProposal>>>>,
+    pub(super) rekey_time: Option<Text<Duration>>,
+    pub(super) life_time: Option<Spanned<Text<Duration>>>,
+    pub(super) rand_time: Option<Spanned<Text<Duration>>>,
+    pub(super) start_action: Option<Spanned<Text<StartAction>>>,
+    pub(super) replay_window: Option<Spanned<u32>>,
+    #[serde(default = "yes")]
+    pub(super) copy_dscp: bool,
+}
+
+/// `[secrets.NAME]`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SharedSecret {
+    #[serde(default)]
+    pub(super) ids: Vec<Text<IdPattern>>,
+    pub(super) secret: Option<Text<Secret>>,
+    pub(super) secret_file: Option<Spanned<PathBuf>>,
+}
+
+/// `[pools.NAME]`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Pool {
+    pub(super) addrs: Spanned<Text<PoolRange>>,
+    #[serde(default)]
+    pub(super) dns: Vec<Text<IpAddr>>,
+}
+
+fn state_dir() -> PathBuf {
+    "/var/lib/evergate".into()
+}
+
+fn key_file() -> PathBuf {
+    "/etc/evergate/cluster.key".into()
+}
+
+fn admin_socket() -> PathBuf {
+    "/run/evergate/admin.sock".into()
+}
+
+fn ike_port() -> u16 {
+    500
+}
+
+fn nat_port() -> u16 {
+    4500
+}
+
+fn yes() -> bool {
+    true
+}

@@ -1,0 +1,435 @@
+//! The document as a whole: references, defaults that depend on others, and what contradicts itself.
+
+use super::{
+    Config, Problem, Severity,
+    document::{self, Document},
+    values::{PoolRange, Text},
+};
+use evergate_ike::{
+    config::{ChildConfig, Connection, Policy, Pool, SharedSecret, StartAction},
+    identity::IdPattern,
+    proposal::{default_esp, default_ike},
+    secret::Secret,
+    selector::SelectorTemplate,
+};
+use ipnet::IpNet;
+use std::{
+    collections::HashMap,
+    fs,
+    ops::{Range, RangeInclusive},
+    path::Path,
+    time::Duration,
+};
+use toml::Spanned;
+
+/// What the anti-replay window may be, in packets.
+const REPLAY_WINDOW: RangeInclusive<u32> = 64..=65_536;
+/// What the MTU of the TUN device may be: IPv6 needs 1280 (RFC 8200 §5).
+const MTU: RangeInclusive<u16> = 1280..=65_000;
+/// Longest name of anything, in characters.
+const MAX_NAME: usize = 64;
+/// Longest name of a network device, in bytes (IFNAMSIZ without its end).
+const MAX_DEVICE_NAME: usize = 15;
+/// Most workers that can be asked for.
+const MAX_WORKERS: usize = 256;
+
+/// Turns a document into a configuration.
+pub(super) fn validate(
+    document: Document,
+    text: &str,
+    directory: &Path,
+) -> Result<Config, Vec<Problem>> {
+    let mut check = Check {
+        text,
+        directory,
+        problems: Vec::new(),
+    };
+    check.local(&document);
+    let pools = check.pools(document.pools.0);
+    let secrets = check.secrets(document.secrets.0);
+    let connections = check.connections(document.connections.0, &pools, &secrets);
+    let mut problems = check.problems;
+    problems.sort_by_key(|p| (p.line, p.column));
+    if problems.iter().any(|p| p.severity == Severity::Error) {
+        return Err(problems);
+    }
+    Ok(Config {
+        member: document.member.map(Spanned::into_inner),
+        dataplane: document
+            .dataplane
+            .map(Spanned::into_inner)
+            .unwrap_or_default(),
+        limits: document.limits.map(Spanned::into_inner).unwrap_or_default(),
+        policy: Policy {
+            connections,
+            secrets,
+            pools,
+            ..Policy::default()
+        },
+        warnings: problems,
+    })
+}
+
+struct Check<'a> {
+    text: &'a str,
+    directory: &'a Path,
+    problems: Vec<Problem>,
+}
+
+impl Check<'_> {
+    fn error(&mut self, span: Range<usize>, message: impl Into<String>) {
+        self.problem(span, Severity::Error, message);
+    }
+
+    fn problem(&mut self, span: Range<usize>, severity: Severity, message: impl Into<String>) {
+        let problem = Problem::at(self.text, span, severity, message);
+        self.problems.push(problem);
+    }
+
+    /// The parts that are not replicated.
+    fn local(&mut self, document: &Document) {
+        if let Some(member) = &document.member {
+            let (span, m) = (member.span(), member.get_ref());
+            self.name(&Spanned::new(span.clone(), m.name.clone()), "member");
+            if m.ike_port == m.nat_port {
+                self.error(
+                    span.clone(),
+                    "ike_port and nat_port are the same, expected two ports",
+                );
+            }
+            if m.workers.is_some_and(|w| !(1..=MAX_WORKERS).contains(&w)) {
+                self.error(
+                    span,
+                    format!("workers is out of range, expected 1 to {MAX_WORKERS}"),
+                );
+            }
+        }
+        if let Some(dataplane) = &document.dataplane {
+            let (span, d) = (dataplane.span(), dataplane.get_ref());
+            let device = !d.tun.is_empty()
+                && d.tun.len() <= MAX_DEVICE_NAME
+                && d.tun
+                    .chars()
+                    .all(|c| c.is_ascii_graphic() && c != '/' && c != ':');
+            if !device {
+                let what = format!(
+                    "tun is not the name of a device, expected up to {MAX_DEVICE_NAME} characters"
+                );
+                self.error(span.clone(), what);
+            }
+            if !MTU.contains(&d.mtu) {
+                let what = format!(
+                    "mtu is out of range, expected {} to {}",
+                    MTU.start(),
+                    MTU.end()
+                );
+                self.error(span, what);
+            }
+        }
+        if let Some(limits) = &document.limits
+            && limits.get_ref().half_open == 0
+        {
+            self.error(
+                limits.span(),
+                "half_open is zero, expected how many half-open IKE SAs there may be",
+            );
+        }
+    }
+
+    fn name(&mut self, name: &Spanned<String>, what: &str) {
+        let n = name.get_ref();
+        if n.is_empty() || n.chars().count() > MAX_NAME || n.chars().any(char::is_control) {
+            let message = format!(
+                "{n:?} is no name for a {what}, expected 1 to {MAX_NAME} printable characters"
+            );
+            self.error(name.span(), message);
+        }
+    }
+
+    fn pools(&mut self, pools: Vec<(Spanned<String>, document::Pool)>) -> Vec<Pool> {
+        let mut done: Vec<Pool> = Vec::new();
+        for (name, pool) in pools {
+            self.name(&name, "pool");
+            let span = pool.addrs.span();
+            let Text(PoolRange { first, last }) = pool.addrs.into_inner();
+            let overlaps = |p: &&Pool| {
+                p.first.is_ipv4() == first.is_ipv4() && p.first <= last && first <= p.last
+            };
+            if let Some(other) = done.iter().find(overlaps) {
+                let message = format!(
+                    "the addresses overlap with those of pool {:?}, expected each address in one pool",
+                    other.name
+                );
+                self.error(span, message);
+            }
+            done.push(Pool {
+                name: name.into_inner(),
+                first,
+                last,
+                dns: pool.dns.into_iter().map(|t| t.0).collect(),
+            });
+        }
+        done
+    }
+
+    fn secrets(
+        &mut self,
+        secrets: Vec<(Spanned<String>, Spanned<document::SharedSecret>)>,
+    ) -> Vec<SharedSecret> {
+        let mut done = Vec::new();
+        for (name, secret) in secrets {
+            self.name(&name, "secret");
+            let span = secret.span();
+            let secret = secret.into_inner();
+            let value = match (secret.secret, secret.secret_file) {
+                (Some(Text(value)), None) => Some(value),
+                (None, Some(file)) => self.secret_file(&file),
+                _ => {
+                    self.error(span, "expected either \"secret\" or \"secret_file\"");
+                    None
+                }
+            };
+            done.extend(value.map(|secret_value| SharedSecret {
+                name: name.into_inner(),
+                ids: secret.ids.into_iter().map(|t| t.0).collect(),
+                secret: secret_value,
+            }));
+        }
+        done
+    }
+
+    /// A secret that is kept in a file of its own; one newline at the end is no part of it.
+    fn secret_file(&mut self, file: &Spanned<std::path::PathBuf>) -> Option<Secret> {
+        let path = self.directory.join(file.get_ref());
+        let read = fs::read(&path).map_err(|e| format!("cannot read {}: {e}", path.display()));
+        let secret = read.and_then(|mut bytes| {
+            if bytes.last() == Some(&b'\n') {
+                bytes.pop();
+            }
+            if bytes.is_empty() {
+                return Err(format!("{} is empty, expected a secret", path.display()));
+            }
+            Ok(Secret::new(bytes))
+        });
+        secret.map_err(|e| self.error(file.span(), e)).ok()
+    }
+
+    fn connections(
+        &mut self,
+        connections: Vec<(Spanned<String>, Spanned<document::Connection>)>,
+        pools: &[Pool],
+        secrets: &[SharedSecret],
+    ) -> Vec<Connection> {
+        let mut done = Vec::new();
+        for (name, connection) in connections {
+            self.name(&name, "connection");
+            done.push(self.connection(&name, connection.into_inner(), pools, secrets));
+        }
+        done
+    }
+
+    fn connection(
+        &mut self,
+        name: &Spanned<String>,
+        c: document::Connection,
+        pools: &[Pool],
+        secrets: &[SharedSecret],
+    ) -> Connection {
+        self.references(&c.pools, pools);
+        let proposals = self.list(c.proposals, default_ike, "proposal");
+        let rekey_time = c.rekey_time.map_or(Duration::from_secs(4 * 3600), |t| t.0);
+        let over_time = c.over_time.map_or(rekey_time / 10, |t| t.0);
+        let rand_time = self.rand_time(c.rand_time, over_time, rekey_time);
+        let remote_addrs: Vec<IpNet> = c.remote_addrs.into_iter().flat_map(|t| t.0.0).collect();
+        let remote_port = c.remote_port.unwrap_or(500);
+        let reachable = remote_port != 0
+            && remote_addrs
+                .iter()
+                .any(|n| n.prefix_len() == n.max_prefix_len());
+        if c.children.0.is_empty() {
+            let what = format!(
+                "connection {:?} has no children: it carries nothing",
+                name.get_ref()
+            );
+            self.problem(name.span(), Severity::Warning, what);
+        }
+        let children = c
+            .children
+            .0
+            .into_iter()
+            .map(|(n, child)| self.child(n, child, reachable))
+            .collect();
+        let connection = Connection {
+            name: name.get_ref().clone(),
+            local_addrs: c.local_addrs.into_iter().flat_map(|t| t.0.0).collect(),
+            remote_addrs,
+            remote_port,
+            proposals,
+            local_id: c.local.id.map(|t| t.0),
+            remote_id: c.remote.id.map_or(IdPattern::Any, |t| t.0),
+            encap: c.encap,
+            vips: c.vips.into_iter().map(|t| t.0).collect(),
+            pools: c.pools.into_iter().map(Spanned::into_inner).collect(),
+            rekey_time,
+            over_time,
+            rand_time,
+            dpd_delay: c.dpd_delay.map_or(Duration::ZERO, |t| t.0),
+            message_id_sync: c.message_id_sync,
+            children,
+        };
+        if !has_secret(&connection, secrets) {
+            let what = format!(
+                "no secret fits connection {:?}: its peers cannot authenticate",
+                connection.name
+            );
+            self.problem(name.span(), Severity::Warning, what);
+        }
+        connection
+    }
+
+    /// A connection's pools must exist, each once.
+    fn references(&mut self, names: &[Spanned<String>], pools: &[Pool]) {
+        let mut seen = HashMap::new();
+        for name in names {
+            let n = name.get_ref();
+            if !pools.iter().any(|p| p.name == *n) {
+                let message = format!("there is no pool {n:?}, expected {}", known(pools));
+                self.error(name.span(), message);
+            } else if seen.insert(n, ()).is_some() {
+                self.error(
+                    name.span(),
+                    format!("pool {n:?} is named twice, expected once"),
+                );
+            }
+        }
+    }
+
+    fn child(&mut self, name: Spanned<String>, c: document::Child, reachable: bool) -> ChildConfig {
+        self.name(&name, "child");
+        let rekey_time = c.rekey_time.map_or(Duration::from_secs(3600), |t| t.0);
+        let life_time = match c.life_time {
+            None => rekey_time * 11 / 10,
+            Some(life) => {
+                let value = life.get_ref().0;
+                if !value.is_zero() && value <= rekey_time {
+                    self.error(
+                        life.span(),
+                        "life_time is not longer than rekey_time, expected time to rekey",
+                    );
+                }
+                value
+            }
+        };
+        let rand_time = self.rand_time(
+            c.rand_time,
+            life_time.saturating_sub(rekey_time),
+            rekey_time,
+        );
+        let dynamic = || {
+            vec![SelectorTemplate::Dynamic {
+                protocol: 0,
+                start_port: 0,
+                end_port: u16::MAX,
+            }]
+        };
+        let start_action = c.start_action.map_or(StartAction::None, |action| {
+            let value = action.get_ref().0;
+            if value == StartAction::Start && !reachable {
+                let message = "start needs a peer to go to, expected a single address in remote_addrs and a port";
+                self.error(action.span(), message);
+            }
+            value
+        });
+        let replay_window = c.replay_window.map_or(1024, |window| {
+            if !REPLAY_WINDOW.contains(window.get_ref()) {
+                let (low, high) = (REPLAY_WINDOW.start(), REPLAY_WINDOW.end());
+                self.error(
+                    window.span(),
+                    format!("replay_window is out of range, expected {low} to {high}"),
+                );
+            }
+            window.into_inner()
+        });
+        ChildConfig {
+            name: name.into_inner(),
+            local_ts: self.list(c.local_ts, dynamic, "traffic selector"),
+            remote_ts: self.list(c.remote_ts, dynamic, "traffic selector"),
+            esp_proposals: self.list(c.esp_proposals, default_esp, "proposal"),
+            rekey_time,
+            life_time,
+            rand_time,
+            start_action,
+            replay_window,
+            copy_dscp: c.copy_dscp,
+        }
+    }
+
+    fn rand_time(
+        &mut self,
+        given: Option<Spanned<Text<Duration>>>,
+        default: Duration,
+        rekey_time: Duration,
+    ) -> Duration {
+        let Some(given) = given else {
+            return default.min(rekey_time);
+        };
+        let value = given.get_ref().0;
+        if value > rekey_time {
+            self.error(
+                given.span(),
+                "rand_time is longer than rekey_time, expected less",
+            );
+        }
+        value
+    }
+
+    /// A list that has a default, but must not be empty.
+    fn list<T>(
+        &mut self,
+        given: Option<Spanned<Vec<Text<T>>>>,
+        default: impl FnOnce() -> Vec<T>,
+        what: &str,
+    ) -> Vec<T> {
+        let Some(list) = given else {
+            return default();
+        };
+        if list.get_ref().is_empty() {
+            self.error(
+                list.span(),
+                format!("the list is empty, expected at least one {what}"),
+            );
+        }
+        list.into_inner().into_iter().map(|t| t.0).collect()
+    }
+}
+
+/// The names of the pools that there are, for a message.
+fn known(pools: &[Pool]) -> String {
+    if pools.is_empty() {
+        return "a [pools.NAME] table for it".to_owned();
+    }
+    let names: Vec<String> = pools.iter().map(|p| format!("{:?}", p.name)).collect();
+    format!("one of {}", names.join(", "))
+}
+
+/// Whether some secret may fit the connection, as far as it can be told before a peer names itself.
+fn has_secret(connection: &Connection, secrets: &[SharedSecret]) -> bool {
+    secrets.iter().any(|secret| {
+        let fits = |pattern: &IdPattern| match (&connection.remote_id, pattern) {
+            (IdPattern::Exact(remote), pattern) => pattern.matches(remote),
+            (pattern, IdPattern::Exact(id)) => pattern.matches(id),
+            _ => true,
+        };
+        let ours = |pattern: &IdPattern| {
+            connection
+                .local_id
+                .as_ref()
+                .is_none_or(|id| pattern.matches(id))
+        };
+        secret.ids.is_empty()
+            || secret
+                .ids
+                .iter()
+                .any(|id| fits(id) || (secret.ids.len() == 1 && ours(id)))
+    })
+}
