@@ -5,3 +5,6 @@
 pub mod admin {
     tonic::include_proto!("evergate.admin.v1");
 }
+
+/// All services described, as reflection serves it: an encoded `FileDescriptorSet`.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
