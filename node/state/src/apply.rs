@@ -26,16 +26,28 @@ pub(crate) struct SpiUse {
 
 /// The SPIs of ours that a record has: of its Child SAs and of what it offers at the moment.
 pub(crate) fn spis_of(record: &Record) -> impl Iterator<Item = SpiUse> {
-    let children = record.children().iter().map(|c| SpiUse { spi: c.spi_in, esn: Some(c.suite.esn) });
-    let pending = record.outbound.pending.as_ref().and_then(|p| match &p.task {
-        Task::CreateChild(offer) => Some(offer.spi_in),
-        _ => None,
+    let children = record.children().iter().map(|c| SpiUse {
+        spi: c.spi_in,
+        esn: Some(c.suite.esn),
     });
+    let pending = record
+        .outbound
+        .pending
+        .as_ref()
+        .and_then(|p| match &p.task {
+            Task::CreateChild(offer) => Some(offer.spi_in),
+            _ => None,
+        });
     let with_auth = match &record.phase {
         Phase::AuthSent(sent) => Some(sent.child.spi_in),
         _ => None,
     };
-    children.chain(pending.into_iter().chain(with_auth).map(|spi| SpiUse { spi, esn: None }))
+    children.chain(
+        pending
+            .into_iter()
+            .chain(with_auth)
+            .map(|spi| SpiUse { spi, esn: None }),
+    )
 }
 
 impl State {
@@ -43,23 +55,60 @@ impl State {
     pub fn apply(&mut self, entry: &Entry) -> Vec<Outcome> {
         self.body.clock = self.body.clock.max(entry.at);
         self.body.leases.expire(self.body.clock);
-        entry.commands.iter().map(|c| self.carry_out(c).unwrap_or_else(Outcome::Refused)).collect()
+        entry
+            .commands
+            .iter()
+            .map(|c| self.carry_out(c).unwrap_or_else(Outcome::Refused))
+            .collect()
     }
 
     fn carry_out(&mut self, command: &Command) -> Result<Outcome, Refusal> {
         match command {
             Command::TakeGateway { gateway, member } => self.take_gateway(*gateway, member),
             Command::PutSas { epoch, records } => self.put_sas(*epoch, records),
-            Command::Counters { gateway, epoch, counters } => self.count(*gateway, *epoch, counters),
-            Command::RemoveSas { gateway, epoch, sas } => self.remove_sas(*gateway, *epoch, sas),
-            Command::ExtendReservations { gateway, epoch, children } => self.extend(*gateway, *epoch, children),
-            Command::LeaseAddresses { epoch, sa, gateway, identity, pools, v4, v6 } => {
+            Command::Counters {
+                gateway,
+                epoch,
+                counters,
+            } => self.count(*gateway, *epoch, counters),
+            Command::RemoveSas {
+                gateway,
+                epoch,
+                sas,
+            } => self.remove_sas(*gateway, *epoch, sas),
+            Command::ExtendReservations {
+                gateway,
+                epoch,
+                children,
+            } => self.extend(*gateway, *epoch, children),
+            Command::LeaseAddresses {
+                epoch,
+                sa,
+                gateway,
+                identity,
+                pools,
+                v4,
+                v6,
+            } => {
                 self.check_epoch(*gateway, *epoch)?;
                 self.check_gateway(*gateway, *sa)?;
                 let policy = Arc::clone(&self.body.policy);
-                let pools = pools.iter().filter_map(|name| policy.pools.iter().find(|p| p.name == *name)).collect();
-                let wish = Wish { sa: *sa, identity, pools, v4: *v4, v6: *v6 };
-                self.body.leases.lease(&wish, self.body.clock).map(Outcome::Leased)
+                let existing = pools
+                    .iter()
+                    .filter_map(|name| policy.pools.iter().find(|p| p.name == *name))
+                    .collect();
+                let wish = Wish {
+                    sa: *sa,
+                    identity,
+                    pools: existing,
+                    names: pools,
+                    v4: *v4,
+                    v6: *v6,
+                };
+                self.body
+                    .leases
+                    .lease(&wish, self.body.clock)
+                    .map(Outcome::Leased)
             }
             Command::SetPolicy { expected, policy } => self.set_policy(*expected, policy),
             Command::SetCookieSecrets(secrets) => {
@@ -71,25 +120,42 @@ impl State {
 
     fn take_gateway(&mut self, gateway: GatewayId, member: &str) -> Result<Outcome, Refusal> {
         let current = self.gateway(gateway).map_or(0, |g| g.epoch);
-        let epoch = current.checked_add(1).ok_or(Refusal::Limit("epochs of a gateway"))?;
+        let epoch = current
+            .checked_add(1)
+            .ok_or(Refusal::Limit("epochs of a gateway"))?;
         if current == 0 && self.body.gateways.len() >= MAX_GATEWAYS {
             return Err(Refusal::Limit("gateways"));
         }
-        self.body.gateways.insert(gateway, Gateway { epoch, owner: member.to_owned() });
-        for reservation in self.body.reservations.values_mut().filter(|r| r.gateway() == gateway) {
+        self.body.gateways.insert(
+            gateway,
+            Gateway {
+                epoch,
+                owner: member.to_owned(),
+            },
+        );
+        for reservation in self
+            .body
+            .reservations
+            .values_mut()
+            .filter(|r| r.gateway() == gateway)
+        {
             reservation.take(epoch);
         }
         Ok(Outcome::Epoch { epoch })
     }
 
     fn put_sas(&mut self, epoch: u32, records: &[Arc<Record>]) -> Result<Outcome, Refusal> {
-        let Some(first) = records.first() else { return Ok(Outcome::Applied) };
+        let Some(first) = records.first() else {
+            return Ok(Outcome::Applied);
+        };
         let gateway = first.gateway;
         self.check_epoch(gateway, epoch)?;
         let batch = self.check_records(gateway, records)?;
         let spis = self.check_spis(&batch)?;
         let claims: Vec<Claim<'_>> = batch.values().flat_map(|r| claims_of(r)).collect();
-        self.body.leases.check(&claims, &batch.keys().copied().collect())?;
+        self.body
+            .leases
+            .check(&claims, &batch.keys().copied().collect())?;
 
         self.move_spis(gateway, epoch, &batch, &spis);
         // First what is held, then what is released, so that an address that moves between records is never free.
@@ -98,7 +164,10 @@ impl State {
         }
         for (id, record) in batch {
             let before = self.body.sas.insert(id, Arc::clone(record));
-            let dropped = before.iter().flat_map(|b| b.peer_vips()).filter(|a| !record.peer_vips().contains(a));
+            let dropped = before
+                .iter()
+                .flat_map(|b| b.peer_vips())
+                .filter(|a| !record.peer_vips().contains(a));
             for address in dropped {
                 self.body.leases.release(id, *address);
             }
@@ -110,7 +179,11 @@ impl State {
     }
 
     /// Gateways, revisions and limits. Returns the last record of each SA.
-    fn check_records<'a>(&self, gateway: GatewayId, records: &'a [Arc<Record>]) -> Result<Batch<'a>, Refusal> {
+    fn check_records<'a>(
+        &self,
+        gateway: GatewayId,
+        records: &'a [Arc<Record>],
+    ) -> Result<Batch<'a>, Refusal> {
         let mut batch = Batch::new();
         for record in records {
             let sa = record.id;
@@ -118,9 +191,17 @@ impl State {
                 return Err(Refusal::WrongGateway { sa, given: gateway });
             }
             self.check_gateway(gateway, sa)?;
-            let current = batch.get(&sa).copied().or_else(|| self.sa(sa)).map_or(0, |r| r.revision);
+            let current = batch
+                .get(&sa)
+                .copied()
+                .or_else(|| self.sa(sa))
+                .map_or(0, |r| r.revision);
             if current.checked_add(1) != Some(record.revision) {
-                return Err(Refusal::StaleRevision { sa, given: record.revision, current });
+                return Err(Refusal::StaleRevision {
+                    sa,
+                    given: record.revision,
+                    current,
+                });
             }
             if record.children().len() > MAX_CHILDREN {
                 return Err(Refusal::Limit("Child SAs of an IKE SA"));
@@ -150,11 +231,19 @@ impl State {
         let mut claimed: BTreeMap<u32, (SaId, SpiUse)> = BTreeMap::new();
         for (&id, record) in batch {
             for used in spis_of(record) {
-                let elsewhere = self.spi_owner(used.spi).is_some_and(|owner| !batch.contains_key(&owner));
+                let elsewhere = self
+                    .spi_owner(used.spi)
+                    .is_some_and(|owner| !batch.contains_key(&owner));
                 // The numbers of a Child SA are counted on; they would not fit an SA with other sequence numbers.
-                let unlike = self.body.reservations.get(&used.spi).is_some_and(|r| used.esn.is_some_and(|e| e != r.esn()));
+                let unlike = self
+                    .body
+                    .reservations
+                    .get(&used.spi)
+                    .is_some_and(|r| used.esn.is_some_and(|e| e != r.esn()));
                 let twice = match claimed.get(&used.spi) {
-                    Some((other, before)) => *other != id || (before.esn.is_some() && used.esn.is_some()),
+                    Some((other, before)) => {
+                        *other != id || (before.esn.is_some() && used.esn.is_some())
+                    }
                     None => false,
                 };
                 if elsewhere || unlike || twice {
@@ -176,8 +265,12 @@ impl State {
         batch: &Batch<'_>,
         spis: &BTreeMap<u32, (SaId, SpiUse)>,
     ) {
-        let before: Vec<u32> =
-            batch.keys().filter_map(|id| self.body.sas.get(id)).flat_map(|r| spis_of(r)).map(|u| u.spi).collect();
+        let before: Vec<u32> = batch
+            .keys()
+            .filter_map(|id| self.body.sas.get(id))
+            .flat_map(|r| spis_of(r))
+            .map(|u| u.spi)
+            .collect();
         for spi in before {
             self.spis.remove(&spi);
             if !spis.get(&spi).is_some_and(|(_, used)| used.esn.is_some()) {
@@ -187,29 +280,49 @@ impl State {
         for (&spi, &(id, used)) in spis {
             self.spis.insert(spi, id);
             if let Some(esn) = used.esn {
-                self.body.reservations.entry(spi).or_insert_with(|| Reservation::new(gateway, epoch, esn));
+                self.body
+                    .reservations
+                    .entry(spi)
+                    .or_insert_with(|| Reservation::new(gateway, epoch, esn));
             }
         }
     }
 
-    fn count(&mut self, gateway: GatewayId, epoch: u32, counters: &[Counters]) -> Result<Outcome, Refusal> {
+    fn count(
+        &mut self,
+        gateway: GatewayId,
+        epoch: u32,
+        counters: &[Counters],
+    ) -> Result<Outcome, Refusal> {
         self.check_epoch(gateway, epoch)?;
         for counted in counters {
-            if let Some(record) = self.body.sas.get_mut(&counted.sa).filter(|r| r.gateway == gateway) {
+            if let Some(record) = self
+                .body
+                .sas
+                .get_mut(&counted.sa)
+                .filter(|r| r.gateway == gateway)
+            {
                 raise(record, counted);
             }
         }
         Ok(Outcome::Applied)
     }
 
-    fn remove_sas(&mut self, gateway: GatewayId, epoch: u32, sas: &[SaId]) -> Result<Outcome, Refusal> {
+    fn remove_sas(
+        &mut self,
+        gateway: GatewayId,
+        epoch: u32,
+        sas: &[SaId],
+    ) -> Result<Outcome, Refusal> {
         self.check_epoch(gateway, epoch)?;
         for &sa in sas {
             self.check_gateway(gateway, sa)?;
         }
         for &sa in sas {
             self.body.leases.release_all(sa);
-            let Some(record) = self.body.sas.remove(&sa) else { continue };
+            let Some(record) = self.body.sas.remove(&sa) else {
+                continue;
+            };
             for used in spis_of(&record) {
                 self.spis.remove(&used.spi);
                 self.body.reservations.remove(&used.spi);
@@ -218,11 +331,21 @@ impl State {
         Ok(Outcome::Applied)
     }
 
-    fn extend(&mut self, gateway: GatewayId, epoch: u32, children: &[(u32, u64)]) -> Result<Outcome, Refusal> {
+    fn extend(
+        &mut self,
+        gateway: GatewayId,
+        epoch: u32,
+        children: &[(u32, u64)],
+    ) -> Result<Outcome, Refusal> {
         self.check_epoch(gateway, epoch)?;
         let mut added = Vec::new();
         for &(spi, count) in children {
-            if let Some(r) = self.body.reservations.get_mut(&spi).filter(|r| r.gateway() == gateway) {
+            if let Some(r) = self
+                .body
+                .reservations
+                .get_mut(&spi)
+                .filter(|r| r.gateway() == gateway)
+            {
                 added.push((spi, r.grow(count)));
             }
         }
@@ -232,9 +355,14 @@ impl State {
     fn set_policy(&mut self, expected: u64, policy: &Arc<Policy>) -> Result<Outcome, Refusal> {
         let current = self.body.policy_version;
         if expected != current {
-            return Err(Refusal::StalePolicy { given: expected, current });
+            return Err(Refusal::StalePolicy {
+                given: expected,
+                current,
+            });
         }
-        self.body.policy_version = current.checked_add(1).ok_or(Refusal::Limit("versions of the policy"))?;
+        self.body.policy_version = current
+            .checked_add(1)
+            .ok_or(Refusal::Limit("versions of the policy"))?;
         self.body.policy = Arc::clone(policy);
         Ok(Outcome::Applied)
     }
@@ -248,7 +376,11 @@ fn claims_of(record: &Record) -> impl Iterator<Item = Claim<'_>> {
     };
     let addresses: &[IpAddr] = record.peer_vips();
     identity.into_iter().flat_map(move |identity| {
-        addresses.iter().map(move |&address| Claim { sa: record.id, identity, address })
+        addresses.iter().map(move |&address| Claim {
+            sa: record.id,
+            identity,
+            address,
+        })
     })
 }
 
@@ -263,7 +395,11 @@ fn raise(record: &mut Arc<Record>, counted: &Counters) {
         inbound.last_response = None;
     }
     // A request that changes something is finished only by a record that says so.
-    let unfinished = record.outbound.pending.as_ref().is_some_and(|p| !matches!(p.task, Task::Liveness));
+    let unfinished = record
+        .outbound
+        .pending
+        .as_ref()
+        .is_some_and(|p| !matches!(p.task, Task::Liveness));
     if counted.outbound_next > record.outbound.next && !unfinished {
         let outbound = &mut Arc::make_mut(record).outbound;
         outbound.next = counted.outbound_next;

@@ -25,7 +25,9 @@ impl Intervals {
 
     /// Takes a number out; nothing happens if it is not there.
     pub(crate) fn remove(&mut self, n: u128) {
-        let Some((first, last)) = self.around(n) else { return };
+        let Some((first, last)) = self.around(n) else {
+            return;
+        };
         self.0.remove(&first);
         if first < n {
             self.0.insert(first, n - 1);
@@ -46,6 +48,10 @@ impl Intervals {
 
     /// The interval that holds `n`.
     fn around(&self, n: u128) -> Option<(u128, u128)> {
-        self.0.range(..=n).next_back().map(|(f, l)| (*f, *l)).filter(|(_, last)| n <= *last)
+        self.0
+            .range(..=n)
+            .next_back()
+            .map(|(f, l)| (*f, *l))
+            .filter(|(_, last)| n <= *last)
     }
 }

@@ -5,12 +5,7 @@ use crate::{
     intervals::Intervals,
     limits::{MAX_EXPIRED_PER_ENTRY, MAX_FORMER, MAX_FORMER_IDENTITY, MAX_PENDING_LEASES},
 };
-use evergate_ike::{
-    config::Pool,
-    env::UnixMillis,
-    identity::Identity,
-    record::SaId,
-};
+use evergate_ike::{config::Pool, env::UnixMillis, identity::Identity, record::SaId};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -69,7 +64,10 @@ pub(crate) struct Claim<'a> {
 pub(crate) struct Wish<'a> {
     pub(crate) sa: SaId,
     pub(crate) identity: &'a Identity,
+    /// The pools that exist, of those that it may use.
     pub(crate) pools: Vec<&'a Pool>,
+    /// Names of those that it may use.
+    pub(crate) names: &'a [String],
     pub(crate) v4: Option<IpAddr>,
     pub(crate) v6: Option<IpAddr>,
 }
@@ -113,14 +111,21 @@ impl Leases {
     ///
     /// # Errors
     /// If there is no address at all for it, or too many SAs are between asking and having.
-    pub(crate) fn lease(&mut self, wish: &Wish<'_>, now: UnixMillis) -> Result<Vec<IpAddr>, Refusal> {
+    pub(crate) fn lease(
+        &mut self,
+        wish: &Wish<'_>,
+        now: UnixMillis,
+    ) -> Result<Vec<IpAddr>, Refusal> {
         if self.index.expiries.len() >= MAX_PENDING_LEASES {
             return Err(Refusal::Limit("leases that wait for their IKE SA"));
         }
-        let chosen: Vec<IpAddr> =
-            [wish.v4, wish.v6].into_iter().flatten().filter_map(|wanted| self.choose(wish, wanted)).collect();
+        let chosen: Vec<IpAddr> = [wish.v4, wish.v6]
+            .into_iter()
+            .flatten()
+            .filter_map(|wanted| self.choose(wish, wanted))
+            .collect();
         if chosen.is_empty() {
-            return Err(Refusal::NoAddress(wish.pools.iter().map(|p| p.name.clone()).collect()));
+            return Err(Refusal::NoAddress(wish.names.to_vec()));
         }
         for &address in &chosen {
             self.make_pending(wish, address, now + PENDING_LEASE);
@@ -131,10 +136,16 @@ impl Leases {
 
     /// Whether these records may have these addresses, given that `batch` are the SAs that are written together: an address comes
     /// from a lease of the same SA, or from an SA of the same peer in the batch (an IKE rekey hands it on).
-    pub(crate) fn check(&self, claims: &[Claim<'_>], batch: &BTreeSet<SaId>) -> Result<(), Refusal> {
+    pub(crate) fn check(
+        &self,
+        claims: &[Claim<'_>],
+        batch: &BTreeSet<SaId>,
+    ) -> Result<(), Refusal> {
         let mut claimed: BTreeMap<IpAddr, &Identity> = BTreeMap::new();
         for claim in claims {
-            let among_themselves = claimed.insert(claim.address, claim.identity).is_none_or(|i| i == claim.identity);
+            let among_themselves = claimed
+                .insert(claim.address, claim.identity)
+                .is_none_or(|i| i == claim.identity);
             if !among_themselves || !self.may_hold(claim, batch) {
                 return Err(Refusal::AddressInUse(claim.address));
             }
@@ -143,18 +154,25 @@ impl Leases {
     }
 
     fn may_hold(&self, claim: &Claim<'_>, batch: &BTreeSet<SaId>) -> bool {
-        let Some(lease) = self.by_address.get(&claim.address) else { return true };
-        let own = lease.holders.contains(&claim.sa) || lease.pending.is_some_and(|p| p.sa == claim.sa);
-        own || (lease.identity == *claim.identity && lease.holders.iter().any(|h| batch.contains(h)))
+        let Some(lease) = self.by_address.get(&claim.address) else {
+            return true;
+        };
+        let own =
+            lease.holders.contains(&claim.sa) || lease.pending.is_some_and(|p| p.sa == claim.sa);
+        own || (lease.identity == *claim.identity
+            && lease.holders.iter().any(|h| batch.contains(h)))
     }
 
     /// A record has an address now.
     pub(crate) fn hold(&mut self, claim: &Claim<'_>) {
-        let lease = self.by_address.entry(claim.address).or_insert_with(|| Lease {
-            identity: claim.identity.clone(),
-            holders: BTreeSet::new(),
-            pending: None,
-        });
+        let lease = self
+            .by_address
+            .entry(claim.address)
+            .or_insert_with(|| Lease {
+                identity: claim.identity.clone(),
+                holders: BTreeSet::new(),
+                pending: None,
+            });
         lease.holders.insert(claim.sa);
         if let Some(p) = lease.pending.take_if(|p| p.sa == claim.sa) {
             self.index.expiries.remove(&(p.until, claim.address));
@@ -165,7 +183,9 @@ impl Leases {
 
     /// A record no longer has an address.
     pub(crate) fn release(&mut self, sa: SaId, address: IpAddr) {
-        let Some(lease) = self.by_address.get_mut(&address) else { return };
+        let Some(lease) = self.by_address.get_mut(&address) else {
+            return;
+        };
         lease.holders.remove(&sa);
         if let Some(p) = lease.pending.take_if(|p| p.sa == sa) {
             self.index.expiries.remove(&(p.until, address));
@@ -187,7 +207,14 @@ impl Leases {
     /// Frees what no record took in time, at most [`MAX_EXPIRED_PER_ENTRY`] at once; the rest comes with later entries.
     pub(crate) fn expire(&mut self, now: UnixMillis) {
         for _ in 0..MAX_EXPIRED_PER_ENTRY {
-            let Some(&(until, address)) = self.index.expiries.first().filter(|(until, _)| *until <= now) else { return };
+            let Some(&(until, address)) = self
+                .index
+                .expiries
+                .first()
+                .filter(|(until, _)| *until <= now)
+            else {
+                return;
+            };
             self.index.expiries.remove(&(until, address));
             let pending = self.by_address.get(&address).and_then(Lease::pending);
             if let Some((sa, _)) = pending {
@@ -207,25 +234,56 @@ impl Leases {
                 self.index.expiries.insert((p.until, address));
             }
         }
-        self.index.by_stamp = self.former.iter().map(|(id, f)| (f.stamp, id.clone())).collect();
+        self.index.by_stamp = self
+            .former
+            .iter()
+            .map(|(id, f)| (f.stamp, id.clone()))
+            .collect();
+    }
+
+    /// How many identities' former addresses are remembered.
+    #[cfg(test)]
+    pub(crate) fn remembered(&self) -> usize {
+        self.former.len()
     }
 
     /// The address of `wanted`'s family that the SA gets.
     fn choose(&self, wish: &Wish<'_>, wanted: IpAddr) -> Option<IpAddr> {
         let family = |a: &IpAddr| a.is_ipv4() == wanted.is_ipv4();
-        if let Some(has) = self.index.by_sa.get(&wish.sa).and_then(|all| all.iter().find(|a| family(a))) {
+        if let Some(has) = self
+            .index
+            .by_sa
+            .get(&wish.sa)
+            .and_then(|all| all.iter().find(|a| family(a)))
+        {
             return Some(*has);
         }
-        let pools = || wish.pools.iter().filter(|p| family(&p.first) && family(&p.last));
-        let usable = |a: &IpAddr| pools().any(|p| p.first <= *a && *a <= p.last) && !self.by_address.contains_key(a);
+        let pools = || {
+            wish.pools
+                .iter()
+                .filter(|p| family(&p.first) && family(&p.last))
+        };
+        let usable = |a: &IpAddr| {
+            pools().any(|p| p.first <= *a && *a <= p.last) && !self.by_address.contains_key(a)
+        };
         let former = self.former.get(wish.identity).and_then(|f| match wanted {
             IpAddr::V4(_) => f.v4.map(IpAddr::V4),
             IpAddr::V6(_) => f.v6.map(IpAddr::V6),
         });
-        former.filter(usable).or_else(|| Some(wanted).filter(usable)).or_else(|| {
-            let used = if wanted.is_ipv4() { &self.index.used_v4 } else { &self.index.used_v6 };
-            pools().find_map(|p| used.lowest_absent(number(p.first), number(p.last)).map(|n| address(n, wanted.is_ipv4())))
-        })
+        former
+            .filter(usable)
+            .or_else(|| Some(wanted).filter(usable))
+            .or_else(|| {
+                let used = if wanted.is_ipv4() {
+                    &self.index.used_v4
+                } else {
+                    &self.index.used_v6
+                };
+                pools().find_map(|p| {
+                    used.lowest_absent(number(p.first), number(p.last))
+                        .map(|n| address(n, wanted.is_ipv4()))
+                })
+            })
     }
 
     /// The SA that asked has the address for a while, unless its record has it anyway.
@@ -252,7 +310,11 @@ impl Leases {
         }
         self.stamps += 1;
         let stamp = self.stamps;
-        let former = self.former.entry(identity.clone()).or_insert(Former { stamp, v4: None, v6: None });
+        let former = self.former.entry(identity.clone()).or_insert(Former {
+            stamp,
+            v4: None,
+            v6: None,
+        });
         self.index.by_stamp.remove(&former.stamp);
         former.stamp = stamp;
         match address {
@@ -270,7 +332,11 @@ impl Leases {
 
 impl Index {
     fn used(&mut self, address: IpAddr) -> &mut Intervals {
-        if address.is_ipv4() { &mut self.used_v4 } else { &mut self.used_v6 }
+        if address.is_ipv4() {
+            &mut self.used_v4
+        } else {
+            &mut self.used_v6
+        }
     }
 
     fn mark(&mut self, sa: SaId, address: IpAddr) {

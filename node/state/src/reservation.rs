@@ -29,7 +29,12 @@ pub struct Reservation {
 impl Reservation {
     /// That of a new Child SA.
     pub(crate) fn new(gateway: GatewayId, epoch: u32, esn: bool) -> Self {
-        let mut new = Self { gateway, epoch, esn, range: FIRST..FIRST };
+        let mut new = Self {
+            gateway,
+            epoch,
+            esn,
+            range: FIRST..FIRST,
+        };
         new.grow(new.initial());
         new
     }
@@ -64,7 +69,9 @@ impl Reservation {
     /// More numbers for the same epoch, right after those that it has. Returns what was added.
     pub(crate) fn grow(&mut self, count: u64) -> Range<u64> {
         let from = self.range.end;
-        self.range.end = from.saturating_add(count.min(MAX_EXTENSION)).min(self.limit());
+        self.range.end = from
+            .saturating_add(count.min(MAX_EXTENSION))
+            .min(self.limit());
         from..self.range.end
     }
 

@@ -40,19 +40,26 @@ impl State {
     /// # Errors
     /// If the bytes are not a whole snapshot of the known format, or contradict themselves.
     pub fn from_snapshot(bytes: &[u8]) -> Result<Self, SnapshotError> {
-        let rest = bytes.strip_prefix(&MAGIC).ok_or(SnapshotError::NotASnapshot)?;
-        let (version, rest) = rest.split_first_chunk().ok_or(SnapshotError::NotASnapshot)?;
+        let rest = bytes
+            .strip_prefix(&MAGIC)
+            .ok_or(SnapshotError::NotASnapshot)?;
+        let (version, rest) = rest
+            .split_first_chunk()
+            .ok_or(SnapshotError::NotASnapshot)?;
         let version = u16::from_be_bytes(*version);
         if version != VERSION {
             return Err(SnapshotError::UnknownVersion(version));
         }
-        let (mut body, rest) =
-            postcard::take_from_bytes::<Body>(rest).map_err(|_| SnapshotError::Damaged("it cannot be decoded"))?;
+        let (mut body, rest) = postcard::take_from_bytes::<Body>(rest)
+            .map_err(|_| SnapshotError::Damaged("it cannot be decoded"))?;
         if !rest.is_empty() {
             return Err(SnapshotError::Damaged("bytes follow its end"));
         }
         body.leases.reindex();
-        let mut state = Self { body, ..Self::default() };
+        let mut state = Self {
+            body,
+            ..Self::default()
+        };
         state.reindex()?;
         Ok(state)
     }

@@ -129,7 +129,11 @@ impl State {
         if current == given && current != 0 {
             return Ok(());
         }
-        Err(Refusal::StaleEpoch { gateway, given, current })
+        Err(Refusal::StaleEpoch {
+            gateway,
+            given,
+            current,
+        })
     }
 }
 

@@ -1,0 +1,208 @@
+//! Rules one by one, and properties over random histories.
+
+mod leases;
+mod properties;
+mod rules;
+
+use crate::{Command, Entry, Outcome, State};
+use evergate_ike::{
+    config::{Policy, Pool},
+    crypto::{Encryption, EspSuite, Group, IkeKeys, IkeSuite, Prf},
+    env::UnixMillis,
+    identity::Identity,
+    record::{
+        Child, ChildOffer, CloseReason, Closed, Established, Fate, GatewayId, InboundWindow,
+        OutboundWindow, Path, PendingRequest, Phase, Record, Role, SaId, Task,
+    },
+    secret::Secret,
+};
+use std::{net::IpAddr, sync::Arc};
+
+const GW: GatewayId = GatewayId(1);
+
+fn apply(state: &mut State, command: Command) -> Outcome {
+    apply_at(state, 0, command)
+}
+
+fn apply_at(state: &mut State, at: u64, command: Command) -> Outcome {
+    let mut outcomes = state.apply(&Entry {
+        at: UnixMillis(at),
+        commands: vec![command],
+    });
+    assert_eq!(outcomes.len(), 1);
+    outcomes.remove(0)
+}
+
+fn take(gateway: GatewayId) -> Command {
+    Command::TakeGateway {
+        gateway,
+        member: "a".into(),
+    }
+}
+
+fn put(epoch: u32, records: Vec<Record>) -> Command {
+    Command::PutSas {
+        epoch,
+        records: records.into_iter().map(Arc::new).collect(),
+    }
+}
+
+/// A state in which [`GW`] has epoch 1.
+fn taken() -> State {
+    let mut state = State::new();
+    assert_eq!(apply(&mut state, take(GW)), Outcome::Epoch { epoch: 1 });
+    state
+}
+
+fn identity(name: &str) -> Identity {
+    Identity::Fqdn(name.into())
+}
+
+fn child(spi_in: u32, esn: bool) -> Child {
+    Child {
+        name: "net".into(),
+        spi_in,
+        spi_out: !spi_in,
+        suite: EspSuite {
+            encryption: Encryption::ChaCha20Poly1305,
+            group: None,
+            esn,
+        },
+        key_in: Secret::new(vec![1; 36]),
+        key_out: Secret::new(vec![2; 36]),
+        local_ts: vec![],
+        remote_ts: vec![],
+        created: UnixMillis(0),
+        rekey_at: None,
+        expires_at: None,
+        initiated: false,
+        lowest_nonce: vec![3; 32],
+        replaces: None,
+        fate: Fate::Live,
+    }
+}
+
+fn suite() -> IkeSuite {
+    IkeSuite {
+        encryption: Encryption::AesGcm16 { key_bits: 256 },
+        prf: Prf::HmacSha256,
+        group: Group::Curve25519,
+    }
+}
+
+fn keys() -> IkeKeys {
+    let key = |n| Secret::new(vec![n; 36]);
+    IkeKeys {
+        d: key(1),
+        ei: key(2),
+        er: key(3),
+        pi: key(4),
+        pr: key(5),
+    }
+}
+
+fn established(
+    id: u64,
+    revision: u64,
+    who: &str,
+    children: Vec<Child>,
+    peer_vips: Vec<IpAddr>,
+) -> Record {
+    let phase = Phase::Established(Box::new(Established {
+        suite: suite(),
+        keys: keys(),
+        local_id: identity("us.example"),
+        remote_id: identity(who),
+        authenticated: UnixMillis(0),
+        rekey_at: None,
+        expires_at: None,
+        peer_vips,
+        our_vips: vec![],
+        message_id_sync: false,
+        children,
+        rival: None,
+        replaced_by: None,
+    }));
+    record(id, revision, phase)
+}
+
+fn closed(id: u64, revision: u64) -> Record {
+    let closed = Closed {
+        protection: None,
+        reason: CloseReason::DeletedByPeer,
+        expires_at: UnixMillis(0),
+    };
+    record(id, revision, Phase::Closed(Box::new(closed)))
+}
+
+fn record(id: u64, revision: u64, phase: Phase) -> Record {
+    Record {
+        id: SaId(id),
+        gateway: GW,
+        revision,
+        role: Role::Responder,
+        remote_spi: 7,
+        connection: "c".into(),
+        path: Path {
+            local: "192.0.2.1:500".parse().unwrap(),
+            remote: "192.0.2.2:500".parse().unwrap(),
+            nat_local: false,
+            nat_remote: false,
+        },
+        created: UnixMillis(0),
+        inbound: InboundWindow {
+            next: 2,
+            last_response: Some(vec![9; 80]),
+        },
+        outbound: OutboundWindow {
+            next: 0,
+            pending: None,
+        },
+        phase,
+    }
+}
+
+fn pending(id: u32, task: Task) -> Option<PendingRequest> {
+    Some(PendingRequest {
+        id,
+        datagram: vec![8; 40],
+        task,
+    })
+}
+
+fn offer(spi_in: u32) -> ChildOffer {
+    ChildOffer {
+        name: "net".into(),
+        spi_in,
+        nonce: vec![4; 32],
+        key: None,
+        local_ts: vec![],
+        remote_ts: vec![],
+        replaces: None,
+    }
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn pool(name: &str, first: &str, last: &str) -> Pool {
+    Pool {
+        name: name.into(),
+        first: ip(first),
+        last: ip(last),
+        dns: vec![],
+    }
+}
+
+fn set_pools(state: &mut State, pools: Vec<Pool>) {
+    let policy = Arc::new(Policy {
+        pools,
+        ..Policy::default()
+    });
+    let expected = state.policy_version();
+    assert_eq!(
+        apply(state, Command::SetPolicy { expected, policy }),
+        Outcome::Applied
+    );
+}
