@@ -1,1 +1,66 @@
-//! placeholder
+//! The harness of the drills: hosts in network namespaces, real gateways and
+//! peers, numbered traffic, faults on the wire, and a checker over everything
+//! that crossed the segment between them.
+//!
+//! A drill builds a [`lab::Lab`], starts a member ([`member::Member`]) and
+//! peers ([`strongswan::StrongSwan`], or a second member), runs traffic
+//! ([`flow::Flow`]) and ends with the verdict of the [`capture::Capture`] over
+//! the wire. [`duo::Duo`] is the usual pair, put together.
+//!
+//! Nothing leaves the namespaces: there is no uplink and no default route, so
+//! traffic between protected hosts can only arrive through a tunnel.
+
+pub mod capture;
+pub mod checker;
+pub mod connection;
+pub mod decrypt;
+pub mod duo;
+pub mod flow;
+pub mod lab;
+pub mod member;
+pub mod packet;
+pub mod process;
+pub mod raw;
+pub mod sa;
+pub mod strongswan;
+pub mod wire;
+
+use std::time::{Duration, Instant};
+
+/// The result of every step of the harness.
+pub type Result<T> = anyhow::Result<T>;
+
+/// Polls `condition` until it holds, and fails with `what` after `timeout`.
+pub fn until(
+    timeout: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> Result<bool>,
+) -> Result<()> {
+    let end = Instant::now() + timeout;
+    loop {
+        let outcome = condition();
+        if matches!(outcome, Ok(true)) {
+            return Ok(());
+        }
+        if Instant::now() >= end {
+            let text = format!("not within {timeout:?}: {what}");
+            return Err(match outcome {
+                Err(error) => error.context(text),
+                Ok(_) => anyhow::anyhow!(text),
+            });
+        }
+        std::thread::sleep(Duration::from_millis(40));
+    }
+}
+
+/// Seconds, for short.
+#[must_use]
+pub const fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+/// Milliseconds, for short.
+#[must_use]
+pub const fn millis(n: u64) -> Duration {
+    Duration::from_millis(n)
+}

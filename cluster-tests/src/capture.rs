@@ -1,0 +1,123 @@
+//! Everything that crosses the internet segment, captured on its bridge.
+
+use crate::checker::{Checker, Findings};
+use crate::lab::Lab;
+use crate::process::Process;
+use crate::{Result, millis, secs, until};
+use anyhow::{Context, bail, ensure};
+use nix::sys::signal::Signal;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// A running capture.
+#[derive(Debug)]
+pub struct Capture {
+    tcpdump: Process,
+    file: PathBuf,
+}
+
+/// One captured frame: microseconds of Unix time, and its bytes.
+pub type Frame = (u64, Vec<u8>);
+
+impl Capture {
+    /// Starts to capture; when it returns, nothing is missed.
+    pub fn start(lab: &Lab) -> Result<Self> {
+        let (file, log) = (lab.dir().join("wire.pcap"), lab.dir().join("tcpdump.log"));
+        let namespace = lab.namespace("inet");
+        let path = file.to_str().context("path")?;
+        let mut command = vec!["ip", "netns", "exec", &namespace];
+        // As root: tcpdump would otherwise drop to a user that cannot write here.
+        command.extend([
+            "tcpdump",
+            "--immediate-mode",
+            "-i",
+            "br0",
+            "-U",
+            "-B",
+            "16384",
+        ]);
+        command.extend(["-Z", "root", "-w", path]);
+        let tcpdump = Process::start(&command, &[], &log)?;
+        until(secs(10), "tcpdump listens", || {
+            Ok(std::fs::read_to_string(&log)?.contains("listening on"))
+        })?;
+        Ok(Self { tcpdump, file })
+    }
+
+    /// The frames up to now, while the capture goes on.
+    pub fn so_far(&self) -> Result<Vec<Frame>> {
+        std::thread::sleep(millis(200));
+        read(&self.file)
+    }
+
+    /// Ends the capture and returns all frames.
+    ///
+    /// # Errors
+    /// When the kernel dropped a frame: a checker that did not see everything
+    /// has nothing to say.
+    pub fn stop(mut self) -> Result<Vec<Frame>> {
+        std::thread::sleep(millis(100));
+        self.tcpdump.stop(Signal::SIGINT)?;
+        let log = std::fs::read_to_string(self.tcpdump.log_path())?;
+        ensure!(
+            log.contains("\n0 packets dropped by kernel"),
+            "the capture is incomplete: {log}"
+        );
+        read(&self.file)
+    }
+
+    /// The file with the capture.
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Ends the capture and runs the checker over it.
+    pub fn check(self, hostile: &[IpAddr]) -> Result<Findings> {
+        let mut checker = Checker::new(hostile.iter().copied());
+        for (at, frame) in self.stop()? {
+            checker.frame(at, &frame);
+        }
+        Ok(checker.finish())
+    }
+}
+
+/// Now, in the clock of the capture.
+#[must_use]
+pub fn now() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Reads a pcap file of Ethernet frames; an unfinished record at its end is
+/// left out.
+pub fn read(path: &Path) -> Result<Vec<Frame>> {
+    let bytes = std::fs::read(path)?;
+    let word = |at: usize| {
+        let field = bytes.get(at..at + 4)?;
+        Some(u32::from_le_bytes(field.try_into().ok()?))
+    };
+    ensure!(
+        word(0) == Some(0xa1b2_c3d4) && word(20) == Some(1),
+        "not a little-endian pcap file of Ethernet frames"
+    );
+    let (mut at, mut frames) = (24, Vec::new());
+    while let (Some(seconds), Some(micros), Some(length)) = (word(at), word(at + 4), word(at + 8)) {
+        let length = usize::try_from(length)?;
+        if word(at + 12) != word(at + 8) {
+            bail!("a frame was cut off");
+        }
+        let Some(frame) = bytes.get(at + 16..at + 16 + length) else {
+            break;
+        };
+        frames.push((
+            u64::from(seconds) * 1_000_000 + u64::from(micros),
+            frame.to_vec(),
+        ));
+        at += 16 + length;
+    }
+    Ok(frames)
+}

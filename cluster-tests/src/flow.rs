@@ -1,0 +1,329 @@
+//! Numbered datagrams both ways between two hosts, and what became of them.
+
+use crate::checker::MARKER;
+use crate::lab::Lab;
+use crate::{Result, millis, until};
+use anyhow::ensure;
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// One end of a flow: the host and its address.
+pub type End<'a> = (&'a str, &'a str);
+
+/// Traffic that runs until it is stopped.
+#[derive(Debug)]
+pub struct Flow {
+    sides: [Side; 2],
+    senders: Vec<JoinHandle<()>>,
+    receivers: Vec<JoinHandle<()>>,
+    stop_sending: Arc<AtomicBool>,
+    stop_receiving: Arc<AtomicBool>,
+    started: Instant,
+}
+
+/// What one end sent, and what the other end received of it.
+#[derive(Debug, Clone, Default)]
+struct Side {
+    sent: Arc<Mutex<Vec<Duration>>>,
+    arrived: Arc<Mutex<Vec<(u64, Duration)>>>,
+    unsent: Arc<AtomicU64>,
+    strangers: Arc<AtomicU64>,
+}
+
+/// One direction of a flow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Direction {
+    /// Datagrams that the sender's kernel took.
+    pub sent: u64,
+    /// Datagrams that the sender's kernel refused.
+    pub unsent: u64,
+    /// Different datagrams that arrived.
+    pub received: u64,
+    /// Sent, and never arrived.
+    pub lost: u64,
+    /// Arrivals of a datagram that had arrived before.
+    pub duplicated: u64,
+    /// Arrivals with a lower number than one before.
+    pub reordered: u64,
+    /// Arrivals from another address than the sender's, or with wrong contents.
+    pub strangers: u64,
+    /// The longest time without an arrival, up to the end.
+    pub longest_gap: Duration,
+    /// When the lost ones were sent, since the start of the flow.
+    pub lost_at: Vec<Duration>,
+    /// When the last arrived, since the start of the flow.
+    pub last_arrival: Duration,
+}
+
+/// Both directions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// From the first end to the second.
+    pub forth: Direction,
+    /// From the second end to the first.
+    pub back: Direction,
+}
+
+static PORT: AtomicU16 = AtomicU16::new(7000);
+
+impl Flow {
+    /// Starts datagrams of `size` bytes every `interval` both ways.
+    pub fn start(
+        lab: &Lab,
+        a: End<'_>,
+        b: End<'_>,
+        interval: Duration,
+        size: usize,
+    ) -> Result<Self> {
+        ensure!(size >= HEADER, "a datagram needs {HEADER} bytes");
+        let port = PORT.fetch_add(1, Ordering::Relaxed);
+        let started = Instant::now();
+        let mut flow = Self {
+            sides: [Side::default(), Side::default()],
+            senders: Vec::new(),
+            receivers: Vec::new(),
+            stop_sending: Arc::default(),
+            stop_receiving: Arc::default(),
+            started,
+        };
+        let at =
+            |end: End<'_>| -> Result<SocketAddr> { Ok((end.1.parse::<IpAddr>()?, port).into()) };
+        let addresses = [at(a)?, at(b)?];
+        for (index, (host, _)) in [a, b].into_iter().enumerate() {
+            let (own, other) = (addresses[index], addresses[1 - index]);
+            let socket = lab.on(host, || Ok(UdpSocket::bind(own)?))?;
+            socket.set_read_timeout(Some(millis(50)))?;
+            let receiving = socket.try_clone()?;
+            let (sends, receives) = (flow.sides[index].clone(), flow.sides[1 - index].clone());
+            let stop = Arc::clone(&flow.stop_sending);
+            flow.senders.push(std::thread::spawn(move || {
+                send(&socket, other, interval, size, &sends, &stop, started);
+            }));
+            let stop = Arc::clone(&flow.stop_receiving);
+            flow.receivers.push(std::thread::spawn(move || {
+                receive(&receiving, other, size, &receives, &stop, started);
+            }));
+        }
+        Ok(flow)
+    }
+
+    /// How many datagrams have arrived by now, forth and back.
+    #[must_use]
+    pub fn arrived(&self) -> (usize, usize) {
+        let count = |side: &Side| lock(&side.arrived).len();
+        (count(&self.sides[0]), count(&self.sides[1]))
+    }
+
+    /// Waits until `more` further datagrams have arrived each way.
+    pub fn runs(&self, more: usize, timeout: Duration) -> Result<()> {
+        let (forth, back) = self.arrived();
+        until(timeout, "traffic arrives both ways", || {
+            let now = self.arrived();
+            if now.0 >= forth + more && now.1 >= back + more {
+                return Ok(true);
+            }
+            anyhow::bail!("{forth}/{back} at first, now {}/{}", now.0, now.1)
+        })
+    }
+
+    /// The time since the start, in which the report is written.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Stops sending, lets the last datagrams arrive, and reports.
+    #[must_use]
+    pub fn stop(mut self) -> Report {
+        self.stop_sending.store(true, Ordering::Relaxed);
+        for thread in self.senders.drain(..) {
+            let _ = thread.join();
+        }
+        let end = self.started.elapsed();
+        std::thread::sleep(millis(500));
+        self.stop_receiving.store(true, Ordering::Relaxed);
+        for thread in self.receivers.drain(..) {
+            let _ = thread.join();
+        }
+        let [forth, back] = &self.sides;
+        Report {
+            forth: forth.direction(end),
+            back: back.direction(end),
+        }
+    }
+}
+
+impl Drop for Flow {
+    fn drop(&mut self) {
+        self.stop_sending.store(true, Ordering::Relaxed);
+        self.stop_receiving.store(true, Ordering::Relaxed);
+        for thread in self.senders.drain(..).chain(self.receivers.drain(..)) {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Report {
+    /// Fails unless every datagram arrived exactly once.
+    pub fn is_lossless(&self) -> Result<()> {
+        for (name, way) in [("forth", &self.forth), ("back", &self.back)] {
+            ensure!(
+                way.sent > 0 && way.received == way.sent && way.unsent == 0,
+                "{name}: {} sent, {} received, {} refused; lost at {:?}",
+                way.sent,
+                way.received,
+                way.unsent,
+                &way.lost_at[..way.lost_at.len().min(10)]
+            );
+        }
+        self.has_no_duplicate()
+    }
+
+    /// Fails if a datagram arrived twice, or not as it was sent.
+    pub fn has_no_duplicate(&self) -> Result<()> {
+        for (name, way) in [("forth", &self.forth), ("back", &self.back)] {
+            ensure!(
+                way.duplicated == 0,
+                "{name}: {} arrived twice",
+                way.duplicated
+            );
+            ensure!(
+                way.strangers == 0,
+                "{name}: {} changed on the way",
+                way.strangers
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Marker, number.
+const HEADER: usize = MARKER.len() + 8;
+
+fn send(
+    socket: &UdpSocket,
+    to: SocketAddr,
+    interval: Duration,
+    size: usize,
+    side: &Side,
+    stop: &AtomicBool,
+    started: Instant,
+) {
+    let mut datagram = vec![0x5a; size];
+    datagram[..MARKER.len()].copy_from_slice(MARKER);
+    let mut next = Instant::now();
+    while !stop.load(Ordering::Relaxed) {
+        let number = lock(&side.sent).len() as u64;
+        datagram[MARKER.len()..HEADER].copy_from_slice(&number.to_be_bytes());
+        let now = started.elapsed();
+        if socket.send_to(&datagram, to).is_ok() {
+            lock(&side.sent).push(now);
+        } else {
+            side.unsent.fetch_add(1, Ordering::Relaxed);
+        }
+        next += interval;
+        std::thread::sleep(next.saturating_duration_since(Instant::now()));
+    }
+}
+
+fn receive(
+    socket: &UdpSocket,
+    from: SocketAddr,
+    size: usize,
+    side: &Side,
+    stop: &AtomicBool,
+    started: Instant,
+) {
+    let mut buffer = vec![0; 65536];
+    while !stop.load(Ordering::Relaxed) {
+        let Ok((length, source)) = socket.recv_from(&mut buffer) else {
+            continue;
+        };
+        let datagram = &buffer[..length];
+        let intact = length == size
+            && datagram.starts_with(MARKER)
+            && datagram[HEADER..].iter().all(|&byte| byte == 0x5a);
+        if source != from || !intact {
+            side.strangers.fetch_add(1, Ordering::Relaxed);
+            continue;
+        }
+        let mut number = [0; 8];
+        number.copy_from_slice(&datagram[MARKER.len()..HEADER]);
+        lock(&side.arrived).push((u64::from_be_bytes(number), started.elapsed()));
+    }
+}
+
+impl Side {
+    fn direction(&self, end: Duration) -> Direction {
+        let (sent, arrived) = (lock(&self.sent), lock(&self.arrived));
+        let mut seen = HashSet::new();
+        let (mut duplicated, mut reordered, mut highest) = (0, 0, None);
+        let (mut last, mut longest_gap) = (Duration::ZERO, Duration::ZERO);
+        for &(number, at) in arrived.iter() {
+            if !seen.insert(number) {
+                duplicated += 1;
+            } else if Some(number) < highest {
+                reordered += 1;
+            }
+            highest = highest.max(Some(number));
+            longest_gap = longest_gap.max(at.saturating_sub(last));
+            last = at;
+        }
+        let lost_at: Vec<Duration> = (0_u64..)
+            .zip(sent.iter())
+            .filter(|(number, _)| !seen.contains(number))
+            .map(|(_, &at)| at)
+            .collect();
+        Direction {
+            sent: sent.len() as u64,
+            unsent: self.unsent.load(Ordering::Relaxed),
+            received: seen.len() as u64,
+            lost: lost_at.len() as u64,
+            duplicated,
+            reordered,
+            strangers: self.strangers.load(Ordering::Relaxed),
+            longest_gap: longest_gap.max(end.saturating_sub(last)),
+            lost_at,
+            last_arrival: last,
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn losses_duplicates_and_gaps_are_counted() {
+        let side = Side::default();
+        lock(&side.sent).extend((0..6).map(|n| millis(n * 10)));
+        lock(&side.arrived).extend([
+            (0, millis(1)),
+            (2, millis(21)),
+            (1, millis(22)),
+            (2, millis(23)),
+            (5, millis(90)),
+        ]);
+        let way = side.direction(millis(100));
+        assert_eq!((way.sent, way.received, way.lost), (6, 4, 2));
+        assert_eq!((way.duplicated, way.reordered), (1, 1));
+        assert_eq!(way.lost_at, [millis(30), millis(40)]);
+        assert_eq!(way.longest_gap, millis(67));
+    }
+
+    #[test]
+    fn a_flow_that_stopped_arriving_has_a_gap_up_to_its_end() {
+        let side = Side::default();
+        lock(&side.sent).push(millis(0));
+        lock(&side.arrived).push((0, millis(1)));
+        assert_eq!(side.direction(millis(500)).longest_gap, millis(499));
+    }
+}

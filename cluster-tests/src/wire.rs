@@ -1,0 +1,103 @@
+//! Faults on the wire: IKE messages that get lost on the internet segment.
+//!
+//! The rules are in the bridge, behind the capture: the checker sees a
+//! message also when it was dropped.
+
+use crate::Result;
+use crate::lab::Lab;
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+/// Exchange types of RFC 7296 §3.1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Exchange {
+    /// IKE_SA_INIT.
+    SaInit = 34,
+    /// IKE_AUTH.
+    Auth = 35,
+    /// CREATE_CHILD_SA.
+    CreateChild = 36,
+    /// INFORMATIONAL.
+    Informational = 37,
+}
+
+/// Requests or responses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// The Response flag is clear.
+    Request,
+    /// The Response flag is set.
+    Response,
+}
+
+/// A message to lose: the first `count` that fit.
+#[derive(Debug, Clone, Copy)]
+pub struct Loss<'a> {
+    /// The outer address of the sender.
+    pub from: &'a str,
+    /// Its exchange type.
+    pub exchange: Exchange,
+    /// Request or response.
+    pub kind: Kind,
+    /// How many in a row are lost.
+    pub count: u32,
+}
+
+/// Offset in bits of the exchange type in a UDP datagram, without and with
+/// the non-ESP marker (RFC 7296 §3.1, RFC 3948 §2.2).
+const EXCHANGE_AT: [(u16, u16); 2] = [(500, (8 + 18) * 8), (4500, (8 + 4 + 18) * 8)];
+
+/// Replaces all faults of the lab by `losses`.
+pub fn lose(lab: &Lab, losses: &[Loss<'_>]) -> Result<()> {
+    let mut rules = String::from(
+        "table bridge faults\ndelete table bridge faults\ntable bridge faults {\n chain forward {\n  type filter hook forward priority 0;\n",
+    );
+    for loss in losses {
+        let family = if loss.from.contains(':') { "ip6" } else { "ip" };
+        let flag = match loss.kind {
+            Kind::Request => "0x0",
+            Kind::Response => "0x20",
+        };
+        for (port, at) in EXCHANGE_AT {
+            rules.push_str(&format!(
+                "  {family} saddr {} udp dport {port} @th,{at},8 {} @th,{},8 & 0x20 == {flag} numgen inc mod 1000000 < {} counter drop\n",
+                loss.from,
+                loss.exchange as u8,
+                at + 8,
+                loss.count
+            ));
+        }
+    }
+    rules.push_str(" }\n}\n");
+    apply(lab, &rules)
+}
+
+/// Cuts everything between `a` and the rest of the segment (or heals it).
+pub fn cut(lab: &Lab, a: &str, cut: bool) -> Result<()> {
+    let family = if a.contains(':') { "ip6" } else { "ip" };
+    let mut rules = String::from("table bridge cut\ndelete table bridge cut\n");
+    if cut {
+        rules.push_str(&format!(
+            "table bridge cut {{\n chain forward {{\n  type filter hook forward priority 0;\n  {family} saddr {a} drop\n  {family} daddr {a} drop\n }}\n}}\n"
+        ));
+    }
+    apply(lab, &rules)
+}
+
+fn apply(lab: &Lab, rules: &str) -> Result<()> {
+    let mut nft = Command::new("ip")
+        .args(["netns", "exec", &lab.namespace("inet"), "nft", "-f", "-"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    if let Some(mut stdin) = nft.stdin.take() {
+        stdin.write_all(rules.as_bytes())?;
+    }
+    let output = nft.wait_with_output()?;
+    anyhow::ensure!(
+        output.status.success(),
+        "nft: {}\n{rules}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
