@@ -38,3 +38,35 @@ pub fn max_inner(path_mtu: usize, cipher: Cipher, outer: Family, udp: bool) -> u
 pub fn esp_len(inner_len: usize, cipher: Cipher) -> usize {
     ESP_HEADER_LEN + cipher.iv_len() + (inner_len + 2).next_multiple_of(4) + cipher.icv_len()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fits_fits_exactly() {
+        for cipher in [Cipher::AesGcm16 { key_bits: 256 }, Cipher::ChaCha20Poly1305] {
+            for outer in [Family::V4, Family::V6] {
+                for udp in [false, true] {
+                    for path_mtu in 100..2000 {
+                        let inner = max_inner(path_mtu, cipher, outer, udp);
+                        let on_wire = |inner| {
+                            outer.header_len() + if udp { 8 } else { 0 } + esp_len(inner, cipher)
+                        };
+                        assert!(on_wire(inner) <= path_mtu);
+                        assert!(on_wire(inner + 1) > path_mtu);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn known_values() {
+        let gcm = Cipher::AesGcm16 { key_bits: 128 };
+        assert_eq!(max_inner(1500, gcm, Family::V4, false), 1446);
+        assert_eq!(max_inner(1500, gcm, Family::V4, true), 1438);
+        assert_eq!(max_inner(1500, gcm, Family::V6, false), 1426);
+        assert_eq!(max_inner(50, gcm, Family::V6, true), 0);
+    }
+}

@@ -88,3 +88,6 @@ fn any(side: &[Selector], address: IpAddr, protocol: u8, port: Option<u16>) -> b
     side.iter()
         .any(|selector| selector.matches(address, protocol, port))
 }
+
+#[cfg(test)]
+mod tests;

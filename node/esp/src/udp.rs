@@ -22,3 +22,19 @@ pub fn classify(datagram: &[u8]) -> Datagram<'_> {
         _ => Datagram::Unknown,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn datagrams_are_told_apart() {
+        assert_eq!(classify(&[0xff]), Datagram::Keepalive);
+        assert_eq!(classify(&[0, 0, 0, 0, 7, 8]), Datagram::Ike(&[7, 8]));
+        let esp = [0, 0, 1, 0, 0, 0, 0, 1, 9];
+        assert_eq!(classify(&esp), Datagram::Esp(&esp));
+        for unknown in [&[][..], &[0], &[0xff, 0xff], &esp[..8]] {
+            assert_eq!(classify(unknown), Datagram::Unknown);
+        }
+    }
+}

@@ -1,1 +1,277 @@
-//! x
+//! Sealing and opening against known packets: RFC 7634 Appendix A, and packets that another implementation made.
+
+use super::*;
+use crate::{Cipher, InboundSa, OpenError, ReplayWindow, Replayed, Selectors, TAILROOM, protocol};
+use proptest::prelude::*;
+
+const SPI: u32 = 0xdead_beef;
+
+fn hex(text: &str) -> Vec<u8> {
+    assert!(text.len().is_multiple_of(2));
+    (0..text.len())
+        .step_by(2)
+        .map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap())
+        .collect()
+}
+
+fn key(cipher: Cipher, first: u8) -> Key {
+    let len = u8::try_from(cipher.key_len()).unwrap();
+    let material: Vec<u8> = (first..first + len)
+        .chain([0xa0, 0xa1, 0xa2, 0xa3])
+        .collect();
+    Key::new(cipher, &material).unwrap()
+}
+
+fn inbound(spi: u32, key: Key, esn: bool) -> InboundSa {
+    InboundSa::new(spi, key, esn, Selectors::default(), ReplayWindow::new(1024))
+}
+
+/// Seals with room to spare around, and shows that nothing beyond the packet was touched.
+fn seal(sa: &OutboundSa, seq: u64, next_header: u8, inner: &[u8]) -> Vec<u8> {
+    let start = HEADROOM + 3;
+    let mut buf = vec![0xee; start + inner.len() + TAILROOM + 5];
+    buf[start..start + inner.len()].copy_from_slice(inner);
+    let seq = SequenceNumber::for_test(seq);
+    let range = sa
+        .seal(seq, next_header, &mut buf, start..start + inner.len())
+        .unwrap();
+    assert!(
+        buf[..range.start]
+            .iter()
+            .chain(&buf[range.end..])
+            .all(|&byte| byte == 0xee)
+    );
+    buf[range].to_vec()
+}
+
+const RFC7634_INNER: &str = "45000054a6f200004001e778c6336405c000020508005b7a3a080000553bec100007362708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f202122232425262728292a2b2c2d2e2f3031323334353637";
+/// With the outer IPv4 header.
+const RFC7634_PACKET: &str = "4500008c234500004032de5bcb007199cb0071050102030400000005101112131415161724039428b97f417e3c13753a4f05087b67c352e6a7fab1b982d466ef407ae5c614ee8099d52844eb61aa95dfab4c02f72aa71e7c4c4f64c9befe2facc638e8f3cbec163fac469b502773f6fb94e664da9165b82829f641e076aaa8266b7fb0f7b11b369907e1ad43";
+
+#[test]
+fn rfc7634_example() {
+    let inner = hex(RFC7634_INNER);
+    let expected = &hex(RFC7634_PACKET)[20..];
+    let sa = OutboundSa::new(0x0102_0304, key(Cipher::ChaCha20Poly1305, 0x80), false);
+    let mut buf = [&[0; HEADROOM], &inner[..], &[0; TAILROOM]].concat();
+    let iv = [0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17];
+    let range = sa
+        .seal_with_iv(
+            5,
+            iv,
+            protocol::IPV4,
+            &mut buf,
+            HEADROOM..HEADROOM + inner.len(),
+        )
+        .unwrap();
+    assert_eq!(&buf[range], expected);
+
+    let sa = inbound(0x0102_0304, key(Cipher::ChaCha20Poly1305, 0x80), false);
+    let mut packet = expected.to_vec();
+    let opened = sa.open(&mut packet).unwrap();
+    assert_eq!((opened.next_header, opened.seq), (protocol::IPV4, 5));
+    assert_eq!(packet[opened.payload], inner);
+}
+
+/// Cipher, ESN, sequence number, length of the inner packet, Next Header, ESP packet.
+#[rustfmt::skip]
+const KNOWN: [(Cipher, bool, u64, usize, u8, &str); 12] = [
+    (Cipher::AesGcm16 { key_bits: 128 }, false, 0x1, 20, 4, "deadbeef000000010000000000000001526606ef4ca75179ab437422e33faa2755b553ce97f782a67a93dbee50f9082750921997313d33c6"),
+    (Cipher::AesGcm16 { key_bits: 128 }, false, 0xffffffff, 21, 4, "deadbeefffffffff00000000ffffffff3f6c874ab38a6f8c0473c32ed18529cb89bc3cb6022f8accb71987009dc509f18736dbced5cde843"),
+    (Cipher::AesGcm16 { key_bits: 128 }, true, 0x100000002, 22, 41, "deadbeef00000002000000010000000257134da670ab941a43a93d7d6f6ccae8af9fc27f4747afcfe5ea050a53ce3605dc5013fc3693f87e"),
+    (Cipher::AesGcm16 { key_bits: 128 }, true, 0xfffffffffffffffe, 23, 41, "deadbeeffffffffefffffffffffffffef6800b8d0989ad4983cca00285893bc6c88e6b56c0ab88e9f733c1f9274c932d97501c372fc9f6ecf0c7da56"),
+    (Cipher::AesGcm16 { key_bits: 256 }, false, 0x1, 20, 4, "deadbeef000000010000000000000001a4b8a2934c57e09d37f59f5f435033cb095dd31069621e29dee63e18239596e88c7b20de0c0a64df"),
+    (Cipher::AesGcm16 { key_bits: 256 }, false, 0xffffffff, 21, 4, "deadbeefffffffff00000000ffffffffa07a6287bd50adca5665dfc0b21c811b07c062736862f4bbe0e0c0edc4eeb9b59b3a7005f677966b"),
+    (Cipher::AesGcm16 { key_bits: 256 }, true, 0x100000002, 22, 41, "deadbeef000000020000000100000002b18fd99f490fc84bb409b668ea77a8fb404784995be4daf76e0aa3782bc8d8e053ad9b57fac43504"),
+    (Cipher::AesGcm16 { key_bits: 256 }, true, 0xfffffffffffffffe, 23, 41, "deadbeeffffffffefffffffffffffffef30a11337e5ebb3ef223cb690047378c17aadf106b0e1dba51eacf51ec59824e49a2ec823c801be55e51c96f"),
+    (Cipher::ChaCha20Poly1305, false, 0x1, 20, 4, "deadbeef00000001000000000000000133cb2fd37a967c5925bcf92124f2feef818444bd19bdfe0fb3a550346907d664892c82c7ad391f20"),
+    (Cipher::ChaCha20Poly1305, false, 0xffffffff, 21, 4, "deadbeefffffffff00000000ffffffffd21c660442df8f4053c628c66ddc71dbcfd97e9a8e3740c895354b8df6672a6107af984646f97323"),
+    (Cipher::ChaCha20Poly1305, true, 0x100000002, 22, 41, "deadbeef00000002000000010000000245d92d01a558314f3a61a6038fb734620081233f139995f662130f49c81bda7937c627ee0f43e067"),
+    (Cipher::ChaCha20Poly1305, true, 0xfffffffffffffffe, 23, 41, "deadbeeffffffffefffffffffffffffe9e4749fdccf7e798fe27f39c9e6b3a4ae28a4d72efd4df032d2277af1d15d4a1f1abece8f9b1da32111cf74b"),
+];
+
+fn known_inner(len: usize) -> Vec<u8> {
+    (0..len)
+        .map(|i| u8::try_from((3 * i + len) % 256).unwrap())
+        .collect()
+}
+
+#[test]
+fn packets_of_another_implementation() {
+    for (cipher, esn, seq, len, next_header, expected) in KNOWN {
+        let inner = known_inner(len);
+        let sa = OutboundSa::new(SPI, key(cipher, 0), esn);
+        let packet = seal(&sa, seq, next_header, &inner);
+        assert_eq!(packet, hex(expected), "{cipher:?} {seq:#x}");
+        assert_eq!(packet.len(), crate::mtu::esp_len(len, cipher));
+        assert_eq!(sa.sent(), (1, len as u64));
+
+        let sa = inbound(SPI, key(cipher, 0), esn);
+        if esn {
+            sa.resume_from(seq - 1);
+        }
+        let mut packet = hex(expected);
+        let opened = sa.open(&mut packet).unwrap();
+        assert_eq!((opened.next_header, opened.seq), (next_header, seq));
+        assert_eq!(packet[opened.payload.clone()], inner);
+        assert_eq!(sa.right_edge(), seq);
+        assert_eq!(
+            (sa.counters().packets, sa.counters().bytes),
+            (1, len as u64)
+        );
+        let again = sa.open(&mut hex(expected));
+        assert_eq!(again, Err(OpenError::Replayed(Replayed::Duplicate)));
+        assert_eq!(sa.counters().replayed, 1);
+    }
+}
+
+#[test]
+fn a_changed_byte_is_noticed_and_moves_no_window() {
+    for (cipher, esn, seq, _, _, expected) in KNOWN {
+        let sa = inbound(SPI, key(cipher, 0), esn);
+        if esn {
+            sa.resume_from(seq - 1);
+        }
+        let edge = sa.right_edge();
+        for at in 0..hex(expected).len() {
+            let mut packet = hex(expected);
+            packet[at] ^= 0x80;
+            assert!(sa.open(&mut packet).is_err(), "byte {at}");
+            assert_eq!(sa.right_edge(), edge);
+        }
+        assert!(sa.open(&mut hex(expected)).is_ok());
+    }
+}
+
+#[test]
+fn esn_is_authenticated() {
+    let (cipher, _, seq, _, _, expected) = KNOWN[2];
+    let sa = inbound(SPI, key(cipher, 0), true);
+    sa.resume_from(seq - 1 + (1 << 32));
+    assert_eq!(sa.open(&mut hex(expected)), Err(OpenError::Integrity));
+    let sa = inbound(SPI, key(cipher, 0), false);
+    assert_eq!(sa.open(&mut hex(expected)), Err(OpenError::Integrity));
+}
+
+#[test]
+fn padding_of_authentic_packets_is_checked() {
+    for packet in [
+        "deadbeef000000070000000000000007cdf9d9f3b60597ddbcbfe659feb0f4370f054e8c257a6bae",
+        "deadbeef000000070000000000000007ad9972930d91644001dca0de2e0cf6e3dfa6939a",
+        "deadbeef000000070000000000000007af9f7c8fcccf881ed9502c703053386dc4b5",
+    ] {
+        let sa = inbound(SPI, key(Cipher::ChaCha20Poly1305, 0), false);
+        assert_eq!(sa.open(&mut hex(packet)), Err(OpenError::Padding));
+        assert_eq!(sa.counters().padding, 1);
+        assert_eq!(sa.right_edge(), 7, "the packet was authentic");
+    }
+    let sa = inbound(SPI, key(Cipher::ChaCha20Poly1305, 0), false);
+    let mut packet = hex(
+        "deadbeef000000070000000000000007cdf9d9f3be0e96dd2abe31e4f4fad8352196ff7dcf8851c278b63b4015efd6297a48c055d354013df4158139c07e3d5f9dfe1fb2ef9b507fa51b4d1c13b1b2c805d93f579d887f9e6dfa4caab06607c1d8c70578ee9420dbea3d90d5d17f13620cbbba841bd1dca1267203a72749d0ca66a78d7f041aaf8bfc90fef31f2060dc08ee1e86253af24c759e8179317fedffc48f5ed055fc192f84ded2f8259e9c33fa16994f2ea57a9f39190071cff14e73910371f284867d2012784714f40106529e7888fc6478bd0984210d718ebdf8d0f626989b16fa4ae260b3b9ae850ca8a20da6b78a28f6c31bd66168afc2383660f2a51a847735d1e965fe83583b33abb8baa8f26379ed64b41977b3956e788fcf297fa6cd37",
+    );
+    let opened = sa.open(&mut packet).unwrap();
+    assert_eq!(&packet[opened.payload], b"abcd");
+}
+
+#[test]
+fn short_and_foreign_packets_are_malformed() {
+    let (cipher, esn, _, _, _, expected) = KNOWN[0];
+    let sa = inbound(SPI, key(cipher, 0), esn);
+    for len in 0..HEADROOM + 2 + ICV_LEN {
+        let mut packet = hex(expected);
+        packet.truncate(len);
+        assert_eq!(sa.open(&mut packet), Err(OpenError::Malformed));
+    }
+    assert_eq!(sa.counters().malformed, (HEADROOM + 2 + ICV_LEN) as u64);
+    let other = inbound(SPI + 1, key(cipher, 0), esn);
+    assert_eq!(other.open(&mut hex(expected)), Err(OpenError::Malformed));
+}
+
+#[test]
+fn dummy_packets_are_recognised() {
+    let sa = OutboundSa::new(SPI, key(Cipher::ChaCha20Poly1305, 0), false);
+    let mut packet = seal(&sa, 1, protocol::NO_NEXT_HEADER, &[]);
+    let opened = inbound(SPI, key(Cipher::ChaCha20Poly1305, 0), false)
+        .open(&mut packet)
+        .unwrap();
+    assert!(opened.is_dummy());
+    assert!(opened.payload.is_empty());
+}
+
+#[test]
+fn a_buffer_without_room_is_refused() {
+    let sa = OutboundSa::new(SPI, key(Cipher::ChaCha20Poly1305, 0), false);
+    let mut buf = [0; HEADROOM + 20 + TAILROOM];
+    let mut seal = |inner| sa.seal(SequenceNumber::for_test(1), protocol::IPV4, &mut buf, inner);
+    assert_eq!(seal(HEADROOM - 1..HEADROOM + 20), Err(SealError::NoRoom));
+    assert_eq!(seal(HEADROOM..HEADROOM + 24), Err(SealError::NoRoom));
+    assert_eq!(seal(1000..1010), Err(SealError::NoRoom));
+    #[expect(clippy::reversed_empty_ranges, reason = "what is refused")]
+    let reversed = 30..20;
+    assert_eq!(seal(reversed), Err(SealError::NoRoom));
+    assert!(seal(HEADROOM..HEADROOM + 20).is_ok());
+    assert_eq!(sa.sent(), (1, 20));
+}
+
+#[test]
+fn keys_do_not_show_and_wrong_lengths_are_refused() {
+    let cipher = Cipher::AesGcm16 { key_bits: 256 };
+    let material = [0xab; 36];
+    let shown = format!(
+        "{:?}",
+        OutboundSa::new(SPI, Key::new(cipher, &material).unwrap(), true)
+    );
+    assert!(
+        !shown.contains("171") && !shown.contains("ab, ab"),
+        "{shown}"
+    );
+    for len in [0, 20, 32, 35, 37] {
+        assert!(Key::new(cipher, &vec![0; len]).is_err());
+    }
+    assert!(Key::new(Cipher::AesGcm16 { key_bits: 192 }, &[0; 28]).is_err());
+}
+
+#[test]
+fn next_seq_feeds_seal_in_order() {
+    let sa = OutboundSa::new(SPI, key(Cipher::ChaCha20Poly1305, 0), false);
+    assert_eq!(sa.next_seq(), Err(Exhausted));
+    sa.extend(1..3).unwrap();
+    let peer = inbound(SPI, key(Cipher::ChaCha20Poly1305, 0), false);
+    for expected in 1..3 {
+        let seq = sa.next_seq().unwrap().get();
+        let mut packet = seal(&sa, seq, protocol::IPV4, b"inner");
+        assert_eq!(peer.open(&mut packet).unwrap().seq, expected);
+    }
+    assert_eq!(sa.next_seq(), Err(Exhausted));
+}
+
+proptest! {
+    #[test]
+    fn what_is_sealed_is_opened(
+        inner in proptest::collection::vec(any::<u8>(), 0..2000),
+        seq in 1..u64::from(u32::MAX),
+        high in 0..1000u64,
+        esn: bool,
+        which in 0..3usize,
+    ) {
+        let ciphers = [
+            Cipher::AesGcm16 { key_bits: 128 },
+            Cipher::AesGcm16 { key_bits: 256 },
+            Cipher::ChaCha20Poly1305,
+        ];
+        let cipher = ciphers[which];
+        let seq = if esn { seq | high << 32 } else { seq };
+        let mut packet = seal(&OutboundSa::new(SPI, key(cipher, 0), esn), seq, protocol::IPV6, &inner);
+        let sa = inbound(SPI, key(cipher, 0), esn);
+        sa.resume_from(seq - 1);
+        let opened = sa.open(&mut packet).unwrap();
+        prop_assert_eq!(opened.seq, seq);
+        prop_assert_eq!(&packet[opened.payload], &inner[..]);
+    }
+
+    #[test]
+    fn opening_anything_never_panics(mut packet in proptest::collection::vec(any::<u8>(), 0..200), esn: bool) {
+        packet.splice(..packet.len().min(4), SPI.to_be_bytes());
+        prop_assert!(inbound(SPI, key(Cipher::ChaCha20Poly1305, 0), esn).open(&mut packet).is_err());
+    }
+}
