@@ -273,7 +273,7 @@ impl State {
             .collect();
         for spi in before {
             self.spis.remove(&spi);
-            if !spis.get(&spi).is_some_and(|(_, used)| used.esn.is_some()) {
+            if spis.get(&spi).is_none_or(|(_, used)| used.esn.is_none()) {
                 self.body.reservations.remove(&spi);
             }
         }

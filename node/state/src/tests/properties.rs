@@ -60,20 +60,9 @@ fn who(sa: u64) -> String {
 }
 
 fn command(state: &State, wish: &Wish) -> (Command, Stale) {
-    let epoch = |g: GatewayId| state.gateway(g).map_or(0, |g| g.epoch);
+    let epoch = |sa: u64| epoch_of(state, gateway_of(sa));
     let revision = |sa: u64| state.sa(SaId(sa)).map_or(0, |r| r.revision) + 1;
-    let in_gateway = |sa: u64, r: Record| Record {
-        gateway: gateway_of(sa),
-        ..r
-    };
     match *wish {
-        Wish::Take(g) => (
-            Command::TakeGateway {
-                gateway: GatewayId(g),
-                member: format!("m{g}"),
-            },
-            Stale::Not,
-        ),
         Wish::Put(sa, mask, vips, stale) => {
             // SPIs of neighbouring SAs overlap, so that there are conflicts.
             let base = u32::try_from(sa).unwrap() * 7;
@@ -92,7 +81,7 @@ fn command(state: &State, wish: &Wish) -> (Command, Stale) {
             };
             let wrong = u64::from(stale == Stale::Revision);
             let new = established(sa, revision(sa) + wrong, &who(sa), children, vips);
-            let epoch = epoch(gateway_of(sa)).wrapping_sub(u32::from(stale == Stale::Epoch));
+            let epoch = epoch(sa).wrapping_sub(u32::from(stale == Stale::Epoch));
             (put(epoch, vec![in_gateway(sa, new)]), stale)
         }
         Wish::Rekey(from, to) => {
@@ -103,7 +92,7 @@ fn command(state: &State, wish: &Wish) -> (Command, Stale) {
             let new = established(to, revision(to), &who(to), children, vips);
             (
                 put(
-                    epoch(gateway_of(from)),
+                    epoch(from),
                     vec![in_gateway(from, emptied), in_gateway(to, new)],
                 ),
                 Stale::Not,
@@ -111,7 +100,7 @@ fn command(state: &State, wish: &Wish) -> (Command, Stale) {
         }
         Wish::Close(sa, stale) => {
             let wrong = u64::from(stale == Stale::Revision);
-            let epoch = epoch(gateway_of(sa)).wrapping_sub(u32::from(stale == Stale::Epoch));
+            let epoch = epoch(sa).wrapping_sub(u32::from(stale == Stale::Epoch));
             (
                 put(
                     epoch,
@@ -120,45 +109,34 @@ fn command(state: &State, wish: &Wish) -> (Command, Stale) {
                 stale,
             )
         }
-        Wish::Remove(sa) => {
-            let gateway = gateway_of(sa);
-            (
-                Command::RemoveSas {
-                    gateway,
-                    epoch: epoch(gateway),
-                    sas: vec![SaId(sa)],
-                },
-                Stale::Not,
-            )
-        }
+        _ => (quiet_command(state, wish), Stale::Not),
+    }
+}
+
+/// Commands that are never stale.
+fn quiet_command(state: &State, wish: &Wish) -> Command {
+    match *wish {
         Wish::Extend(spi, count) => {
             let gateway = GatewayId(u32::from(spi) % 3);
             let children = (7..64)
                 .filter(|s| s % 5 == u32::from(spi) % 5)
                 .map(|s| (s, count.into()))
                 .collect();
-            (
-                Command::ExtendReservations {
-                    gateway,
-                    epoch: epoch(gateway),
-                    children,
-                },
-                Stale::Not,
-            )
-        }
-        Wish::Lease(sa, v4, v6) => {
-            let gateway = gateway_of(sa);
-            let lease = Command::LeaseAddresses {
-                epoch: epoch(gateway),
-                sa: SaId(sa),
+            Command::ExtendReservations {
                 gateway,
-                identity: identity(&who(sa)),
-                pools: vec!["p4".into(), "p6".into()],
-                v4: v4.then(|| ip("0.0.0.0")),
-                v6: v6.then(|| ip("::")),
-            };
-            (lease, Stale::Not)
+                epoch: epoch_of(state, gateway),
+                children,
+            }
         }
+        Wish::Lease(sa, v4, v6) => Command::LeaseAddresses {
+            epoch: epoch_of(state, gateway_of(sa)),
+            sa: SaId(sa),
+            gateway: gateway_of(sa),
+            identity: identity(&who(sa)),
+            pools: vec!["p4".into(), "p6".into()],
+            v4: v4.then(|| ip("0.0.0.0")),
+            v6: v6.then(|| ip("::")),
+        },
         Wish::Count(sa, inbound_next, outbound_next) => {
             let gateway = gateway_of(sa);
             let counters = vec![Counters {
@@ -166,14 +144,11 @@ fn command(state: &State, wish: &Wish) -> (Command, Stale) {
                 inbound_next,
                 outbound_next,
             }];
-            (
-                Command::Counters {
-                    gateway,
-                    epoch: epoch(gateway),
-                    counters,
-                },
-                Stale::Not,
-            )
+            Command::Counters {
+                gateway,
+                epoch: epoch_of(state, gateway),
+                counters,
+            }
         }
         Wish::Pools(n) => {
             let pools = vec![
@@ -184,14 +159,36 @@ fn command(state: &State, wish: &Wish) -> (Command, Stale) {
                 pools,
                 ..Policy::default()
             });
-            (
-                Command::SetPolicy {
-                    expected: state.policy_version(),
-                    policy,
-                },
-                Stale::Not,
-            )
+            Command::SetPolicy {
+                expected: state.policy_version(),
+                policy,
+            }
         }
+        Wish::Take(gateway) => Command::TakeGateway {
+            gateway: GatewayId(gateway),
+            member: format!("m{gateway}"),
+        },
+        Wish::Remove(sa) => {
+            let gateway = gateway_of(sa);
+            Command::RemoveSas {
+                gateway,
+                epoch: epoch_of(state, gateway),
+                sas: vec![SaId(sa)],
+            }
+        }
+        Wish::Put(..) | Wish::Rekey(..) | Wish::Close(..) => unreachable!("may be stale"),
+    }
+}
+
+fn epoch_of(state: &State, gateway: GatewayId) -> u32 {
+    state.gateway(gateway).map_or(0, |g| g.epoch)
+}
+
+/// A record of a test, in the gateway of its SA.
+fn in_gateway(sa: u64, record: Record) -> Record {
+    Record {
+        gateway: gateway_of(sa),
+        ..record
     }
 }
 
