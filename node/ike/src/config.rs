@@ -25,6 +25,44 @@ pub struct Policy {
     pub secrets: Vec<SharedSecret>,
     /// Pools of virtual addresses.
     pub pools: Vec<Pool>,
+    /// How requests are repeated.
+    pub retransmit: Retransmit,
+}
+
+/// How a request of ours is repeated while it is not answered (RFC 7296 §2.1, §2.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retransmit {
+    /// Wait this long before the first repetition.
+    pub timeout: Duration,
+    /// Each wait is this many hundredths of the one before.
+    pub growth_percent: u32,
+    /// Give the peer up after this many repetitions.
+    pub tries: u32,
+}
+
+impl Default for Retransmit {
+    /// Waits of 2, 3.6, 6.5, 12, 21, 38 and 68 seconds: 151 s in all.
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(2),
+            growth_percent: 180,
+            tries: 6,
+        }
+    }
+}
+
+impl Retransmit {
+    /// How long to wait after the request was sent `sent` times (from 1); `None` if it is time to give up.
+    pub fn wait(&self, sent: u32) -> Option<Duration> {
+        if sent > self.tries + 1 {
+            return None;
+        }
+        let mut wait = self.timeout;
+        for _ in 1..sent {
+            wait = wait * self.growth_percent / 100;
+        }
+        Some(wait)
+    }
 }
 
 /// A connection: which peers, how they authenticate, which Child SAs they may have.
@@ -129,8 +167,14 @@ impl Policy {
     }
 
     /// The connections that are meant for this pair of addresses, in order.
-    pub fn candidates(&self, local: SocketAddr, remote: SocketAddr) -> impl Iterator<Item = &Connection> {
-        self.connections.iter().filter(move |c| c.covers(local.ip(), remote.ip()))
+    pub fn candidates(
+        &self,
+        local: SocketAddr,
+        remote: SocketAddr,
+    ) -> impl Iterator<Item = &Connection> {
+        self.connections
+            .iter()
+            .filter(move |c| c.covers(local.ip(), remote.ip()))
     }
 
     /// The pre-shared key between these identities: the most specific that fits.
@@ -146,7 +190,8 @@ impl Policy {
 impl Connection {
     /// Whether this pair of outer addresses is one of this connection's.
     pub fn covers(&self, local: IpAddr, remote: IpAddr) -> bool {
-        let any = |nets: &[IpNet], ip: &IpAddr| nets.is_empty() || nets.iter().any(|n| n.contains(ip));
+        let any =
+            |nets: &[IpNet], ip: &IpAddr| nets.is_empty() || nets.iter().any(|n| n.contains(ip));
         any(&self.local_addrs, &local) && any(&self.remote_addrs, &remote)
     }
 

@@ -34,7 +34,9 @@ impl fmt::Display for SaId {
 }
 
 /// A virtual gateway.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct GatewayId(pub u32);
 
 /// Which end of the IKE SA we are: fixes the direction of keys and the I flag.

@@ -4,6 +4,24 @@
 //! does not change the record: the caller commits the change, gives it back with [`IkeSa::adopt`], and only then
 //! carries out the effects (commit before reply). If the change is refused, effects are dropped.
 
+mod auth;
+mod child;
+mod exchange;
+mod ike_rekey;
+mod informational;
+mod init;
+mod init_client;
+mod nat;
+mod pursue;
+mod session;
+#[cfg(test)]
+mod tests;
+mod turn;
+
+pub use init::{CookieSecrets, InitAnswer, answer_init};
+pub use init_client::initiate;
+pub use session::{IkeSa, IvCounter};
+
 use crate::{
     config::Policy,
     env::{Entropy, UnixMillis},
@@ -19,8 +37,8 @@ use std::{
 pub struct Env<'a> {
     /// The present.
     pub now: UnixMillis,
-    /// The epoch under which everything is done.
-    pub epoch: u32,
+    /// IVs of the epoch under which everything is done.
+    pub ivs: &'a IvCounter,
     /// The configuration.
     pub policy: &'a Policy,
     /// Randomness.
@@ -226,6 +244,11 @@ pub enum Event {
         /// The new one.
         to: SocketAddr,
     },
+    /// Something came that anyone could have sent, and was ignored. Who logs it limits the rate.
+    Ignored {
+        /// What it was.
+        what: Failure,
+    },
     /// Something was refused or failed; `what` says so in a line.
     Failed {
         /// What failed and why.
@@ -290,6 +313,17 @@ pub enum Failure {
     /// The peer's public value is not acceptable.
     #[error("{0}")]
     BadPublicValue(#[from] crate::crypto::BadPublicValue),
+    /// It was not sealed with the SA's keys, or was changed on its way.
+    #[error("the integrity check failed")]
+    Integrity,
+    /// The Message ID is outside the window.
+    #[error("Message ID {given} where {expected} was expected")]
+    MessageId {
+        /// What came.
+        given: u32,
+        /// What should have come.
+        expected: u32,
+    },
     /// The peer does not answer.
     #[error("the peer does not answer")]
     Silent,
@@ -318,97 +352,4 @@ pub enum Timer {
     Expire,
     /// Something that had to wait is tried again.
     Retry,
-}
-
-/// One IKE SA on the member that serves it: its record, and the session that only this member has.
-#[derive(Debug)]
-pub struct IkeSa {
-    record: Record,
-}
-
-impl IkeSa {
-    /// An SA as a record says, served from now on by this process: after a takeover, a restart, or when it was just created.
-    pub fn resume(record: Record, now: UnixMillis) -> Self {
-        let _ = now;
-        Self { record }
-    }
-
-    /// The record as of the last adopted change.
-    pub fn record(&self) -> &Record {
-        &self.record
-    }
-
-    /// Handles an input. While a [`Change::Barrier`] of this SA is not decided, the caller holds further inputs back.
-    pub fn step(&mut self, input: Input<'_>, env: &mut Env<'_>) -> Step {
-        let _ = (input, env);
-        todo!()
-    }
-
-    /// Makes a committed (or lazily replicated) change this SA's own.
-    pub fn adopt(&mut self, record: Record) {
-        self.record = record;
-    }
-
-    /// Tells that up to this Message ID of ours is committed: an empty request may only be sent once the one before is.
-    pub fn outbound_committed(&mut self, next: u32) {
-        let _ = next;
-    }
-
-    /// Tells that the data plane received authentic packets from the peer at that time.
-    pub fn heard(&mut self, at: UnixMillis) {
-        let _ = at;
-    }
-
-    /// When to call [`IkeSa::step`] with [`Input::Timeout`], and what for.
-    pub fn next_timeout(&self) -> Option<(UnixMillis, Timer)> {
-        todo!()
-    }
-}
-
-/// Answers to an IKE_SA_INIT request.
-#[derive(Debug)]
-pub enum InitAnswer {
-    /// Send this and keep nothing: a cookie request or an error notify.
-    Stateless {
-        /// The message.
-        datagram: Vec<u8>,
-        /// What went wrong, unless it is a cookie request.
-        failure: Option<Failure>,
-    },
-    /// A half-open SA: replicate the record lazily, send the response (its `inbound.last_response`).
-    HalfOpen(Box<Record>),
-    /// Say nothing.
-    Silent(Failure),
-}
-
-/// Cluster-wide secrets of stateless cookies (RFC 7296 §2.6).
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct CookieSecrets {
-    /// The one that is issued.
-    pub current: crate::secret::Secret,
-    /// The one before, still accepted.
-    pub previous: crate::secret::Secret,
-}
-
-/// Answers an IKE_SA_INIT request (RFC 7296 §1.2). With `demand_cookie`, a request without a valid cookie only gets one.
-pub fn answer_init(
-    bytes: &[u8],
-    local: SocketAddr,
-    remote: SocketAddr,
-    gateway: GatewayId,
-    demand_cookie: bool,
-    cookies: &CookieSecrets,
-    env: &mut Env<'_>,
-) -> InitAnswer {
-    let _ = (bytes, local, remote, gateway, demand_cookie, cookies, env);
-    todo!()
-}
-
-/// Starts an SA of our own: a record whose pending request is to be committed and then sent.
-///
-/// # Errors
-/// If the connection or the child does not exist, or has no address to go to.
-pub fn initiate(connection: &str, child: &str, local: Option<IpAddr>, gateway: GatewayId, env: &mut Env<'_>) -> Result<Record, Failure> {
-    let _ = (connection, child, local, gateway, env);
-    todo!()
 }

@@ -1,0 +1,282 @@
+//! Messages of an SA: which are new, which are repeated, which are none of ours (RFC 7296 §2.1 to §2.3).
+
+use super::{
+    Effect, Event, Failure,
+    session::Session,
+    turn::{Refused, Turn},
+};
+use crate::{
+    crypto::{self, OpenError},
+    record::{CloseReason, PendingRequest, Phase, Role, Task},
+    wire::{ExchangeType, Message, NotifyType, ParseError, Payload},
+};
+use std::net::SocketAddr;
+
+impl Turn<'_, '_> {
+    /// A datagram came for this SA.
+    pub(super) fn datagram(&mut self, bytes: &[u8], local: SocketAddr, remote: SocketAddr) {
+        let message = match Message::parse(bytes) {
+            Ok(message) => message,
+            Err(error) => return self.ignore(Failure::Malformed(error)),
+        };
+        let header = message.header;
+        if header.from_initiator != (self.record.role == Role::Responder) {
+            return self.ignore(Failure::Invalid("the I flag is of the wrong end"));
+        }
+        if matches!(self.record.phase, Phase::InitSent(_)) {
+            return self.init_response(&message, bytes, local, remote);
+        }
+        let ours = super::turn::header(&self.record, header.exchange, false, 0);
+        if (header.initiator_spi, header.responder_spi) != (ours.initiator_spi, ours.responder_spi)
+        {
+            return self.ignore(Failure::Invalid("the peer's SPI is another"));
+        }
+        if header.is_response {
+            self.response(&message);
+        } else {
+            self.request_from_peer(&message, bytes, local, remote);
+        }
+    }
+
+    /// Opens the protected part. What cannot be verified is reported and ignored.
+    fn open(&mut self, message: &Message<'_>) -> Option<Result<Vec<Payload>, ParseError>> {
+        let Some(protected) = message.protected.as_ref().filter(|p| p.fragment.is_none()) else {
+            self.ignore(Failure::Invalid("the message is not protected"));
+            return None;
+        };
+        let (suite, keys) = self.protection()?;
+        let opened = crypto::open(suite.encryption, self.opening_key(keys), protected);
+        match opened {
+            Ok(payloads) => Some(Ok(payloads)),
+            Err(OpenError::Content(error)) => Some(Err(error)),
+            Err(OpenError::Integrity) => {
+                self.ignore(Failure::Integrity);
+                None
+            }
+        }
+    }
+
+    fn response(&mut self, message: &Message<'_>) {
+        let expected = self.record.outbound.pending.as_ref();
+        let Some(PendingRequest { id, .. }) =
+            expected.filter(|p| p.id == message.header.message_id)
+        else {
+            return; // late or repeated: its request was completed
+        };
+        let id = *id;
+        let payloads = match self.open(message) {
+            Some(Ok(payloads)) => payloads,
+            // Authentic nonsense: there is no way to go on with such a peer (RFC 7296 §2.21.3).
+            Some(Err(error)) => {
+                self.fail(Failure::Malformed(error));
+                return self.close(CloseReason::SetupFailed);
+            }
+            None => return,
+        };
+        self.session.heard = self.now();
+        let Some(pending) = self.complete() else {
+            return;
+        };
+        debug_assert_eq!(pending.id, id);
+        match pending.task {
+            Task::Connect => self.auth_response(&payloads),
+            Task::Liveness => {
+                self.session.uncertain = false;
+                self.commit_lazily();
+            }
+            Task::CreateChild(offer) => {
+                self.commit();
+                self.child_response(offer, &payloads);
+            }
+            Task::RekeyIke(offer) => {
+                self.commit();
+                self.ike_rekey_response(offer, &payloads);
+            }
+            Task::DeleteChildren(spis) => {
+                self.commit();
+                self.children_deleted(&spis);
+            }
+            Task::DeleteIke => {
+                let reason = self.delete_reason();
+                self.close(reason);
+            }
+        }
+    }
+
+    fn request_from_peer(
+        &mut self,
+        message: &Message<'_>,
+        bytes: &[u8],
+        local: SocketAddr,
+        remote: SocketAddr,
+    ) {
+        let id = message.header.message_id;
+        let expected = self.record.inbound.next;
+        if expected > 0 && id == expected - 1 {
+            return self.repeated_request(message, local, remote);
+        }
+        let ahead = id.wrapping_sub(expected);
+        if ahead > self.session.ahead {
+            return self.ignore(Failure::MessageId {
+                given: id,
+                expected,
+            });
+        }
+        let payloads = match self.open(message) {
+            Some(payloads) => payloads,
+            None => return,
+        };
+        self.session.heard = self.now();
+        self.session.ahead -= ahead;
+        let payloads = match payloads {
+            Ok(payloads) => payloads,
+            Err(error) => return self.malformed_request(message.header.exchange, id, error),
+        };
+        match (&self.record.phase, message.header.exchange) {
+            (Phase::HalfOpen(_), ExchangeType::IKE_AUTH) => {
+                self.auth_request(&payloads, bytes, local, remote)
+            }
+            (Phase::Established(_), ExchangeType::INFORMATIONAL) => {
+                self.follow(remote);
+                self.informational(id, &payloads);
+            }
+            (Phase::Established(_), ExchangeType::CREATE_CHILD_SA) => {
+                self.follow(remote);
+                self.create_child_request(id, &payloads);
+            }
+            _ => self.ignore(Failure::Invalid("this exchange has no place now")),
+        }
+    }
+
+    /// The peer did not get our response, or repeats its request for other reasons: the same bytes again, from whoever serves it.
+    fn repeated_request(&mut self, message: &Message<'_>, local: SocketAddr, remote: SocketAddr) {
+        if let (Phase::HalfOpen(_), ExchangeType::IKE_SA_INIT) =
+            (&self.record.phase, message.header.exchange)
+        {
+            return self.repeat_response(local, remote);
+        }
+        let Some(opened) = self.open(message) else {
+            return;
+        };
+        if self.record.inbound.last_response.is_some() {
+            return self.repeat_response(local, remote);
+        }
+        // The response was to a harmless exchange of a former epoch: the same meaning, under a fresh IV.
+        let harmless = message.header.exchange == ExchangeType::INFORMATIONAL
+            && opened.is_ok_and(|p| p.is_empty());
+        if harmless {
+            self.session.heard = self.now();
+            self.respond(ExchangeType::INFORMATIONAL, message.header.message_id, &[]);
+            self.commit_lazily();
+        }
+    }
+
+    fn repeat_response(&mut self, local: SocketAddr, remote: SocketAddr) {
+        if let Some(datagram) = self.record.inbound.last_response.clone() {
+            self.effects.push(Effect::Send {
+                datagram,
+                local,
+                remote,
+            });
+        }
+    }
+
+    /// An authentic request that cannot be parsed: an unknown critical payload costs only the exchange (RFC 7296 §2.5), anything else
+    /// the SA (§2.21.2, §2.21.3).
+    fn malformed_request(&mut self, exchange: ExchangeType, id: u32, error: ParseError) {
+        if matches!(self.record.phase, Phase::Closed(_)) {
+            return;
+        }
+        let refused = match error {
+            ParseError::UnknownCritical(kind) => Refused::with_data(
+                NotifyType::UNSUPPORTED_CRITICAL_PAYLOAD,
+                vec![kind],
+                Failure::Malformed(error),
+            ),
+            _ => Refused::new(NotifyType::INVALID_SYNTAX, Failure::Malformed(error)),
+        };
+        self.refuse(exchange, id, refused);
+    }
+
+    /// Answers a request with an error notify. Also a refusal is committed: a successor must not carry out what was refused.
+    pub(super) fn refuse(&mut self, exchange: ExchangeType, id: u32, refused: Refused) {
+        let fatal =
+            refused.notify.kind == NotifyType::INVALID_SYNTAX || exchange == ExchangeType::IKE_AUTH;
+        self.commit();
+        self.fail(refused.failure);
+        self.respond(exchange, id, &[Payload::Notify(refused.notify)]);
+        if fatal {
+            self.close(CloseReason::SetupFailed);
+        }
+    }
+
+    /// Answers a request with what a handler makes of it. When it refuses, everything that it did is undone first.
+    pub(super) fn answer(
+        &mut self,
+        exchange: ExchangeType,
+        id: u32,
+        handler: impl FnOnce(&mut Self) -> Result<Vec<Payload>, Refused>,
+    ) {
+        let before = (self.record.clone(), self.effects.len(), self.created.len());
+        self.commit();
+        match handler(self) {
+            Ok(payloads) => self.respond(exchange, id, &payloads),
+            Err(refused) => {
+                self.record = before.0;
+                self.effects.truncate(before.1);
+                self.created.truncate(before.2);
+                self.refuse(exchange, id, refused);
+            }
+        }
+    }
+
+    /// A peer behind a NAT is followed to where its authentic, fresh requests come from (RFC 7296 §2.23).
+    fn follow(&mut self, remote: SocketAddr) {
+        if !self.record.path.nat_remote || self.record.path.remote == remote {
+            return;
+        }
+        self.record.path.remote = remote;
+        self.commit();
+        let path = self.record.path;
+        let spis_in = self.record.children().iter().map(|c| c.spi_in).collect();
+        self.effects.push(Effect::MoveChildren { spis_in, path });
+        self.report(Event::PeerMoved { to: remote });
+    }
+
+    /// Repeats the pending request, or gives the peer up.
+    pub(super) fn retransmit(&mut self) {
+        let Some(repeat) = self.session.repeat.filter(|r| r.at <= self.env.now) else {
+            return;
+        };
+        let Some(pending) = &self.record.outbound.pending else {
+            self.session.repeat = None;
+            return;
+        };
+        let datagram = pending.datagram.clone();
+        match self.env.policy.retransmit.wait(repeat.sent + 1) {
+            Some(wait) => {
+                self.session.repeat = Some(super::session::Repeat {
+                    sent: repeat.sent + 1,
+                    at: self.env.now + wait,
+                });
+                self.send(datagram);
+            }
+            None => {
+                let setting_up = !matches!(self.record.phase, Phase::Established(_));
+                self.fail(Failure::Silent);
+                self.close(CloseReason::PeerSilent);
+                if setting_up {
+                    self.effects.push(Effect::Forget);
+                }
+            }
+        }
+    }
+}
+
+impl Session {
+    /// Whether the peer may still get answers to requests ahead of the expected one.
+    #[cfg(test)]
+    pub(super) fn budget(&self) -> u32 {
+        self.ahead
+    }
+}

@@ -1,0 +1,346 @@
+//! A new IKE SA in the place of an old one, and what happens when both ends make one at the same time (RFC 7296 §1.3.2, §2.8.2, §2.18, §2.25.2).
+
+use super::{
+    Event, Failure,
+    init::{named_group, nonce},
+    turn::{Refused, Turn, find_error, only},
+};
+use crate::{
+    crypto::{Exchanged, IkeKeys, IkeSuite, KeyPair},
+    env::UnixMillis,
+    proposal,
+    record::{
+        Child, Established, Fate, IkeOffer, InboundWindow, OutboundWindow, Phase, Record, Rival,
+        Role, SaId, Task,
+    },
+    wire::{self, ExchangeType, KeyExchange, Notify, NotifyType, Payload},
+};
+use std::time::Duration;
+
+/// How long an IKE SA that the peer has replaced waits for the peer to delete it.
+const REPLACED_LINGERS: Duration = Duration::from_secs(60);
+
+/// How long to wait before a refused rekey is tried again.
+const RETRY_REFUSED: Duration = Duration::from_secs(10);
+
+/// The new SA of a rekey, as far as both ends agree on it.
+struct NewIke<'a> {
+    id: SaId,
+    role: Role,
+    remote_spi: u64,
+    suite: IkeSuite,
+    shared: &'a crate::secret::Secret,
+    nonce_i: &'a [u8],
+    nonce_r: &'a [u8],
+}
+
+impl Turn<'_, '_> {
+    // ---- as responder ----
+
+    /// The peer replaces this IKE SA.
+    pub(super) fn ike_rekey_request(
+        &mut self,
+        payloads: &[Payload],
+    ) -> Result<Vec<Payload>, Refused> {
+        let pending = self.record.outbound.pending.as_ref().map(|p| &p.task);
+        let collides = matches!(pending, Some(Task::RekeyIke(_)));
+        let busy = matches!(
+            pending,
+            Some(Task::CreateChild(_) | Task::DeleteChildren(_) | Task::DeleteIke)
+        );
+        let est = self.established();
+        if busy || est.replaced_by.is_some() || est.rival.is_some() {
+            let failure =
+                Failure::Invalid("it rekeys the IKE SA while another exchange is under way");
+            return Err(Refused::new(NotifyType::TEMPORARY_FAILURE, failure));
+        }
+        let offered = only!(payloads, Sa).map_err(Refused::syntax)?;
+        let nonce_i = only!(payloads, Nonce).map_err(Refused::syntax)?;
+        let ke = only!(payloads, Ke).map_err(Refused::syntax)?;
+        let policy = self.env.policy;
+        let Some(connection) = policy.connection(&self.record.connection) else {
+            let gone = Failure::Unconfigured(self.record.connection.clone());
+            return Err(Refused::new(NotifyType::NO_PROPOSAL_CHOSEN, gone));
+        };
+        let chosen = proposal::choose_ike(&connection.proposals, offered, ke.group)
+            .ok_or_else(|| Refused::new(NotifyType::NO_PROPOSAL_CHOSEN, Failure::NoIkeProposal))?;
+        let group = chosen.suite.group;
+        if group.id() != ke.group {
+            let failure = Failure::Invalid("its KE payload is of another group");
+            return Err(Refused::with_data(
+                NotifyType::INVALID_KE_PAYLOAD,
+                group.id().to_be_bytes().to_vec(),
+                failure,
+            ));
+        }
+        let remote_spi = ike_spi(&chosen.peer_spi)
+            .ok_or_else(|| Refused::syntax("an SPI that no IKE SA can have"))?;
+        let key = KeyPair::generate(group, self.env.rng);
+        let shared = key
+            .agree(&ke.data)
+            .map_err(|e| Refused::new(NotifyType::INVALID_SYNTAX, e.into()))?;
+        let (id, nonce_r) = (self.env.spis.ike(self.env.rng), nonce(self.env.rng));
+        let new = NewIke {
+            id,
+            role: Role::Responder,
+            remote_spi,
+            suite: chosen.suite,
+            shared: &shared,
+            nonce_i,
+            nonce_r: &nonce_r,
+        };
+        let record = self.new_ike(&new);
+        if collides {
+            let lowest_nonce = nonce_i.min(&nonce_r).clone();
+            self.established().rival = Some(Box::new(Rival {
+                record,
+                lowest_nonce,
+            }));
+        } else {
+            let lingers = self.env.now + REPLACED_LINGERS;
+            self.hand_over(record, lingers);
+        }
+        Ok(vec![
+            Payload::Sa(vec![proposal::answer_ike(&chosen, &id.0.to_be_bytes())]),
+            Payload::Nonce(nonce_r),
+            Payload::Ke(KeyExchange {
+                group: group.id(),
+                data: key.public().to_vec(),
+            }),
+        ])
+    }
+
+    // ---- as initiator ----
+
+    /// Asks to replace this IKE SA.
+    pub(super) fn start_ike_rekey(&mut self) {
+        let policy = self.env.policy;
+        let Some(connection) = policy.connection(&self.record.connection) else {
+            self.session.not_before = Some(self.env.now + RETRY_REFUSED);
+            return self.fail(Failure::Unconfigured(self.record.connection.clone()));
+        };
+        let groups = || {
+            connection
+                .proposals
+                .iter()
+                .flat_map(|p| p.groups.iter().copied())
+        };
+        let current = self.established().suite.group;
+        let hinted = self
+            .session
+            .group_hint
+            .take()
+            .and_then(|id| named_group(&id.to_be_bytes(), groups()));
+        let Some(group) = hinted
+            .or_else(|| groups().find(|g| *g == current))
+            .or_else(|| groups().next())
+        else {
+            return;
+        };
+        let key = KeyPair::generate(group, self.env.rng);
+        let id = self.env.spis.ike(self.env.rng);
+        let nonce = nonce(self.env.rng);
+        let payloads = [
+            Payload::Sa(proposal::offer_ike(
+                &connection.proposals,
+                &id.0.to_be_bytes(),
+                Some(group),
+            )),
+            Payload::Nonce(nonce.clone()),
+            Payload::Ke(KeyExchange {
+                group: group.id(),
+                data: key.public().to_vec(),
+            }),
+        ];
+        self.request(
+            ExchangeType::CREATE_CHILD_SA,
+            &payloads,
+            Task::RekeyIke(IkeOffer { id, nonce, key }),
+        );
+        self.commit();
+    }
+
+    /// The response to our rekey of the IKE SA.
+    pub(super) fn ike_rekey_response(&mut self, offer: IkeOffer, payloads: &[Payload]) {
+        if let Some(error) = find_error(payloads) {
+            return self.ike_rekey_refused(&offer, error);
+        }
+        match self.complete_ike_rekey(&offer, payloads) {
+            Ok((record, lowest_nonce)) => self.decide_ike(record, &lowest_nonce),
+            Err(failure) => {
+                self.fail(failure);
+                self.session.not_before = Some(self.env.now + RETRY_REFUSED);
+                self.rival_remains();
+            }
+        }
+    }
+
+    fn ike_rekey_refused(&mut self, offer: &IkeOffer, error: &Notify) {
+        if self.rival_remains() {
+            return; // ours is not needed any more
+        }
+        if error.kind == NotifyType::INVALID_KE_PAYLOAD {
+            let wanted = <[u8; 2]>::try_from(&error.data[..])
+                .map(u16::from_be_bytes)
+                .ok();
+            if wanted.is_some_and(|w| w != offer.key.group().id()) {
+                self.session.group_hint = wanted;
+                return self.start_ike_rekey();
+            }
+        }
+        let temporary = error.kind == NotifyType::TEMPORARY_FAILURE;
+        let wait = if temporary {
+            self.soon()
+        } else {
+            RETRY_REFUSED
+        };
+        self.session.not_before = Some(self.env.now + wait);
+        if !temporary {
+            self.fail(Failure::PeerRefused(error.kind));
+        }
+    }
+
+    fn complete_ike_rekey(
+        &mut self,
+        offer: &IkeOffer,
+        payloads: &[Payload],
+    ) -> Result<(Record, Vec<u8>), Failure> {
+        let policy = self.env.policy;
+        let connection = policy
+            .connection(&self.record.connection)
+            .ok_or_else(|| Failure::Unconfigured(self.record.connection.clone()))?;
+        let answer = only!(payloads, Sa).map_err(Failure::Invalid)?;
+        let nonce_r = only!(payloads, Nonce).map_err(Failure::Invalid)?;
+        let ke = only!(payloads, Ke).map_err(Failure::Invalid)?;
+        let chosen =
+            proposal::accepted_ike(&connection.proposals, answer).ok_or(Failure::NoIkeProposal)?;
+        let remote_spi =
+            ike_spi(&chosen.peer_spi).ok_or(Failure::Invalid("an SPI that no IKE SA can have"))?;
+        if chosen.suite.group != offer.key.group() || ke.group != chosen.suite.group.id() {
+            return Err(Failure::Invalid(
+                "its KE payload does not fit what was agreed",
+            ));
+        }
+        let shared = offer.key.agree(&ke.data)?;
+        let new = NewIke {
+            id: offer.id,
+            role: Role::Initiator,
+            remote_spi,
+            suite: chosen.suite,
+            shared: &shared,
+            nonce_i: &offer.nonce,
+            nonce_r,
+        };
+        Ok((self.new_ike(&new), (&offer.nonce).min(nonce_r).clone()))
+    }
+
+    /// Which of two new IKE SAs remains, if the peer has made one too: that with the lowest of all nonces goes, by who made it (RFC 7296 §2.8.2).
+    fn decide_ike(&mut self, ours: Record, lowest_nonce: &[u8]) {
+        let now = self.env.now;
+        match self.established().rival.take() {
+            Some(rival) if lowest_nonce < &rival.lowest_nonce[..] => {
+                // Ours goes. The peer deletes the old one.
+                self.hand_over(rival.record, now + REPLACED_LINGERS);
+                let mut redundant = ours;
+                if let Phase::Established(e) = &mut redundant.phase {
+                    e.expires_at = Some(now);
+                    e.rekey_at = None;
+                    e.replaced_by = self.established().replaced_by;
+                }
+                self.created.push(redundant);
+            }
+            Some(rival) => {
+                // Ours remains; the peer deletes the one that it made, and it must be there to be deleted.
+                let mut redundant = rival.record;
+                if let Phase::Established(e) = &mut redundant.phase {
+                    e.expires_at = Some(now + REPLACED_LINGERS);
+                    e.rekey_at = None;
+                    e.replaced_by = Some(ours.id);
+                }
+                self.created.push(redundant);
+                self.hand_over(ours, now);
+            }
+            None => self.hand_over(ours, now),
+        }
+    }
+
+    /// If the peer has made an IKE SA while ours was under way, and ours came to nothing, that one takes the place of this.
+    pub(super) fn rival_remains(&mut self) -> bool {
+        let Some(rival) = self.established().rival.take() else {
+            return false;
+        };
+        let lingers = self.env.now + REPLACED_LINGERS;
+        self.hand_over(rival.record, lingers);
+        true
+    }
+
+    // ---- both ends ----
+
+    /// The record of the new IKE SA, without Child SAs.
+    fn new_ike(&mut self, new: &NewIke<'_>) -> Record {
+        let connection = self.env.policy.connection(&self.record.connection);
+        let (rekey_at, expires_at) = connection.map_or((None, None), |c| self.ike_times(c));
+        let old_id = self.record.id;
+        let (spi_i, spi_r) = match new.role {
+            Role::Initiator => (new.id.0, new.remote_spi),
+            Role::Responder => (new.remote_spi, new.id.0),
+        };
+        let old = self.established().clone();
+        debug_assert_ne!(old_id, new.id);
+        let exchanged = Exchanged {
+            nonce_i: new.nonce_i,
+            nonce_r: new.nonce_r,
+            spi_i,
+            spi_r,
+        };
+        let keys = IkeKeys::rekeyed(new.suite, old.suite.prf, &old.keys.d, new.shared, exchanged);
+        Record {
+            id: new.id,
+            gateway: self.record.gateway,
+            revision: 1,
+            role: new.role,
+            remote_spi: new.remote_spi,
+            connection: self.record.connection.clone(),
+            path: self.record.path,
+            created: self.env.now,
+            inbound: InboundWindow::default(),
+            outbound: OutboundWindow::default(),
+            phase: Phase::Established(Box::new(Established {
+                suite: new.suite,
+                keys,
+                rekey_at,
+                expires_at,
+                children: Vec::new(),
+                rival: None,
+                replaced_by: None,
+                ..old
+            })),
+        }
+    }
+
+    /// The new IKE SA inherits Child SAs and addresses; the old one is deleted at `delete_at` if the peer does not do so before.
+    fn hand_over(&mut self, mut new: Record, delete_at: UnixMillis) {
+        let est = self.established();
+        let children: Vec<Child> = std::mem::take(&mut est.children);
+        debug_assert!(children.iter().filter(|c| c.fate == Fate::Live).count() <= children.len());
+        est.our_vips = Vec::new();
+        est.replaced_by = Some(new.id);
+        est.rekey_at = None;
+        est.expires_at = Some(delete_at);
+        if let Phase::Established(e) = &mut new.phase {
+            e.children = children;
+        }
+        let by = new.id;
+        new.path = self.record.path;
+        self.created.push(new);
+        self.report(Event::IkeRekeyed { by });
+    }
+}
+
+/// A peer's SPI of an IKE SA: eight bytes, not zero (RFC 7296 §3.1).
+fn ike_spi(bytes: &[u8]) -> Option<u64> {
+    <[u8; 8]>::try_from(bytes)
+        .ok()
+        .map(u64::from_be_bytes)
+        .filter(|spi| *spi != 0)
+}

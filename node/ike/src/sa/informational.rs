@@ -1,0 +1,129 @@
+//! INFORMATIONAL exchanges: liveness, deletions, notifications (RFC 7296 §1.4, §1.4.1, §2.4, §2.25.1).
+
+use super::{Failure, turn::Turn};
+use crate::{
+    record::{CloseReason, Task},
+    wire::{Delete, ExchangeType, NotifyType, Payload, Protocol},
+};
+
+impl Turn<'_, '_> {
+    /// The peer's INFORMATIONAL request.
+    pub(super) fn informational(&mut self, id: u32, payloads: &[Payload]) {
+        // By its shape a liveness check: it changes nothing, so the answer need not wait (unless the peer has moved).
+        if payloads.is_empty() {
+            self.commit_lazily();
+            return self.respond(ExchangeType::INFORMATIONAL, id, &[]);
+        }
+        self.commit();
+        let fatal = payloads.iter().find_map(|p| match p {
+            Payload::Notify(n)
+                if matches!(
+                    n.kind,
+                    NotifyType::AUTHENTICATION_FAILED | NotifyType::INVALID_SYNTAX
+                ) =>
+            {
+                Some(n.kind)
+            }
+            _ => None,
+        });
+        if let Some(kind) = fatal {
+            self.fail(Failure::PeerRefused(kind));
+            self.respond(ExchangeType::INFORMATIONAL, id, &[]);
+            return self.close(CloseReason::SetupFailed);
+        }
+        if payloads
+            .iter()
+            .any(|p| matches!(p, Payload::Delete(Delete::Ike)))
+        {
+            self.respond(ExchangeType::INFORMATIONAL, id, &[]);
+            self.rival_remains();
+            let replaced = self.established().replaced_by.is_some();
+            return self.close(if replaced {
+                CloseReason::Rekeyed
+            } else {
+                CloseReason::DeletedByPeer
+            });
+        }
+        let deleted = self.delete_peers_children(payloads);
+        self.respond(ExchangeType::INFORMATIONAL, id, &deleted);
+    }
+
+    /// Deletes the Child SAs that the peer names, and says what to answer: our halves, except those that a Delete of our own under way names.
+    fn delete_peers_children(&mut self, payloads: &[Payload]) -> Vec<Payload> {
+        let named: Vec<u32> = payloads
+            .iter()
+            .filter_map(|p| match p {
+                Payload::Delete(Delete::Child {
+                    protocol: Protocol::ESP,
+                    spis,
+                }) => Some(spis),
+                _ => None,
+            })
+            .flatten()
+            .copied()
+            .collect();
+        let in_ours = self.children_being_deleted();
+        let mut ours = Vec::new();
+        for spi_out in named {
+            let found = self
+                .established()
+                .children
+                .iter()
+                .find(|c| c.spi_out == spi_out)
+                .map(|c| c.spi_in);
+            let Some(spi_in) = found else { continue };
+            if !in_ours.contains(&spi_in) {
+                ours.push(spi_in);
+            }
+            self.remove_child(spi_in);
+        }
+        match ours.is_empty() {
+            true => Vec::new(),
+            false => vec![Payload::Delete(Delete::Child {
+                protocol: Protocol::ESP,
+                spis: ours,
+            })],
+        }
+    }
+
+    /// Asks the peer to delete Child SAs, by our inbound SPIs.
+    pub(super) fn delete_children(&mut self, spis: Vec<u32>) {
+        let payload = Payload::Delete(Delete::Child {
+            protocol: Protocol::ESP,
+            spis: spis.clone(),
+        });
+        self.request(
+            ExchangeType::INFORMATIONAL,
+            &[payload],
+            Task::DeleteChildren(spis),
+        );
+        self.commit();
+    }
+
+    /// Asks the peer to delete this IKE SA.
+    pub(super) fn delete_ike(&mut self) {
+        self.request(
+            ExchangeType::INFORMATIONAL,
+            &[Payload::Delete(Delete::Ike)],
+            Task::DeleteIke,
+        );
+        self.commit();
+    }
+
+    /// Asks whether the peer lives. It changes nothing, so it need not be committed before it is sent.
+    pub(super) fn check_liveness(&mut self) {
+        self.request(ExchangeType::INFORMATIONAL, &[], Task::Liveness);
+        self.commit_lazily();
+    }
+
+    /// Why an IKE SA that we asked the peer to delete ends.
+    pub(super) fn delete_reason(&mut self) -> CloseReason {
+        let now = self.env.now;
+        let est = self.established();
+        match (est.replaced_by, est.expires_at) {
+            (Some(_), _) => CloseReason::Rekeyed,
+            (None, Some(at)) if at <= now => CloseReason::Expired,
+            _ => CloseReason::DeletedByUs,
+        }
+    }
+}

@@ -1,0 +1,335 @@
+//! IKE_SA_INIT as responder (RFC 7296 §1.2, §2.6): nothing is kept of a request until its cookie came back, where one is demanded.
+
+use super::{
+    Env, Failure, nat,
+    turn::{find_notify, header, notify, only},
+};
+use crate::{
+    config::Connection,
+    crypto::{Exchanged, Group, IkeKeys, IkeSuite, KeyPair, Prf},
+    env::Entropy,
+    proposal::{self, Chosen},
+    record::{
+        GatewayId, HalfOpen, InboundWindow, Negotiated, OutboundWindow, Path, Phase, Record, Role,
+    },
+    secret::Secret,
+    wire::{self, ExchangeType, Header, KeyExchange, Message, NotifyType, ParseError, Payload},
+};
+use serde::{Deserialize, Serialize};
+use std::{net::SocketAddr, time::Duration};
+use subtle::ConstantTimeEq;
+
+/// How long a half-open SA waits for IKE_AUTH.
+const HALF_OPEN: Duration = Duration::from_secs(30);
+
+/// Length of our nonces: enough for every PRF (RFC 7296 §2.10).
+pub(super) const NONCE_LEN: usize = 32;
+
+/// Answers to an IKE_SA_INIT request.
+#[derive(Debug)]
+pub enum InitAnswer {
+    /// Send this and keep nothing: a cookie request or an error notify.
+    Stateless {
+        /// The message.
+        datagram: Vec<u8>,
+        /// What went wrong, unless it is a cookie request.
+        failure: Option<Failure>,
+    },
+    /// A half-open SA: replicate the record lazily, send the response (its `inbound.last_response`).
+    HalfOpen(Box<Record>),
+    /// Say nothing.
+    Silent(Failure),
+}
+
+/// Cluster-wide secrets of stateless cookies (RFC 7296 §2.6).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CookieSecrets {
+    /// The one that is issued.
+    pub current: Secret,
+    /// The one before, still accepted.
+    pub previous: Secret,
+}
+
+impl CookieSecrets {
+    fn cookie(secret: &Secret, remote: SocketAddr, spi_i: u64, nonce_i: &[u8]) -> Vec<u8> {
+        let ip = remote.ip().to_string();
+        Prf::HmacSha256
+            .compute(
+                secret.expose(),
+                &[nonce_i, ip.as_bytes(), &spi_i.to_be_bytes()],
+            )
+            .expose()
+            .to_vec()
+    }
+
+    fn accept(&self, cookie: &[u8], remote: SocketAddr, spi_i: u64, nonce_i: &[u8]) -> bool {
+        [&self.current, &self.previous]
+            .iter()
+            .any(|s| Self::cookie(s, remote, spi_i, nonce_i).ct_eq(cookie).into())
+    }
+}
+
+/// What an IKE_SA_INIT request asks for.
+struct Request<'a> {
+    header: Header,
+    payloads: &'a [Payload],
+    offered: &'a [wire::Proposal],
+    ke: &'a KeyExchange,
+    nonce_i: &'a [u8],
+    local: SocketAddr,
+    remote: SocketAddr,
+}
+
+/// Answers an IKE_SA_INIT request (RFC 7296 §1.2). With `demand_cookie`, a request without a valid cookie only gets one.
+pub fn answer_init(
+    bytes: &[u8],
+    (local, remote): (SocketAddr, SocketAddr),
+    gateway: GatewayId,
+    demand_cookie: bool,
+    cookies: &CookieSecrets,
+    env: &mut Env<'_>,
+) -> InitAnswer {
+    let message = match Message::parse(bytes) {
+        Ok(message) => message,
+        Err(error) => return unparsable(bytes, error),
+    };
+    let request = match read(&message, local, remote) {
+        Ok(request) => request,
+        Err(what) => return InitAnswer::Silent(Failure::Invalid(what)),
+    };
+    if demand_cookie && !request.has_cookie(cookies) {
+        let cookie = CookieSecrets::cookie(
+            &cookies.current,
+            remote,
+            request.header.initiator_spi,
+            request.nonce_i,
+        );
+        return InitAnswer::Stateless {
+            datagram: request.reply(0, &[notify(NotifyType::COOKIE, cookie)]),
+            failure: None,
+        };
+    }
+    let (connection, chosen) = match request.choose(env) {
+        Ok(found) => found,
+        Err(failure) => {
+            return request.refuse(NotifyType::NO_PROPOSAL_CHOSEN, Vec::new(), Some(failure));
+        }
+    };
+    if chosen.suite.group.id() != request.ke.group {
+        let wanted = chosen.suite.group.id().to_be_bytes().to_vec();
+        return request.refuse(NotifyType::INVALID_KE_PAYLOAD, wanted, None);
+    }
+    match half_open(&request, bytes, connection, &chosen, gateway, env) {
+        Ok(record) => InitAnswer::HalfOpen(Box::new(record)),
+        Err(failure) => InitAnswer::Silent(failure),
+    }
+}
+
+/// Only one thing wrong with a first message is worth an answer: a critical payload that we do not know (RFC 7296 §2.5).
+fn unparsable(bytes: &[u8], error: ParseError) -> InitAnswer {
+    match (Header::parse(bytes), &error) {
+        (Ok(h), ParseError::UnknownCritical(kind))
+            if h.from_initiator && !h.is_response && h.message_id == 0 =>
+        {
+            let answer = Header {
+                from_initiator: false,
+                is_response: true,
+                ..h
+            };
+            let datagram = wire::emit(
+                &answer,
+                &[notify(
+                    NotifyType::UNSUPPORTED_CRITICAL_PAYLOAD,
+                    vec![*kind],
+                )],
+            );
+            InitAnswer::Stateless {
+                datagram,
+                failure: Some(error.into()),
+            }
+        }
+        _ => InitAnswer::Silent(error.into()),
+    }
+}
+
+fn read<'a>(
+    message: &'a Message<'_>,
+    local: SocketAddr,
+    remote: SocketAddr,
+) -> Result<Request<'a>, &'static str> {
+    let header = message.header;
+    if header.exchange != ExchangeType::IKE_SA_INIT || header.is_response || !header.from_initiator
+    {
+        return Err("not an IKE_SA_INIT request");
+    }
+    if header.responder_spi != 0
+        || header.initiator_spi == 0
+        || header.message_id != 0
+        || message.protected.is_some()
+    {
+        return Err(
+            "an IKE_SA_INIT request with SPIs, Message ID or protection that it cannot have",
+        );
+    }
+    let payloads = &message.payloads[..];
+    Ok(Request {
+        header,
+        payloads,
+        offered: only!(payloads, Sa)?,
+        ke: only!(payloads, Ke)?,
+        nonce_i: only!(payloads, Nonce)?,
+        local,
+        remote,
+    })
+}
+
+impl Request<'_> {
+    fn has_cookie(&self, cookies: &CookieSecrets) -> bool {
+        find_notify(self.payloads, NotifyType::COOKIE).is_some_and(|n| {
+            cookies.accept(
+                &n.data,
+                self.remote,
+                self.header.initiator_spi,
+                self.nonce_i,
+            )
+        })
+    }
+
+    /// A first connection that fits, and what it accepts of the offer. Which connection it really is shows when the peer has authenticated.
+    fn choose<'p>(&self, env: &Env<'p>) -> Result<(&'p Connection, Chosen<IkeSuite>), Failure> {
+        let mut any = false;
+        for connection in env.policy.candidates(self.local, self.remote) {
+            any = true;
+            if let Some(chosen) =
+                proposal::choose_ike(&connection.proposals, self.offered, self.ke.group)
+            {
+                return Ok((connection, chosen));
+            }
+        }
+        Err(if any {
+            Failure::NoIkeProposal
+        } else {
+            Failure::NoConnection {
+                local: self.local.ip(),
+                remote: self.remote.ip(),
+            }
+        })
+    }
+
+    fn reply(&self, responder_spi: u64, payloads: &[Payload]) -> Vec<u8> {
+        let header = Header {
+            responder_spi,
+            from_initiator: false,
+            is_response: true,
+            minor_version: 0,
+            higher_version: false,
+            ..self.header
+        };
+        wire::emit(&header, payloads)
+    }
+
+    fn refuse(&self, kind: NotifyType, data: Vec<u8>, failure: Option<Failure>) -> InitAnswer {
+        InitAnswer::Stateless {
+            datagram: self.reply(0, &[notify(kind, data)]),
+            failure,
+        }
+    }
+}
+
+fn half_open(
+    request: &Request<'_>,
+    bytes: &[u8],
+    connection: &Connection,
+    chosen: &Chosen<IkeSuite>,
+    gateway: GatewayId,
+    env: &mut Env<'_>,
+) -> Result<Record, Failure> {
+    let suite = chosen.suite;
+    let key = KeyPair::generate(suite.group, env.rng);
+    let shared = key.agree(&request.ke.data)?;
+    let id = env.spis.ike(env.rng);
+    let nonce_r = nonce(env.rng);
+    let (spi_i, nonce_i) = (request.header.initiator_spi, request.nonce_i.to_vec());
+    let keys = IkeKeys::initial(
+        suite,
+        &shared,
+        Exchanged {
+            nonce_i: &nonce_i,
+            nonce_r: &nonce_r,
+            spi_i,
+            spi_r: id.0,
+        },
+    );
+    let (nat_local, nat_remote) = nat::detect(
+        &request.header,
+        request.payloads,
+        request.local,
+        request.remote,
+    );
+    let mut record = Record {
+        id,
+        gateway,
+        revision: 1,
+        role: Role::Responder,
+        remote_spi: spi_i,
+        connection: connection.name.clone(),
+        path: Path {
+            local: request.local,
+            remote: request.remote,
+            nat_local: nat_local || connection.encap,
+            nat_remote,
+        },
+        created: env.now,
+        inbound: InboundWindow::default(),
+        outbound: OutboundWindow::default(),
+        phase: Phase::HalfOpen(Box::new(HalfOpen {
+            negotiated: Negotiated {
+                suite,
+                keys,
+                nonce_i,
+                nonce_r: nonce_r.clone(),
+                init_request: bytes.to_vec(),
+                init_response: Vec::new(),
+            },
+            expires_at: env.now + HALF_OPEN,
+        })),
+    };
+    let header = header(&record, ExchangeType::IKE_SA_INIT, true, 0);
+    let mut payloads = vec![
+        Payload::Sa(vec![proposal::answer_ike(chosen, &[])]),
+        Payload::Ke(KeyExchange {
+            group: suite.group.id(),
+            data: key.public().to_vec(),
+        }),
+        Payload::Nonce(nonce_r),
+    ];
+    payloads.extend(nat::notifies(
+        &header,
+        request.local,
+        request.remote,
+        connection.encap,
+        env.rng,
+    ));
+    let response = wire::emit(&header, &payloads);
+    if let Phase::HalfOpen(h) = &mut record.phase {
+        h.negotiated.init_response = response.clone();
+    }
+    record.inbound = InboundWindow {
+        next: 1,
+        last_response: Some(response),
+    };
+    Ok(record)
+}
+
+/// A fresh nonce.
+pub(super) fn nonce(rng: &mut dyn Entropy) -> Vec<u8> {
+    let mut nonce = vec![0; NONCE_LEN];
+    rng.fill(&mut nonce);
+    nonce
+}
+
+/// The group that an INVALID_KE_PAYLOAD names, if it is one of `ours`.
+pub(super) fn named_group(data: &[u8], ours: impl IntoIterator<Item = Group>) -> Option<Group> {
+    let id = u16::from_be_bytes(data.try_into().ok()?);
+    ours.into_iter().find(|g| g.id() == id)
+}

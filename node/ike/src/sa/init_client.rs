@@ -1,0 +1,286 @@
+//! IKE_SA_INIT as initiator (RFC 7296 §1.2, §2.6, §2.7).
+
+use super::{
+    Effect, Env, Failure,
+    init::{named_group, nonce},
+    nat,
+    turn::{Turn, find_error, find_notify, header, only},
+};
+use crate::{
+    config::Connection,
+    crypto::{Exchanged, Group, IkeKeys, KeyPair},
+    env::Entropy,
+    proposal,
+    record::{
+        CloseReason, GatewayId, InboundWindow, InitSent, Negotiated, OutboundWindow, Path,
+        PendingRequest, Phase, Record, Role, Task,
+    },
+    wire::{self, ExchangeType, KeyExchange, Message, NotifyType, Payload},
+};
+use ipnet::IpNet;
+use std::net::{IpAddr, SocketAddr};
+
+/// How often a request is made anew because of cookies or groups, before the peer is considered broken.
+const MAX_RESTARTS: u8 = 4;
+
+/// Starts an SA of our own: a record whose pending request is to be committed and then sent. `local` is our address if the connection does
+/// not name one; `ike_port` our port.
+///
+/// # Errors
+/// If the connection or the child does not exist, or it is not clear from where to where.
+pub fn initiate(
+    connection: &str,
+    child: &str,
+    local: Option<IpAddr>,
+    ike_port: u16,
+    gateway: GatewayId,
+    env: &mut Env<'_>,
+) -> Result<Record, Failure> {
+    let config = env
+        .policy
+        .connection(connection)
+        .ok_or_else(|| Failure::Unconfigured(connection.to_owned()))?;
+    config
+        .child(child)
+        .ok_or(Failure::Command("the connection has no such child"))?;
+    let remote = config.remote_host().ok_or(Failure::Command(
+        "the connection names no single remote address",
+    ))?;
+    let local = config
+        .local_addrs
+        .iter()
+        .filter_map(single)
+        .find(|a| a.is_ipv4() == remote.is_ipv4())
+        .or(local)
+        .ok_or(Failure::Command(
+            "no local address is known to initiate from",
+        ))?;
+    let group = *config
+        .proposals
+        .iter()
+        .flat_map(|p| &p.groups)
+        .next()
+        .ok_or(Failure::NoIkeProposal)?;
+    let mut record = Record {
+        id: env.spis.ike(env.rng),
+        gateway,
+        revision: 1,
+        role: Role::Initiator,
+        remote_spi: 0,
+        connection: config.name.clone(),
+        path: Path {
+            local: SocketAddr::new(local, ike_port),
+            remote: SocketAddr::new(remote, config.remote_port),
+            nat_local: config.encap,
+            nat_remote: false,
+        },
+        created: env.now,
+        inbound: InboundWindow::default(),
+        outbound: OutboundWindow::default(),
+        phase: Phase::InitSent(Box::new(InitSent {
+            child: child.to_owned(),
+            key: KeyPair::generate(group, env.rng),
+            nonce: nonce(env.rng),
+            cookie: None,
+            restarts: 0,
+        })),
+    };
+    make_request(&mut record, config, env.rng);
+    Ok(record)
+}
+
+/// The address that a network of one address stands for.
+fn single(net: &IpNet) -> Option<IpAddr> {
+    (net.prefix_len() == net.max_prefix_len() && !net.addr().is_unspecified()).then(|| net.addr())
+}
+
+impl Connection {
+    /// The address to initiate to, if the connection names one.
+    pub fn remote_host(&self) -> Option<IpAddr> {
+        self.remote_addrs.iter().find_map(single)
+    }
+}
+
+/// Makes the pending request what the phase says.
+fn make_request(record: &mut Record, config: &Connection, rng: &mut dyn Entropy) {
+    let Phase::InitSent(init) = &record.phase else {
+        return;
+    };
+    let mut payloads = Vec::new();
+    if let Some(cookie) = &init.cookie {
+        payloads.push(super::turn::notify(NotifyType::COOKIE, cookie.clone())); // must be the first (RFC 7296 §2.6)
+    }
+    payloads.push(Payload::Sa(proposal::offer_ike(
+        &config.proposals,
+        &[],
+        Some(init.key.group()),
+    )));
+    payloads.push(Payload::Ke(KeyExchange {
+        group: init.key.group().id(),
+        data: init.key.public().to_vec(),
+    }));
+    payloads.push(Payload::Nonce(init.nonce.clone()));
+    let header = header(record, ExchangeType::IKE_SA_INIT, false, 0);
+    payloads.extend(nat::notifies(
+        &header,
+        record.path.local,
+        record.path.remote,
+        config.encap,
+        rng,
+    ));
+    let datagram = wire::emit(&header, &payloads);
+    record.outbound = OutboundWindow {
+        next: 0,
+        pending: Some(PendingRequest {
+            id: 0,
+            datagram,
+            task: Task::Connect,
+        }),
+    };
+}
+
+impl Turn<'_, '_> {
+    /// The response to our IKE_SA_INIT. It is not authenticated: what does not fit is ignored, since a better one may follow.
+    pub(super) fn init_response(
+        &mut self,
+        message: &Message<'_>,
+        bytes: &[u8],
+        local: SocketAddr,
+        remote: SocketAddr,
+    ) {
+        let h = message.header;
+        let fits = h.exchange == ExchangeType::IKE_SA_INIT
+            && h.is_response
+            && h.message_id == 0
+            && message.protected.is_none();
+        if !fits
+            || h.initiator_spi != self.record.id.0
+            || remote.ip() != self.record.path.remote.ip()
+        {
+            return self.ignore(Failure::Invalid("not a response to our IKE_SA_INIT"));
+        }
+        let policy = self.env.policy;
+        let Some(config) = policy.connection(&self.record.connection) else {
+            let gone = Failure::Unconfigured(self.record.connection.clone());
+            return self.give_up(gone);
+        };
+        if let Some(cookie) = find_notify(&message.payloads, NotifyType::COOKIE) {
+            return self.restart(config, Some(cookie.data.clone()), None);
+        }
+        if let Some(error) = find_error(&message.payloads) {
+            let ours = config
+                .proposals
+                .iter()
+                .flat_map(|p| p.groups.iter().copied());
+            return match (error.kind, named_group(&error.data, ours)) {
+                (NotifyType::INVALID_KE_PAYLOAD, Some(group)) => {
+                    self.restart(config, None, Some(group))
+                }
+                (kind, _) => self.give_up(Failure::PeerRefused(kind)),
+            };
+        }
+        match self.negotiate(config, message, bytes, local, remote) {
+            Ok(()) => self.auth_start(config),
+            Err(failure) => self.ignore(failure),
+        }
+    }
+
+    /// The request again, with a cookie or another group, as a new first message.
+    fn restart(&mut self, config: &Connection, cookie: Option<Vec<u8>>, group: Option<Group>) {
+        let Phase::InitSent(init) = &mut self.record.phase else {
+            return;
+        };
+        if init.restarts >= MAX_RESTARTS {
+            return self.give_up(Failure::Invalid(
+                "it keeps asking for another first message",
+            ));
+        }
+        init.restarts += 1;
+        if cookie.is_some() {
+            init.cookie = cookie;
+        }
+        if let Some(group) = group {
+            init.key = KeyPair::generate(group, self.env.rng);
+        }
+        make_request(&mut self.record, config, self.env.rng);
+        self.commit();
+        self.repeat_from_now();
+        if let Some(pending) = &self.record.outbound.pending {
+            let datagram = pending.datagram.clone();
+            self.send(datagram);
+        }
+    }
+
+    /// Setting up failed before there was anything to keep.
+    pub(super) fn give_up(&mut self, failure: Failure) {
+        self.fail(failure);
+        self.close(CloseReason::SetupFailed);
+        self.effects.push(Effect::Forget);
+    }
+
+    fn negotiate(
+        &mut self,
+        config: &Connection,
+        message: &Message<'_>,
+        bytes: &[u8],
+        local: SocketAddr,
+        remote: SocketAddr,
+    ) -> Result<(), Failure> {
+        let payloads = &message.payloads;
+        let answer = only!(payloads, Sa).map_err(Failure::Invalid)?;
+        let ke = only!(payloads, Ke).map_err(Failure::Invalid)?;
+        let nonce_r = only!(payloads, Nonce).map_err(Failure::Invalid)?;
+        let Phase::InitSent(init) = &self.record.phase else {
+            return Err(Failure::Invalid("not waiting for IKE_SA_INIT"));
+        };
+        let suite = proposal::accepted_ike(&config.proposals, answer)
+            .ok_or(Failure::NoIkeProposal)?
+            .suite;
+        if message.header.responder_spi == 0
+            || suite.group != init.key.group()
+            || ke.group != suite.group.id()
+        {
+            return Err(Failure::Invalid("SPI or group of the response do not fit"));
+        }
+        let shared = init.key.agree(&ke.data)?;
+        let (spi_i, spi_r) = (self.record.id.0, message.header.responder_spi);
+        let keys = IkeKeys::initial(
+            suite,
+            &shared,
+            Exchanged {
+                nonce_i: &init.nonce,
+                nonce_r,
+                spi_i,
+                spi_r,
+            },
+        );
+        let negotiated = Negotiated {
+            suite,
+            keys,
+            nonce_i: init.nonce.clone(),
+            nonce_r: nonce_r.clone(),
+            init_request: self
+                .record
+                .outbound
+                .pending
+                .as_ref()
+                .map(|p| p.datagram.clone())
+                .unwrap_or_default(),
+            init_response: bytes.to_vec(),
+        };
+        let child = init.child.clone();
+        let (nat_local, nat_remote) = nat::detect(&message.header, payloads, local, remote);
+        self.record.remote_spi = spi_r;
+        self.record.path.nat_local |= nat_local;
+        self.record.path.nat_remote |= nat_remote;
+        if self.record.path.encapsulated() {
+            // From here on both ends use the NAT traversal port (RFC 7296 §2.23).
+            self.record.path.local.set_port(self.env.nat_port);
+            if self.record.path.remote.port() == 500 {
+                self.record.path.remote.set_port(4500);
+            }
+        }
+        self.prepare_auth(negotiated, &child);
+        Ok(())
+    }
+}

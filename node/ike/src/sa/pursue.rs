@@ -1,0 +1,247 @@
+//! What an SA does by itself, and when: one agenda, from which both the next wake-up and what is done at it are taken.
+
+use super::{Command, Effect, Failure, Timer, session::Session, turn::Turn};
+use crate::{
+    config::Policy,
+    env::UnixMillis,
+    record::{CloseReason, Established, Fate, Phase, Record},
+};
+use std::time::Duration;
+
+/// How often a NAT mapping is kept open (RFC 3948 §4: default 20 s).
+const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// How soon to look again whether the completion of our last request is committed.
+const UNTIL_COMMITTED: Duration = Duration::from_millis(30);
+
+/// Something that is due at some time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Due {
+    Retransmit,
+    Keepalive,
+    /// A half-open SA, or a tombstone.
+    Forget,
+    Command,
+    DeleteIke,
+    DeleteChildren(Vec<u32>),
+    RekeyIke,
+    RekeyChild(u32),
+    Liveness,
+}
+
+impl Due {
+    fn timer(&self) -> Timer {
+        match self {
+            Self::Retransmit => Timer::Retransmit,
+            Self::Keepalive => Timer::Keepalive,
+            Self::Forget | Self::DeleteIke | Self::DeleteChildren(_) => Timer::Expire,
+            Self::Command => Timer::Retry,
+            Self::RekeyIke => Timer::RekeyIke,
+            Self::RekeyChild(_) => Timer::RekeyChild,
+            Self::Liveness => Timer::Liveness,
+        }
+    }
+}
+
+/// Everything that is to be done, in order of importance, and when.
+fn agenda(record: &Record, session: &Session, policy: &Policy) -> Vec<(UnixMillis, Due)> {
+    let mut due = Vec::new();
+    if let (Some(repeat), Some(_)) = (session.repeat, &record.outbound.pending) {
+        due.push((repeat.at, Due::Retransmit));
+    }
+    match &record.phase {
+        Phase::HalfOpen(h) => due.push((h.expires_at, Due::Forget)),
+        Phase::Closed(c) => due.push((c.expires_at, Due::Forget)),
+        Phase::InitSent(_) | Phase::AuthSent(_) => {}
+        Phase::Established(e) => {
+            if let Some(at) = session.keepalive_at {
+                due.push((at, Due::Keepalive));
+            }
+            if record.outbound.pending.is_none() {
+                requests(e, record, session, policy, &mut due);
+            }
+        }
+    }
+    due
+}
+
+/// The requests that an established SA with nothing under way wants to make.
+fn requests(
+    e: &Established,
+    record: &Record,
+    session: &Session,
+    policy: &Policy,
+    due: &mut Vec<(UnixMillis, Due)>,
+) {
+    let first = due.len();
+    if let Some(at) = e.expires_at {
+        due.push((at, Due::DeleteIke));
+    }
+    let replaced: Vec<u32> = e
+        .children
+        .iter()
+        .filter(|c| c.fate == Fate::Replaced)
+        .map(|c| c.spi_in)
+        .collect();
+    if !replaced.is_empty() {
+        due.push((UnixMillis(0), Due::DeleteChildren(replaced)));
+    }
+    for child in &e.children {
+        if let Some(at) = child.expires_at {
+            due.push((at, Due::DeleteChildren(vec![child.spi_in])));
+        }
+    }
+    if e.replaced_by.is_none() {
+        if !session.wanted.is_empty() {
+            due.push((UnixMillis(0), Due::Command));
+        }
+        let wait = session.not_before.unwrap_or_default();
+        if let Some(at) = e.rekey_at {
+            due.push((at.max(wait), Due::RekeyIke));
+        }
+        for child in e.children.iter().filter(|c| c.fate == Fate::Live) {
+            // One that the peer is replacing already is left to it.
+            let taken = e.children.iter().any(|c| c.replaces == Some(child.spi_in));
+            if let (Some(at), false) = (child.rekey_at, taken) {
+                due.push((at.max(wait), Due::RekeyChild(child.spi_in)));
+            }
+        }
+        let delay = policy
+            .connection(&record.connection)
+            .map_or(Duration::ZERO, |c| c.dpd_delay);
+        if !delay.is_zero() {
+            due.push(((session.heard + delay).max(wait), Due::Liveness));
+        }
+    }
+    // What waits for the completion of our last request to be committed waits with everything: there is one request at a time.
+    if let Some(blocked) = session.blocked_until {
+        due[first..]
+            .iter_mut()
+            .for_each(|(at, _)| *at = (*at).max(blocked));
+    }
+}
+
+/// When the SA wants to be woken, and what for.
+pub(super) fn next_timeout(
+    record: &Record,
+    session: &Session,
+    policy: &Policy,
+) -> Option<(UnixMillis, Timer)> {
+    agenda(record, session, policy)
+        .into_iter()
+        .map(|(at, due)| (at, due.timer()))
+        .min()
+}
+
+impl Turn<'_, '_> {
+    /// The time of something on the agenda has come.
+    pub(super) fn timeout(&mut self) {
+        self.retransmit();
+        let now = self.env.now;
+        if self.session.keepalive_at.is_some_and(|at| at <= now) {
+            let path = self.record.path;
+            self.session.keepalive_at = path.nat_local.then(|| now + KEEPALIVE);
+            if matches!(self.record.phase, Phase::Established(_)) {
+                self.effects.push(Effect::Keepalive {
+                    local: path.local,
+                    remote: path.remote,
+                });
+            }
+        }
+        let over = matches!(&self.record.phase, Phase::HalfOpen(h) if h.expires_at <= now)
+            || matches!(&self.record.phase, Phase::Closed(c) if c.expires_at <= now);
+        if over {
+            self.effects.push(Effect::Forget);
+        }
+    }
+
+    /// An operator wants something.
+    pub(super) fn command(&mut self, command: Command) {
+        match (&self.record.phase, &command) {
+            (Phase::Established(_), _) => {
+                if !self.session.want(command) {
+                    self.fail(Failure::Command("too many commands wait for this SA"));
+                }
+            }
+            (Phase::Closed(_), _) => self.fail(Failure::Command("the SA is closed")),
+            (_, Command::Delete) => {
+                self.close(CloseReason::DeletedByUs);
+                self.effects.push(Effect::Forget);
+            }
+            _ => self.fail(Failure::Command("the SA is not established yet")),
+        }
+    }
+
+    /// Starts the most important request that is due, if none is under way.
+    pub(super) fn pursue(&mut self) {
+        // What comes with a new epoch must have been committed; commands that make no sense any more are dropped, so this loop ends.
+        for _ in 0..=self.session.wanted.len() {
+            if !matches!(self.record.phase, Phase::Established(_))
+                || self.record.outbound.pending.is_some()
+            {
+                return;
+            }
+            let now = self.env.now;
+            let mut due = agenda(&self.record, self.session, self.env.policy)
+                .into_iter()
+                .filter(|(at, _)| *at <= now);
+            let Some((_, due)) =
+                due.find(|(_, d)| !matches!(d, Due::Retransmit | Due::Keepalive | Due::Forget))
+            else {
+                return;
+            };
+            if due == Due::Liveness || self.session.uncertain {
+                return self.liveness_if_allowed();
+            }
+            match due {
+                Due::DeleteIke => self.delete_ike(),
+                Due::DeleteChildren(spis) => self.delete_children(spis),
+                Due::RekeyIke => self.start_ike_rekey(),
+                Due::RekeyChild(spi) => self.rekey_child(spi),
+                Due::Command => self.next_command(),
+                Due::Liveness | Due::Retransmit | Due::Keepalive | Due::Forget => {}
+            }
+        }
+    }
+
+    /// An empty request may only be sent once the completion of the one before it is committed: so that a successor is uncertain of one
+    /// Message ID at most.
+    fn liveness_if_allowed(&mut self) {
+        if self.session.outbound_committed >= self.record.outbound.next {
+            self.session.blocked_until = None;
+            self.check_liveness();
+        } else {
+            self.session.blocked_until = Some(self.env.now + UNTIL_COMMITTED);
+        }
+    }
+
+    fn rekey_child(&mut self, spi_in: u32) {
+        let name = self
+            .established()
+            .children
+            .iter()
+            .find(|c| c.spi_in == spi_in && c.fate == Fate::Live)
+            .map(|c| c.name.clone());
+        match name {
+            Some(name) => self.start_child(&name, Some(spi_in)),
+            None => self.fail(Failure::Command("there is no such Child SA to rekey")),
+        }
+    }
+
+    fn next_command(&mut self) {
+        match self.session.wanted.pop_front() {
+            Some(Command::CreateChild(name)) => self.start_child(&name, None),
+            Some(Command::RekeyChild(spi)) => self.rekey_child(spi),
+            Some(Command::RekeyIke) => self.start_ike_rekey(),
+            Some(Command::DeleteChild(spi)) => {
+                if self.record.children().iter().any(|c| c.spi_in == spi) {
+                    self.delete_children(vec![spi]);
+                } else {
+                    self.fail(Failure::Command("there is no such Child SA to delete"));
+                }
+            }
+            Some(Command::Delete) => self.delete_ike(),
+            None => {}
+        }
+    }
+}

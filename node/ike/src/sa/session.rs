@@ -1,0 +1,193 @@
+//! One IKE SA on the member that serves it: the record, and what only this member knows.
+
+use super::{Command, Env, Input, Step, Timer, turn::Turn};
+use crate::{
+    env::UnixMillis,
+    record::{Phase, Record},
+};
+use std::{
+    collections::VecDeque,
+    net::{IpAddr, SocketAddr},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+/// Commands that may wait on one SA; more are refused, since nobody waits for that many with good reason.
+const MAX_WANTED: usize = 32;
+
+/// How far a peer's requests may run ahead after a takeover: as many harmless exchanges as may have been answered
+/// without being replicated.
+const AHEAD: u32 = 16;
+
+/// The IVs of one epoch of a virtual gateway: `epoch || counter`, 24 and 40 bits (RFC 5282 §3.1 wants no more than that an IV is never
+/// repeated under a key). One counter serves all SAs of the gateway, so that nothing that happens to an SA in this process can
+/// wind it back.
+#[derive(Debug)]
+pub struct IvCounter {
+    epoch: u32,
+    next: AtomicU64,
+}
+
+impl IvCounter {
+    const COUNTER_BITS: u32 = 40;
+
+    /// The IVs of an epoch. There must be one such counter for it in the cluster, ever.
+    pub fn new(epoch: u32) -> Self {
+        Self {
+            epoch,
+            next: AtomicU64::new(0),
+        }
+    }
+
+    /// An IV that was never given out before; `None` when epoch or counter do not fit their bits: then nothing may be sealed.
+    pub fn next(&self) -> Option<[u8; 8]> {
+        let counter = self.next.fetch_add(1, Ordering::Relaxed);
+        (self.epoch < 1 << (64 - Self::COUNTER_BITS) && counter < 1 << Self::COUNTER_BITS)
+            .then(|| (u64::from(self.epoch) << Self::COUNTER_BITS | counter).to_be_bytes())
+    }
+}
+
+/// What only the member that serves an SA knows: a successor starts with a fresh one.
+#[derive(Debug)]
+pub(super) struct Session {
+    /// When the peer was last heard, authentically.
+    pub(super) heard: UnixMillis,
+    /// How often the pending request was sent, and when to send it again.
+    pub(super) repeat: Option<Repeat>,
+    /// Our Message IDs below this are committed as completed.
+    pub(super) outbound_committed: u32,
+    /// The peer may have answered a request of ours that we do not know of: the first must be an empty one.
+    pub(super) uncertain: bool,
+    /// How far the peer's Message IDs may still run ahead.
+    pub(super) ahead: u32,
+    /// What operators asked for and did not happen yet.
+    pub(super) wanted: VecDeque<Command>,
+    /// Nothing is started by itself before this: the peer asked us to wait.
+    pub(super) not_before: Option<UnixMillis>,
+    /// No request is started before this: the completion of our last one is not committed yet.
+    pub(super) blocked_until: Option<UnixMillis>,
+    /// When to send a NAT keepalive.
+    pub(super) keepalive_at: Option<UnixMillis>,
+    /// The group that the peer wants in our next CREATE_CHILD_SA.
+    pub(super) group_hint: Option<u16>,
+    /// An IKE_AUTH request that waits for addresses, and where it arrived and came from.
+    pub(super) parked: Option<(Vec<u8>, SocketAddr, SocketAddr)>,
+    /// The addresses that it got.
+    pub(super) leased: Option<Result<Vec<IpAddr>, super::NoAddress>>,
+}
+
+/// Repetition of the pending request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Repeat {
+    /// How often it was sent by this process.
+    pub(super) sent: u32,
+    /// When to send it again.
+    pub(super) at: UnixMillis,
+}
+
+/// One IKE SA on the member that serves it: its record, and the session that only this member has.
+#[derive(Debug)]
+pub struct IkeSa {
+    record: Record,
+    session: Session,
+}
+
+impl IkeSa {
+    /// An SA that this process has just created: its first request, if it has one, is about to be sent.
+    pub fn created(record: Record, now: UnixMillis) -> Self {
+        let mut sa = Self::resume(record, now);
+        sa.session.uncertain = false;
+        sa.session.ahead = 0;
+        sa
+    }
+
+    /// An SA as a record says, served from now on by this process, after a takeover or a restart.
+    pub fn resume(record: Record, now: UnixMillis) -> Self {
+        let established = matches!(record.phase, Phase::Established(_));
+        let session = Session {
+            heard: now,
+            // A request that was committed may or may not have been sent: send it (again) at once.
+            repeat: record
+                .outbound
+                .pending
+                .as_ref()
+                .map(|_| Repeat { sent: 0, at: now }),
+            outbound_committed: record.outbound.next,
+            uncertain: established && record.outbound.pending.is_none(),
+            ahead: if established { AHEAD } else { 0 },
+            wanted: VecDeque::new(),
+            not_before: None,
+            blocked_until: None,
+            keepalive_at: record.path.nat_local.then_some(now),
+            group_hint: None,
+            parked: None,
+            leased: None,
+        };
+        Self { record, session }
+    }
+
+    /// The record as of the last adopted change.
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// Handles an input. While a [`super::Change::Barrier`] of this SA is not decided, the caller holds further inputs back.
+    pub fn step(&mut self, input: Input<'_>, env: &mut Env<'_>) -> Step {
+        let mut turn = Turn::new(&mut self.session, &self.record, env);
+        match input {
+            Input::Datagram {
+                bytes,
+                local,
+                remote,
+            } => turn.datagram(bytes, local, remote),
+            Input::Timeout => turn.timeout(),
+            Input::Addresses(answer) => turn.addresses(answer),
+            Input::Command(command) => turn.command(command),
+        }
+        turn.pursue();
+        turn.finish()
+    }
+
+    /// Makes a committed (or lazily replicated) change this SA's own.
+    pub fn adopt(&mut self, record: Record) {
+        if record.revision > self.record.revision {
+            self.outbound_committed(record.outbound.next);
+        }
+        let pending = |r: &Record| r.outbound.pending.as_ref().map(|p| p.id);
+        if pending(&record).is_none() {
+            self.session.repeat = None;
+        }
+        if record.path.nat_local && self.session.keepalive_at.is_none() {
+            self.session.keepalive_at = Some(self.session.heard);
+        }
+        self.record = record;
+    }
+
+    /// Tells that up to this Message ID of ours is committed: an empty request may only be sent once the one before is.
+    pub fn outbound_committed(&mut self, next: u32) {
+        self.session.outbound_committed = self.session.outbound_committed.max(next);
+    }
+
+    /// Tells that the data plane received authentic packets from the peer at that time.
+    pub fn heard(&mut self, at: UnixMillis) {
+        self.session.heard = self.session.heard.max(at);
+    }
+
+    /// When to call [`IkeSa::step`] with [`Input::Timeout`], and what for.
+    pub fn next_timeout(&self, policy: &crate::config::Policy) -> Option<(UnixMillis, Timer)> {
+        super::pursue::next_timeout(&self.record, &self.session, policy)
+    }
+}
+
+impl Session {
+    /// Remembers a command until it can be carried out; false if there are too many.
+    pub(super) fn want(&mut self, command: Command) -> bool {
+        if self.wanted.contains(&command) {
+            return true;
+        }
+        if self.wanted.len() == MAX_WANTED {
+            return false;
+        }
+        self.wanted.push_back(command);
+        true
+    }
+}

@@ -1,0 +1,6 @@
+//! Exchanges between two ends, on virtual time, each end committing as a member would.
+
+mod basics;
+mod bench;
+mod collisions;
+mod takeover;
