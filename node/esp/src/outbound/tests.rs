@@ -144,6 +144,22 @@ fn a_changed_byte_is_noticed_and_moves_no_window() {
 }
 
 #[test]
+fn a_replay_is_refused_before_any_decryption() {
+    let (cipher, esn, _, _, _, expected) = KNOWN[0];
+    let sa = inbound(SPI, key(cipher, 0), esn);
+    sa.open(&mut hex(expected)).unwrap();
+    let mut forged = hex(expected);
+    forged[HEADROOM] ^= 1;
+    let before = forged.clone();
+    assert_eq!(
+        sa.open(&mut forged),
+        Err(OpenError::Replayed(Replayed::Duplicate))
+    );
+    assert_eq!(forged, before);
+    assert_eq!(sa.counters().integrity, 0);
+}
+
+#[test]
 fn esn_is_authenticated() {
     let (cipher, _, seq, _, _, expected) = KNOWN[2];
     let sa = inbound(SPI, key(cipher, 0), true);
