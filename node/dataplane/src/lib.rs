@@ -2,78 +2,46 @@
 //!
 //! [`DataPlane`] is the contract; [`Userspace`] carries packets between a TUN device and sockets.
 
+mod child;
+mod config;
 mod contract;
+mod counters;
+mod inbound;
+mod netlink;
+mod outbound;
+mod protection;
+mod reserve;
+mod routes;
+mod sockets;
+mod sys;
+mod tun;
+mod userspace;
 
+pub use config::UserspaceConfig;
 pub use contract::{
     Capabilities, ChildSa, ChildStats, DataPlane, DropReason, Drops, Outer, PlaneError, PlaneEvent,
     Protected, Totals,
 };
 pub use evergate_esp::{Cipher, Selector};
+pub use userspace::Userspace;
 
-use std::{net::IpAddr, sync::Arc};
-use tokio::sync::mpsc;
-
-/// How the user-space plane is set up.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UserspaceConfig {
-    /// Name of the TUN device.
-    pub tun_name: String,
-    /// MTU of the TUN device: the largest inner packet. At least 1280 where IPv6 is to pass.
-    pub tun_mtu: u32,
-    /// Port of IKE.
-    pub ike_port: u16,
-    /// Port of IKE and ESP in UDP.
-    pub nat_port: u16,
-    /// Mark of outer packets: those do not take the routes into the tunnel.
-    pub mark: u32,
-    /// Routing table for protected prefixes.
-    pub route_table: u32,
-    /// Priority of the rule that leads to the table.
-    pub rule_priority: u32,
-    /// Metric of routes into the TUN device. The blackhole below has this plus 1000.
-    pub route_metric: u32,
-    /// Protocol number that routes and rules bear, to know them again.
-    pub route_protocol: u8,
-    /// Room in the queue of events.
-    pub event_queue: usize,
-}
-
-impl Default for UserspaceConfig {
-    fn default() -> Self {
-        Self {
-            tun_name: "evergate0".into(),
-            tun_mtu: 1400,
-            ike_port: 500,
-            nat_port: 4500,
-            mark: 0xE6,
-            route_table: 220,
-            rule_priority: 220,
-            route_metric: 100,
-            route_protocol: 182,
-            event_queue: 4096,
-        }
-    }
-}
-
-/// The plane in user space: a TUN device and sockets.
-pub struct Userspace {}
-
-impl Userspace {
-    /// Opens device and sockets and starts the threads, all in the network namespace of the calling thread. Needs `CAP_NET_ADMIN` and
-    /// `CAP_NET_RAW` there. Protection that a former process left stays until [`DataPlane::protect`] replaces it.
-    ///
-    /// # Errors
-    /// If a port is taken, the device exists already, or a capability is missing.
-    pub fn start(
-        config: UserspaceConfig,
-    ) -> Result<(Arc<Self>, mpsc::Receiver<PlaneEvent>), PlaneError> {
-        let _ = config;
-        todo!()
-    }
-}
+use std::net::IpAddr;
 
 /// An address of this host, of the named family, that lies within the selectors; loopback and link-local addresses do not count.
 pub fn local_address_within(selectors: &[Selector], ipv6: bool) -> Option<IpAddr> {
-    let _ = (selectors, ipv6);
-    todo!()
+    let interfaces = nix::ifaddrs::getifaddrs().ok()?;
+    let mut addresses = interfaces.filter_map(|interface| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+        let v6 = address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip()));
+        v4.or(v6)
+    });
+    addresses.find(|a| {
+        let link_local = match a {
+            IpAddr::V4(a) => a.is_link_local(),
+            IpAddr::V6(a) => a.is_unicast_link_local(),
+        };
+        let within = |s: &Selector| s.start <= *a && *a <= s.end;
+        a.is_ipv6() == ipv6 && !a.is_loopback() && !link_local && selectors.iter().any(within)
+    })
 }

@@ -1,0 +1,330 @@
+//! A Child SA in the plane, and the tables that lead to it.
+
+use crate::{
+    ChildSa, ChildStats, DropReason, Outer, PlaneError,
+    counters::{Counter, Traffic},
+    reserve::Reserve,
+    routes::SourceHint,
+};
+use evergate_esp::{
+    Action, Entry, InboundSa, Key, OutboundSa, PolicyId, ReplayWindow, Sad, Selectors, Spd, mtu,
+    packet::PacketSelectors,
+};
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    ops::Range,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+/// What was learnt of a path is believed for so long (RFC 8201 §4: at least five minutes, ten recommended).
+const PATH_MTU_LIFETIME: Duration = Duration::from_secs(600);
+/// No path has less (RFC 1122 §3.3.2, RFC 8200 §5).
+const MIN_PATH_MTU_V4: u32 = 576;
+const MIN_PATH_MTU_V6: u32 = 1280;
+/// How many Child SAs there can be: several times what one member is to carry.
+const MAX_CHILDREN: usize = 1 << 20;
+
+/// A Child SA.
+pub(crate) struct Child {
+    pub(crate) spi_in: u32,
+    pub(crate) inbound: InboundSa,
+    pub(crate) outbound: OutboundSa,
+    pub(crate) copy_dscp: bool,
+    pub(crate) traffic: Traffic,
+    pub(crate) reserve: Reserve,
+    /// Unix milliseconds; 0 for never.
+    pub(crate) last_inbound: Counter,
+    /// Unix milliseconds; 0 for never.
+    pub(crate) last_outbound: Counter,
+    path: Mutex<Path>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Path {
+    outer: Outer,
+    /// And until when it is believed.
+    mtu: Option<(u32, Instant)>,
+    /// Where the last authentic packet came from, by UDP.
+    seen: Option<SocketAddr>,
+    /// Counts moves, so that what was learnt of the old path is not taken for the new.
+    version: u64,
+}
+
+/// What sending needs of a path.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Way {
+    pub(crate) outer: Outer,
+    /// `None` if it is to be asked from the kernel.
+    pub(crate) mtu: Option<u32>,
+    version: u64,
+}
+
+impl Child {
+    pub(crate) fn new(sa: &ChildSa) -> Result<Self, PlaneError> {
+        if sa.spi_in < 256 || sa.spi_out < 256 {
+            return Err(PlaneError::SpiReserved(sa.spi_in.min(sa.spi_out)));
+        }
+        let key = |material: &[u8]| Key::new(sa.cipher, material).map_err(|_| PlaneError::Key);
+        let mut window = ReplayWindow::new(sa.replay_window as usize);
+        if let Some(edge) = sa.replay_edge {
+            window.resume_from(edge);
+        }
+        let selectors = Selectors {
+            local: sa.local_ts.clone(),
+            remote: sa.remote_ts.clone(),
+        };
+        let child = Self {
+            spi_in: sa.spi_in,
+            inbound: InboundSa::new(sa.spi_in, key(&sa.key_in)?, sa.esn, selectors, window),
+            outbound: OutboundSa::new(sa.spi_out, key(&sa.key_out)?, sa.esn),
+            copy_dscp: sa.copy_dscp,
+            traffic: Traffic::default(),
+            reserve: Reserve::default(),
+            last_inbound: Counter::default(),
+            last_outbound: Counter::default(),
+            path: Mutex::new(Path {
+                outer: sa.outer,
+                mtu: None,
+                seen: None,
+                version: 0,
+            }),
+        };
+        if !sa.reservation.is_empty() {
+            child.extend(sa.reservation.clone())?;
+        }
+        Ok(child)
+    }
+
+    pub(crate) fn extend(&self, range: Range<u64>) -> Result<(), PlaneError> {
+        if range.is_empty() {
+            return Err(PlaneError::Reservation(range));
+        }
+        self.outbound
+            .extend(range.clone())
+            .map_err(|_| PlaneError::Reservation(range.clone()))?;
+        self.reserve.extended(range.end - range.start);
+        Ok(())
+    }
+
+    pub(crate) fn move_to(&self, outer: Outer) {
+        let mut path = self.path();
+        *path = Path {
+            outer,
+            mtu: None,
+            seen: None,
+            version: path.version + 1,
+        };
+    }
+
+    pub(crate) fn way(&self, now: Instant) -> Way {
+        let path = *self.path();
+        let mtu = path.mtu.filter(|(_, until)| now < *until);
+        Way {
+            outer: path.outer,
+            mtu: mtu.map(|(mtu, _)| mtu),
+            version: path.version,
+        }
+    }
+
+    /// Notes the path MTU that the kernel named. It cannot be below what every path has. Yields it so.
+    pub(crate) fn learn_mtu(&self, way: &Way, mtu: u32, now: Instant) -> u32 {
+        let floor = if way.outer.remote.is_ipv4() {
+            MIN_PATH_MTU_V4
+        } else {
+            MIN_PATH_MTU_V6
+        };
+        let mtu = mtu.max(floor);
+        let mut path = self.path();
+        if path.version == way.version {
+            path.mtu = Some((mtu, now + PATH_MTU_LIFETIME));
+        }
+        mtu
+    }
+
+    /// A packet was too big after all: the kernel is to be asked again.
+    pub(crate) fn forget_mtu(&self) {
+        self.path().mtu = None;
+    }
+
+    /// The largest inner packet for this path MTU.
+    pub(crate) fn max_inner(&self, outer: &Outer, path_mtu: u32) -> usize {
+        let family = if outer.remote.is_ipv4() {
+            mtu::Family::V4
+        } else {
+            mtu::Family::V6
+        };
+        let cipher = self.outbound.key().cipher();
+        mtu::max_inner(path_mtu as usize, cipher, family, outer.encapsulated)
+    }
+
+    /// Notes where an authentic packet came from. Yields whether that is news, and not where the peer is thought to be.
+    pub(crate) fn saw(&self, remote: SocketAddr) -> bool {
+        let mut path = self.path();
+        let news = path.seen.replace(remote) != Some(remote);
+        news && remote != path.outer.remote
+    }
+
+    pub(crate) fn dropped(&self, reason: DropReason, plane: &Traffic) {
+        self.traffic.dropped(reason);
+        plane.dropped(reason);
+    }
+
+    pub(crate) fn stats(&self, outbound_active: bool) -> ChildStats {
+        let path = *self.path();
+        let remaining = self.outbound.remaining();
+        ChildStats {
+            packets_in: self.traffic.packets_in.get(),
+            bytes_in: self.traffic.bytes_in.get(),
+            packets_out: self.traffic.packets_out.get(),
+            bytes_out: self.traffic.bytes_out.get(),
+            last_inbound: time(self.last_inbound.get()),
+            last_outbound: time(self.last_outbound.get()),
+            next_sequence: (remaining > 0).then(|| self.outbound.peek_seq()),
+            remaining,
+            replay_edge: self.inbound.right_edge(),
+            path_mtu: path.mtu.map(|(mtu, _)| mtu),
+            outbound_active,
+            seen_remote: path.seen,
+            drops: self.traffic.drops(),
+        }
+    }
+
+    fn path(&self) -> MutexGuard<'_, Path> {
+        self.path.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn time(unix_ms: u64) -> Option<SystemTime> {
+    (unix_ms > 0).then(|| SystemTime::UNIX_EPOCH + Duration::from_millis(unix_ms))
+}
+
+/// From packets to Child SAs.
+#[derive(Default)]
+pub(crate) struct Tables {
+    sad: Sad<Child>,
+    spd: Spd<Child>,
+    /// The policy of each Child SA that sends.
+    sending: HashMap<u32, PolicyId>,
+    /// What routes should know, by inbound SPI.
+    hints: HashMap<u32, SourceHint>,
+    /// Those that only receive any more, and until when.
+    leaving: HashMap<u32, Instant>,
+    activations: u64,
+}
+
+impl Tables {
+    pub(crate) fn install(&mut self, sa: ChildSa) -> Result<(), PlaneError> {
+        let child = Arc::new(Child::new(&sa)?);
+        if self.sad.get(sa.spi_in).is_some() {
+            return Err(PlaneError::SpiInUse(sa.spi_in));
+        }
+        if self.sad.len() >= MAX_CHILDREN {
+            return Err(PlaneError::Limit("Child SAs"));
+        }
+        self.sad.insert(sa.spi_in, Arc::clone(&child));
+        if sa.outbound_active {
+            self.activate(&child);
+        }
+        if let Some(source) = sa.source_hint {
+            let remote = sa.remote_ts;
+            self.hints.insert(sa.spi_in, SourceHint { remote, source });
+        }
+        Ok(())
+    }
+
+    /// The Child SA that receives with this SPI.
+    pub(crate) fn inbound(&self, spi: u32) -> Option<&Arc<Child>> {
+        self.sad.get(spi)
+    }
+
+    /// The Child SA that sends this packet.
+    pub(crate) fn outbound(&self, packet: &PacketSelectors) -> Option<&Arc<Child>> {
+        self.spd.lookup(packet)?.active()
+    }
+
+    pub(crate) fn is_sending(&self, spi_in: u32) -> bool {
+        self.sending.contains_key(&spi_in)
+    }
+
+    pub(crate) fn set_outbound(&mut self, spi_in: u32, active: bool) -> Result<(), PlaneError> {
+        let child = self.staying(spi_in)?;
+        match (active, self.is_sending(spi_in)) {
+            (true, false) => self.activate(&child),
+            (false, true) => self.deactivate(spi_in),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// A Child SA that is not about to go.
+    pub(crate) fn staying(&self, spi_in: u32) -> Result<Arc<Child>, PlaneError> {
+        let child = self
+            .sad
+            .get(spi_in)
+            .filter(|_| !self.leaving.contains_key(&spi_in));
+        child.cloned().ok_or(PlaneError::NoSuchChild(spi_in))
+    }
+
+    /// Stops sending at once, receiving at `until`; another call for the same can only bring that forward.
+    pub(crate) fn remove(&mut self, spi_in: u32, until: Instant) -> Result<(), PlaneError> {
+        let child = self
+            .sad
+            .get(spi_in)
+            .ok_or(PlaneError::NoSuchChild(spi_in))?;
+        child.outbound.revoke();
+        self.deactivate(spi_in);
+        self.hints.remove(&spi_in);
+        let until = self.leaving.get(&spi_in).map_or(until, |t| until.min(*t));
+        self.leaving.insert(spi_in, until);
+        Ok(())
+    }
+
+    /// Whether [`Self::sweep`] has something to do.
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        self.leaving.values().any(|until| *until <= now)
+    }
+
+    /// Forgets those whose grace is over.
+    pub(crate) fn sweep(&mut self, now: Instant) {
+        let sad = &mut self.sad;
+        self.leaving.retain(|spi_in, until| {
+            if *until <= now {
+                sad.remove(*spi_in);
+            }
+            *until > now
+        });
+    }
+
+    pub(crate) fn hints(&self) -> Vec<SourceHint> {
+        let mut hints: Vec<_> = self.hints.iter().collect();
+        hints.sort_unstable_by_key(|(spi_in, _)| **spi_in);
+        hints.into_iter().map(|(_, hint)| hint.clone()).collect()
+    }
+
+    pub(crate) fn has_hint(&self, spi_in: u32) -> bool {
+        self.hints.contains_key(&spi_in)
+    }
+
+    /// One policy per sending Child SA: among policies with the same selectors the lowest id wins, so ids count down.
+    fn activate(&mut self, child: &Arc<Child>) {
+        self.activations += 1;
+        let id = u64::MAX - self.activations;
+        let selectors = child.inbound.selectors().clone();
+        let mut entry = Entry::new(id, Action::Protect, 0, selectors);
+        entry.add(Arc::clone(child), true);
+        self.spd.insert(entry);
+        self.sending.insert(child.spi_in, id);
+    }
+
+    fn deactivate(&mut self, spi_in: u32) {
+        if let Some(id) = self.sending.remove(&spi_in) {
+            self.spd.remove(id);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "child/tests.rs"]
+mod tests;

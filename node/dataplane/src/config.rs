@@ -1,0 +1,43 @@
+//! How the user-space plane is set up.
+
+/// How the user-space plane is set up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserspaceConfig {
+    /// Name of the TUN device.
+    pub tun_name: String,
+    /// MTU of the TUN device: the largest inner packet. At least 1280 where IPv6 is to pass.
+    pub tun_mtu: u32,
+    /// Port of IKE.
+    pub ike_port: u16,
+    /// Port of IKE and ESP in UDP.
+    pub nat_port: u16,
+    /// Mark of outer packets: those do not take the routes into the tunnel.
+    pub mark: u32,
+    /// Routing table for protected prefixes.
+    pub route_table: u32,
+    /// Priority of the rule that leads to the table.
+    pub rule_priority: u32,
+    /// Metric of routes into the TUN device. The blackhole below has this plus 1000.
+    pub route_metric: u32,
+    /// Protocol number that routes and rules bear, to know them again.
+    pub route_protocol: u8,
+    /// Room in the queue of events.
+    pub event_queue: usize,
+}
+
+impl Default for UserspaceConfig {
+    fn default() -> Self {
+        Self {
+            tun_name: "evergate0".into(),
+            tun_mtu: 1400,
+            ike_port: 500,
+            nat_port: 4500,
+            mark: 0xE6,
+            route_table: 220,
+            rule_priority: 220,
+            route_metric: 100,
+            route_protocol: 182,
+            event_queue: 4096,
+        }
+    }
+}

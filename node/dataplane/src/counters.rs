@@ -1,0 +1,150 @@
+//! Counters, and the queue of events.
+
+use crate::{DropReason, Drops, PlaneEvent};
+use std::{
+    hash::{BuildHasher, Hash, RandomState},
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
+use tokio::sync::mpsc;
+
+/// A counter. Nothing is ordered by it.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+}
+
+/// Packets and bytes, in and out, and drops: of a Child SA, or of the plane.
+#[derive(Debug, Default)]
+pub(crate) struct Traffic {
+    pub(crate) packets_in: Counter,
+    pub(crate) bytes_in: Counter,
+    pub(crate) packets_out: Counter,
+    pub(crate) bytes_out: Counter,
+    drops: [Counter; DropReason::ALL.len()],
+}
+
+impl Traffic {
+    pub(crate) fn received(&self, bytes: usize) {
+        self.packets_in.add(1);
+        self.bytes_in.add(bytes as u64);
+    }
+
+    pub(crate) fn sent(&self, bytes: usize) {
+        self.packets_out.add(1);
+        self.bytes_out.add(bytes as u64);
+    }
+
+    pub(crate) fn dropped(&self, reason: DropReason) {
+        self.drops[reason as usize].add(1);
+    }
+
+    pub(crate) fn drops(&self) -> Drops {
+        Drops::from_counts(std::array::from_fn(|i| self.drops[i].get()))
+    }
+}
+
+/// What the plane counts of IKE.
+#[derive(Debug, Default)]
+pub(crate) struct Control {
+    pub(crate) ike_in: Counter,
+    pub(crate) ike_out: Counter,
+    pub(crate) keepalives_in: Counter,
+    pub(crate) keepalives_out: Counter,
+}
+
+/// The sending end of the queue of events.
+pub(crate) struct Events(pub(crate) mpsc::Sender<PlaneEvent>);
+
+impl Events {
+    /// Tells it unless the queue is full (or nobody listens any more).
+    #[must_use]
+    pub(crate) fn tell(&self, event: PlaneEvent) -> bool {
+        self.0.try_send(event).is_ok()
+    }
+}
+
+/// Limits events that anybody can cause: each subject once a second, all together 100 a second. Memory is fixed; two subjects that
+/// share a slot delay each other.
+pub(crate) struct RateLimit {
+    hasher: RandomState,
+    slots: Vec<Option<(u64, Instant)>>,
+    second: Instant,
+    in_second: u32,
+}
+
+impl RateLimit {
+    const SLOTS: usize = 256;
+    const PER_SECOND: u32 = 100;
+    const PERIOD: Duration = Duration::from_secs(1);
+
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            hasher: RandomState::new(),
+            slots: vec![None; Self::SLOTS],
+            second: now,
+            in_second: 0,
+        }
+    }
+
+    /// Whether an event with this subject may go out now.
+    pub(crate) fn admit(&mut self, subject: impl Hash, now: Instant) -> bool {
+        let hash = self.hasher.hash_one(subject);
+        let slot = &mut self.slots[usize::from(hash.to_le_bytes()[0])];
+        let recent = |at: Instant| now.saturating_duration_since(at) < Self::PERIOD;
+        if matches!(slot, Some((h, at)) if *h == hash && recent(*at)) {
+            return false;
+        }
+        if !recent(self.second) {
+            (self.second, self.in_second) = (now, 0);
+        }
+        if self.in_second >= Self::PER_SECOND {
+            return false;
+        }
+        self.in_second += 1;
+        *slot = Some((hash, now));
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_limited_by_subject_and_in_total() {
+        let start = Instant::now();
+        let mut limit = RateLimit::new(start);
+        assert!(limit.admit(1, start));
+        assert!(!limit.admit(1, start + Duration::from_millis(999)));
+        assert!(limit.admit(1, start + Duration::from_secs(1)));
+        let later = start + Duration::from_secs(10);
+        let admitted = (0..10_000).filter(|i| limit.admit(i, later)).count();
+        assert_eq!(admitted, 100);
+        assert!(limit.admit(20_000, later + Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn drops_are_counted_by_reason() {
+        let traffic = Traffic::default();
+        traffic.dropped(DropReason::Replay);
+        traffic.dropped(DropReason::Replay);
+        traffic.dropped(DropReason::IkeMalformed);
+        let drops = traffic.drops();
+        assert_eq!(drops.get(DropReason::Replay), 2);
+        assert_eq!(drops.get(DropReason::IkeMalformed), 1);
+        assert_eq!(drops.total(), 3);
+    }
+}

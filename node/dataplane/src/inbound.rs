@@ -1,0 +1,240 @@
+//! From the peers to the TUN device, and IKE to the server.
+
+use crate::{
+    DropReason, PlaneEvent,
+    child::Child,
+    counters::RateLimit,
+    sockets::{OuterSocket, Role},
+    sys::{Received, RecvBatch},
+    userspace::{Clock, Shared},
+};
+use evergate_esp::{OpenError, mss, packet, spi_of, tunnel, udp};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::AsFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// How often SAs are looked through whose grace may be over.
+const SWEEP: Duration = Duration::from_millis(100);
+/// The IKE header (RFC 7296 §3.1): nothing shorter is IKE.
+const IKE_HEADER_LEN: usize = 28;
+
+/// The thread that reads the outer sockets.
+pub(crate) struct Inbound {
+    shared: Arc<Shared>,
+    batch: RecvBatch,
+    limit: RateLimit,
+    clock: Clock,
+    swept: Instant,
+}
+
+/// Where an outer packet came from.
+#[derive(Clone, Copy)]
+struct Origin {
+    local: SocketAddr,
+    remote: SocketAddr,
+    traffic_class: u8,
+    encapsulated: bool,
+}
+
+impl Inbound {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        let clock = shared.clock();
+        Self {
+            batch: RecvBatch::new(),
+            limit: RateLimit::new(clock.instant),
+            swept: clock.instant,
+            clock,
+            shared,
+        }
+    }
+
+    /// Runs until the plane stops.
+    pub(crate) fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        let sockets = shared.sockets.all();
+        let fds: Vec<&dyn AsFd> = sockets.iter().map(|s| s as &dyn AsFd).collect();
+        while let Some(ready) = shared.wait(&fds, Some(SWEEP)) {
+            self.clock = shared.clock();
+            for (index, socket) in sockets.iter().enumerate() {
+                if ready & (1 << index) != 0 {
+                    self.read(socket);
+                }
+            }
+            self.sweep();
+        }
+    }
+
+    /// One batch: whoever has more is called again, and does not keep the others waiting.
+    fn read(&mut self, socket: &OuterSocket) {
+        let count = match self.batch.recv(socket.as_fd()) {
+            Ok(count) => count,
+            // Nothing there, or an error that belongs to a datagram that we sent: nothing is lost.
+            Err(error) => {
+                tracing::trace!(role = ?socket.role, %error, "nothing received");
+                return;
+            }
+        };
+        for i in 0..count {
+            let Some((received, datagram)) = self.batch.get(i) else {
+                continue;
+            };
+            let origin = origin(socket, &received);
+            let (shared, limit) = (&*self.shared, &mut self.limit);
+            match socket.role {
+                Role::Ike => ike(shared, &origin, datagram),
+                Role::Nat => match udp::classify(datagram) {
+                    udp::Datagram::Keepalive => shared.control.keepalives_in.add(1),
+                    udp::Datagram::Ike(message) => ike(shared, &origin, message),
+                    udp::Datagram::Esp(_) => esp(shared, limit, &self.clock, &origin, datagram),
+                    udp::Datagram::Unknown => shared.traffic.dropped(DropReason::MalformedOuter),
+                },
+                Role::Esp => {
+                    let header = if socket.ipv4 {
+                        ipv4_header_len(datagram)
+                    } else {
+                        0
+                    };
+                    let packet = datagram.get_mut(header..).unwrap_or_default();
+                    esp(shared, limit, &self.clock, &origin, packet);
+                }
+            }
+        }
+    }
+
+    fn sweep(&mut self) {
+        let now = self.clock.instant;
+        if now.saturating_duration_since(self.swept) < SWEEP {
+            return;
+        }
+        self.swept = now;
+        if self.shared.tables().is_due(now) {
+            self.shared.tables_mut().sweep(now);
+        }
+    }
+}
+
+fn origin(socket: &OuterSocket, received: &Received) -> Origin {
+    let any: IpAddr = if socket.ipv4 {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
+    let mut remote = received.remote;
+    if socket.role == Role::Esp {
+        // Raw sockets have the protocol there.
+        remote.set_port(0);
+    }
+    Origin {
+        local: SocketAddr::new(received.local.unwrap_or(any), socket.port),
+        remote,
+        traffic_class: received.traffic_class,
+        encapsulated: socket.role == Role::Nat,
+    }
+}
+
+/// Raw IPv4 sockets deliver the header too.
+fn ipv4_header_len(datagram: &[u8]) -> usize {
+    datagram.first().map_or(0, |b| usize::from(b & 0x0f) * 4)
+}
+
+fn ike(shared: &Shared, origin: &Origin, message: &[u8]) {
+    if message.len() < IKE_HEADER_LEN {
+        return shared.traffic.dropped(DropReason::IkeMalformed);
+    }
+    let event = PlaneEvent::Ike {
+        local: origin.local,
+        remote: origin.remote,
+        bytes: message.to_vec(),
+    };
+    if shared.events.tell(event) {
+        shared.control.ike_in.add(1);
+    } else {
+        shared.traffic.dropped(DropReason::IkeQueueFull);
+    }
+}
+
+fn esp(shared: &Shared, limit: &mut RateLimit, clock: &Clock, origin: &Origin, packet: &mut [u8]) {
+    let Some(spi) = spi_of(packet) else {
+        return shared.traffic.dropped(DropReason::MalformedOuter);
+    };
+    let child = shared.tables().inbound(spi).cloned();
+    let Some(child) = child else {
+        shared.traffic.dropped(DropReason::UnknownSpi);
+        if limit.admit((spi, origin.remote.ip()), clock.instant) {
+            // Advisory: the next packet tells again.
+            let _ = shared.events.tell(PlaneEvent::UnknownSpi {
+                spi,
+                local: origin.local,
+                remote: origin.remote,
+            });
+        }
+        return;
+    };
+    match deliver(shared, &child, clock, origin, packet) {
+        Ok(bytes) => {
+            child.traffic.received(bytes);
+            shared.traffic.received(bytes);
+        }
+        Err(reason) => child.dropped(reason, &shared.traffic),
+    }
+}
+
+/// Opens a packet and hands what it holds to the kernel; how many bytes.
+fn deliver(
+    shared: &Shared,
+    child: &Child,
+    clock: &Clock,
+    origin: &Origin,
+    packet: &mut [u8],
+) -> Result<usize, DropReason> {
+    let opened = child.inbound.open(packet).map_err(|e| match e {
+        OpenError::Malformed => DropReason::MalformedOuter,
+        OpenError::Replayed(_) => DropReason::Replay,
+        OpenError::Integrity => DropReason::NotAuthentic,
+        OpenError::Padding => DropReason::MalformedPayload,
+    })?;
+    child.last_inbound.set(clock.unix_ms);
+    if origin.encapsulated {
+        note_remote(shared, child, origin.remote, opened.seq);
+    }
+    if opened.is_dummy() {
+        return Err(DropReason::Dummy);
+    }
+    let payload = &mut packet[opened.payload.clone()];
+    if packet::next_header(payload) != Some(opened.next_header) {
+        return Err(DropReason::MalformedPayload);
+    }
+    let inner = packet::parse(payload).map_err(|_| DropReason::MalformedPayload)?;
+    // What is behind it is traffic flow confidentiality padding (RFC 4303 §2.7).
+    let payload = &mut payload[..inner.total_len];
+    if !child.inbound.admits(&inner.selectors) {
+        return Err(DropReason::SelectorMismatch);
+    }
+    tunnel::decapsulate(payload, origin.traffic_class, false).map_err(|_| DropReason::Ecn)?;
+    // The peer's segments are limited by what we announce, ours by what it does: both pass here.
+    let way = child.way(clock.instant);
+    let limit = way
+        .mtu
+        .map_or(usize::MAX, |mtu| child.max_inner(&way.outer, mtu));
+    mss::clamp(payload, limit.min(shared.config.tun_mtu as usize));
+    shared.tun.write(payload).map_err(|error| {
+        tracing::debug!(%error, "TUN device takes no packet");
+        DropReason::TunFailed
+    })?;
+    Ok(payload.len())
+}
+
+/// An old packet from a former address, overtaken on its way, is no news (RFC 7296 §2.23): only the newest counts.
+fn note_remote(shared: &Shared, child: &Child, remote: SocketAddr, seq: u64) {
+    if seq < child.inbound.right_edge() || !child.saw(remote) {
+        return;
+    }
+    // Advisory: liveness checks and the next move come from the same address.
+    let _ = shared.events.tell(PlaneEvent::PeerMoved {
+        spi_in: child.spi_in,
+        remote,
+    });
+}

@@ -1,0 +1,341 @@
+//! Addresses, routes and rules, by rtnetlink.
+
+use crate::{
+    PlaneError, UserspaceConfig,
+    routes::{Route, Target},
+};
+use ipnet::IpNet;
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
+    NetlinkPayload,
+};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage},
+    link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage},
+    route::{
+        RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
+        RouteType,
+    },
+    rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
+};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use std::{io, net::IpAddr, os::fd::AsFd};
+
+/// How long the kernel may take to answer, in milliseconds. It answers within the call that asks; this only bounds a fault.
+const TIMEOUT_MS: u16 = 2_000;
+
+/// A netlink socket, and what the plane's own objects look like.
+pub(crate) struct Netlink {
+    socket: Socket,
+    sequence: u32,
+    table: u32,
+    rule_priority: u32,
+    mark: u32,
+    protocol: RouteProtocol,
+}
+
+impl Netlink {
+    /// Opens it in the network namespace of the calling thread.
+    pub(crate) fn open(config: &UserspaceConfig) -> Result<Self, PlaneError> {
+        let open = || {
+            let mut socket = Socket::new(NETLINK_ROUTE)?;
+            socket.bind_auto()?;
+            socket.connect(&SocketAddr::new(0, 0))?;
+            Ok(socket)
+        };
+        let socket = open().map_err(|source| refused("open netlink socket", source))?;
+        Ok(Self {
+            socket,
+            sequence: 0,
+            table: config.route_table,
+            rule_priority: config.rule_priority,
+            mark: config.mark,
+            protocol: config.route_protocol.into(),
+        })
+    }
+
+    /// The index of a device, after it was given its MTU and brought up. It gets no link-local address: the kernel would speak from it.
+    pub(crate) fn bring_up(&mut self, name: &str, mtu: u32) -> Result<u32, PlaneError> {
+        let index = nix::net::if_::if_nametoindex(name)
+            .map_err(|e| refused(&format!("find device {name}"), e.into()))?;
+        let mut quiet = LinkMessage::default();
+        quiet.header.index = index;
+        quiet
+            .attributes
+            .push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(
+                vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)],
+            )]));
+        if let Err(e) = self.ask(RouteNetlinkMessage::SetLink(quiet), 0) {
+            tracing::debug!(device = name, error = %e, "device keeps its link-local address");
+        }
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        link.header.flags = LinkFlags::Up;
+        link.header.change_mask = LinkFlags::Up;
+        link.attributes.push(LinkAttribute::Mtu(mtu));
+        self.ask(RouteNetlinkMessage::SetLink(link), 0)
+            .map_err(|e| refused(&format!("bring up {name} with MTU {mtu}"), e))?;
+        Ok(index)
+    }
+
+    /// Makes the rules that lead to the protection table, where they are not there yet.
+    pub(crate) fn add_rules(&mut self) -> Result<(), PlaneError> {
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut rule = RuleMessage::default();
+            rule.header.family = family;
+            rule.header.action = RuleAction::ToTable;
+            rule.header.flags = RuleFlags::Invert;
+            rule.header.table = u8::try_from(self.table).unwrap_or(0);
+            rule.attributes = vec![
+                RuleAttribute::Table(self.table),
+                RuleAttribute::Priority(self.rule_priority),
+                RuleAttribute::FwMark(self.mark),
+                RuleAttribute::FwMask(u32::MAX),
+                RuleAttribute::Protocol(self.protocol),
+            ];
+            let flags = NLM_F_CREATE | NLM_F_EXCL;
+            match self.ask(RouteNetlinkMessage::NewRule(rule), flags) {
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) if family == AddressFamily::Inet6 && is_absent_family(&e) => {}
+                Err(e) => return Err(refused("add rule for the protection table", e)),
+            }
+        }
+        Ok(())
+    }
+
+    /// The plane's own routes, as a former process may have left them.
+    pub(crate) fn own_routes(&mut self) -> Result<Vec<Route>, PlaneError> {
+        let mut found = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut request = RouteMessage::default();
+            request.header.address_family = family;
+            let answers = self
+                .dump(RouteNetlinkMessage::GetRoute(request))
+                .map_err(|e| refused("list routes", e))?;
+            for answer in answers {
+                if let RouteNetlinkMessage::NewRoute(message) = answer {
+                    found.extend(self.own_route(&message));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn own_route(&self, message: &RouteMessage) -> Option<Route> {
+        let header = &message.header;
+        let mut table = u32::from(header.table);
+        let mut address = match header.address_family {
+            AddressFamily::Inet => IpAddr::from([0; 4]),
+            _ => IpAddr::from([0; 16]),
+        };
+        let (mut metric, mut source) = (0, None);
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Table(t) => table = *t,
+                RouteAttribute::Priority(p) => metric = *p,
+                RouteAttribute::Destination(a) => address = ip(a)?,
+                RouteAttribute::PrefSource(a) => source = ip(a),
+                _ => {}
+            }
+        }
+        if table != self.table || header.protocol != self.protocol {
+            return None;
+        }
+        let target = match header.kind {
+            RouteType::Unicast => Target::Tun(source),
+            RouteType::BlackHole => Target::Blackhole,
+            RouteType::Throw => Target::Bypass,
+            _ => return None,
+        };
+        let prefix = IpNet::new(address, header.destination_prefix_length).ok()?;
+        Some(Route {
+            prefix,
+            metric,
+            target,
+        })
+    }
+
+    /// Makes a route, in place of another with the same prefix and metric.
+    pub(crate) fn add_route(&mut self, route: &Route, device: u32) -> io::Result<()> {
+        let message = self.route_message(route, device);
+        self.ask(
+            RouteNetlinkMessage::NewRoute(message),
+            NLM_F_CREATE | NLM_F_REPLACE,
+        )
+    }
+
+    /// Removes a route; one that is not there is no error.
+    pub(crate) fn remove_route(&mut self, route: &Route, device: u32) -> io::Result<()> {
+        let message = self.route_message(route, device);
+        match self.ask(RouteNetlinkMessage::DelRoute(message), 0) {
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+            other => other,
+        }
+    }
+
+    fn route_message(&self, route: &Route, device: u32) -> RouteMessage {
+        let ipv4 = route.prefix.addr().is_ipv4();
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(ipv4);
+        message.header.destination_prefix_length = route.prefix.prefix_len();
+        message.header.protocol = self.protocol;
+        message.header.table = u8::try_from(self.table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
+        message.attributes = vec![
+            RouteAttribute::Table(self.table),
+            RouteAttribute::Destination(RouteAddress::from(route.prefix.network())),
+            RouteAttribute::Priority(route.metric),
+        ];
+        message.header.scope = RouteScope::Universe;
+        message.header.kind = match route.target {
+            Target::Tun(source) => {
+                if ipv4 {
+                    message.header.scope = RouteScope::Link;
+                }
+                message.attributes.push(RouteAttribute::Oif(device));
+                if let Some(source) = source {
+                    let source = RouteAddress::from(source);
+                    message.attributes.push(RouteAttribute::PrefSource(source));
+                }
+                RouteType::Unicast
+            }
+            Target::Blackhole => RouteType::BlackHole,
+            Target::Bypass => RouteType::Throw,
+        };
+        message
+    }
+
+    /// Gives the device an address of its own; one that it has is no error.
+    pub(crate) fn add_address(&mut self, address: IpAddr, device: u32) -> Result<(), PlaneError> {
+        let message = address_message(address, device);
+        match self.ask(
+            RouteNetlinkMessage::NewAddress(message),
+            NLM_F_CREATE | NLM_F_EXCL,
+        ) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                Err(refused(&format!("add address {address}"), e))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes an address from the device; one that it does not have is no error.
+    pub(crate) fn remove_address(
+        &mut self,
+        address: IpAddr,
+        device: u32,
+    ) -> Result<(), PlaneError> {
+        let message = address_message(address, device);
+        match self.ask(RouteNetlinkMessage::DelAddress(message), 0) {
+            Err(e) if e.raw_os_error() != Some(libc::EADDRNOTAVAIL) => {
+                Err(refused(&format!("remove address {address}"), e))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn ask(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        self.send(message, NLM_F_REQUEST | NLM_F_ACK | flags)?;
+        self.answers().map(|_| ())
+    }
+
+    fn dump(&mut self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+        self.send(message, NLM_F_REQUEST | NLM_F_DUMP)?;
+        self.answers()
+    }
+
+    fn send(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut message = NetlinkMessage::from(message);
+        message.header.flags = flags;
+        message.header.sequence_number = self.sequence;
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        self.socket.send(&bytes, 0).map(|_| ())
+    }
+
+    /// Collects what answers the last request, until its end or error. Late answers to a former one are skipped.
+    fn answers(&mut self) -> io::Result<Vec<RouteNetlinkMessage>> {
+        let mut collected = Vec::new();
+        loop {
+            self.wait_readable()?;
+            let (datagram, _) = self.socket.recv_from_full()?;
+            let mut rest = &datagram[..];
+            while rest.len() >= 16 {
+                let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
+                    .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
+                let len = (message.header.length as usize).next_multiple_of(4);
+                rest = rest.get(len.max(16)..).unwrap_or(&[]);
+                if message.header.sequence_number != self.sequence {
+                    continue;
+                }
+                match message.payload {
+                    NetlinkPayload::Done(_) => return Ok(collected),
+                    NetlinkPayload::Error(e) if e.code.is_none() => return Ok(collected),
+                    NetlinkPayload::Error(e) => return Err(e.to_io()),
+                    NetlinkPayload::InnerMessage(m) => collected.push(m),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn wait_readable(&self) -> io::Result<()> {
+        use nix::poll::{PollFd, PollFlags, poll};
+        let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut fds, TIMEOUT_MS)? == 0 {
+            return Err(io::Error::from(io::ErrorKind::TimedOut));
+        }
+        Ok(())
+    }
+}
+
+fn address_message(address: IpAddr, device: u32) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = family(address.is_ipv4());
+    message.header.prefix_len = if address.is_ipv4() { 32 } else { 128 };
+    message.header.index = device;
+    message.attributes = vec![
+        AddressAttribute::Local(address),
+        AddressAttribute::Address(address),
+    ];
+    if address.is_ipv6() {
+        // Nobody else can have it on this device, and it is needed now.
+        message.header.flags = AddressHeaderFlags::Nodad;
+        let flags = AddressAttribute::Flags(AddressFlags::Nodad);
+        message.attributes.push(flags);
+    }
+    message
+}
+
+fn family(ipv4: bool) -> AddressFamily {
+    if ipv4 {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    }
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(a) => Some((*a).into()),
+        RouteAddress::Inet6(a) => Some((*a).into()),
+        _ => None,
+    }
+}
+
+fn is_absent_family(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP)
+    )
+}
+
+pub(crate) fn refused(what: &str, source: io::Error) -> PlaneError {
+    PlaneError::Netlink {
+        what: what.to_owned(),
+        source,
+    }
+}

@@ -1,0 +1,262 @@
+//! The outer sockets: IKE, ESP in UDP, ESP right on IP.
+//!
+//! Each is bound to the wildcard of its family and knows by packet information which address a datagram was sent to; replies name
+//! their source likewise. All bear the mark that keeps outer packets out of the tunnel.
+//!
+//! **Fragments.** ESP goes out with DF (path MTU discovery), IKE must get through in fragments (RFC 7296 §2). Both share the NAT port, and
+//! Linux has no DF per datagram, only per socket. So DF is on for sockets that carry ESP, and whoever has a datagram that may be
+//! fragmented turns it off for the moment of that one call, under a lock. ESP that another thread sends at that moment goes without DF: at
+//! worst it is fragmented, nothing is lost. The IKE port never sets DF. Datagrams so small that every path takes them skip all that.
+
+use crate::{PlaneError, UserspaceConfig, sys};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::{AsFd, BorrowedFd},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+/// Linux never believes in a path MTU below 552; headers taken off, this always fits.
+const ALWAYS_FITS: usize = 500;
+/// Receive and send buffers, in bytes: some milliseconds of traffic at full speed.
+const BUFFER: usize = 4 << 20;
+/// How long a full send buffer may hold the sending thread up.
+const SEND_TIMEOUT: Duration = Duration::from_millis(100);
+/// The non-ESP marker (RFC 3948 §2.2).
+const NON_ESP_MARKER: &[u8] = &[0; 4];
+
+/// What a socket is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// IKE port.
+    Ike,
+    /// NAT port: IKE behind a marker, ESP, keepalives.
+    Nat,
+    /// ESP right on IP.
+    Esp,
+}
+
+/// One socket.
+pub(crate) struct OuterSocket {
+    socket: Socket,
+    pub(crate) role: Role,
+    pub(crate) ipv4: bool,
+    /// The local port; 0 for [`Role::Esp`].
+    pub(crate) port: u16,
+    /// Held while DF is off.
+    unset_df: Mutex<()>,
+}
+
+impl OuterSocket {
+    fn open(role: Role, ipv4: bool, config: &UserspaceConfig) -> io::Result<Self> {
+        let domain = if ipv4 { Domain::IPV4 } else { Domain::IPV6 };
+        let (kind, protocol, port) = match role {
+            Role::Ike => (Type::DGRAM, Protocol::UDP, config.ike_port),
+            Role::Nat => (Type::DGRAM, Protocol::UDP, config.nat_port),
+            Role::Esp => (Type::RAW, Protocol::from(libc::IPPROTO_ESP), 0),
+        };
+        let socket = Socket::new(domain, kind, Some(protocol))?;
+        socket.set_mark(config.mark)?;
+        // Bounded by the kernel's limits without the privilege; then it is what the kernel gives.
+        let _ = socket.set_recv_buffer_size(BUFFER);
+        let _ = sys::set_option(
+            socket.as_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVBUFFORCE,
+            i32::try_from(BUFFER).expect("a small constant"),
+        );
+        let _ = socket.set_send_buffer_size(BUFFER);
+        socket.set_write_timeout(Some(SEND_TIMEOUT))?;
+        let (level, options) = if ipv4 {
+            (libc::IPPROTO_IP, [libc::IP_PKTINFO, libc::IP_RECVTOS])
+        } else {
+            socket.set_only_v6(true)?;
+            (
+                libc::IPPROTO_IPV6,
+                [libc::IPV6_RECVPKTINFO, libc::IPV6_RECVTCLASS],
+            )
+        };
+        for option in options {
+            sys::set_option(socket.as_fd(), level, option, 1)?;
+        }
+        let opened = Self {
+            socket,
+            role,
+            ipv4,
+            port,
+            unset_df: Mutex::new(()),
+        };
+        opened.set_df(role != Role::Ike)?;
+        if role != Role::Esp {
+            let any: IpAddr = if ipv4 {
+                Ipv4Addr::UNSPECIFIED.into()
+            } else {
+                Ipv6Addr::UNSPECIFIED.into()
+            };
+            opened
+                .socket
+                .bind(&SockAddr::from(SocketAddr::new(any, port)))?;
+        }
+        Ok(opened)
+    }
+
+    fn set_df(&self, on: bool) -> io::Result<()> {
+        let (level, name, value) = match (self.ipv4, on) {
+            (true, true) => (
+                libc::IPPROTO_IP,
+                libc::IP_MTU_DISCOVER,
+                libc::IP_PMTUDISC_DO,
+            ),
+            (true, false) => (
+                libc::IPPROTO_IP,
+                libc::IP_MTU_DISCOVER,
+                libc::IP_PMTUDISC_DONT,
+            ),
+            (false, true) => (
+                libc::IPPROTO_IPV6,
+                libc::IPV6_MTU_DISCOVER,
+                libc::IPV6_PMTUDISC_DO,
+            ),
+            (false, false) => (
+                libc::IPPROTO_IPV6,
+                libc::IPV6_MTU_DISCOVER,
+                libc::IPV6_PMTUDISC_DONT,
+            ),
+        };
+        sys::set_option(self.as_fd(), level, name, value)
+    }
+
+    /// Sends what must not be fragmented; how many datagrams the kernel took. An error is about the first.
+    pub(crate) fn send(&self, messages: &[sys::Outgoing<'_>]) -> io::Result<usize> {
+        sys::send(self.as_fd(), messages, true)
+    }
+
+    /// Sends a datagram that may be fragmented.
+    pub(crate) fn send_fragmentable(&self, message: sys::Outgoing<'_>) -> io::Result<()> {
+        let len = message.prefix.len() + message.data.len();
+        if self.role == Role::Ike || len <= ALWAYS_FITS {
+            return sys::send(self.as_fd(), &[message], false).map(|_| ());
+        }
+        let _turn = self.unset_df.lock().unwrap_or_else(PoisonError::into_inner);
+        self.set_df(false)?;
+        let sent = sys::send(self.as_fd(), &[message], false);
+        self.set_df(true)?;
+        sent.map(|_| ())
+    }
+}
+
+impl AsFd for OuterSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// All outer sockets.
+pub(crate) struct Sockets {
+    all: Vec<OuterSocket>,
+    ike_port: u16,
+    nat_port: u16,
+    mark: u32,
+}
+
+impl Sockets {
+    /// Opens them all in the network namespace of the calling thread. A host without IPv6 has only those for IPv4.
+    pub(crate) fn open(config: &UserspaceConfig) -> Result<Self, PlaneError> {
+        let mut all = Vec::new();
+        for ipv4 in [true, false] {
+            for role in [Role::Ike, Role::Nat, Role::Esp] {
+                match OuterSocket::open(role, ipv4, config) {
+                    Ok(socket) => all.push(socket),
+                    Err(e) if !ipv4 && e.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+                        tracing::warn!("no IPv6 on this host");
+                    }
+                    Err(source) => {
+                        let family = if ipv4 { "IPv4" } else { "IPv6" };
+                        let what = format!("open {family} socket for {role:?}");
+                        return Err(PlaneError::Io { what, source });
+                    }
+                }
+            }
+        }
+        Ok(Self {
+            all,
+            ike_port: config.ike_port,
+            nat_port: config.nat_port,
+            mark: config.mark,
+        })
+    }
+
+    /// Every socket.
+    pub(crate) fn all(&self) -> &[OuterSocket] {
+        &self.all
+    }
+
+    /// The place in [`Self::all`] of the socket for this use.
+    pub(crate) fn index(&self, role: Role, ipv4: bool) -> Option<usize> {
+        self.all
+            .iter()
+            .position(|s| s.role == role && s.ipv4 == ipv4)
+    }
+
+    pub(crate) fn send_ike(
+        &self,
+        local: SocketAddr,
+        remote: SocketAddr,
+        message: &[u8],
+    ) -> io::Result<()> {
+        let (role, prefix) = match local.port() {
+            p if p == self.nat_port => (Role::Nat, NON_ESP_MARKER),
+            p if p == self.ike_port => (Role::Ike, &[][..]),
+            _ => return Err(io::Error::from(io::ErrorKind::AddrNotAvailable)),
+        };
+        self.send_control(role, local, remote, prefix, message)
+    }
+
+    /// RFC 3948 §2.3: one byte 0xff.
+    pub(crate) fn keepalive(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
+        self.send_control(Role::Nat, local, remote, &[], &[0xff])
+    }
+
+    fn send_control(
+        &self,
+        role: Role,
+        local: SocketAddr,
+        remote: SocketAddr,
+        prefix: &'static [u8],
+        data: &[u8],
+    ) -> io::Result<()> {
+        if local.is_ipv4() != remote.is_ipv4() {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        }
+        let socket = self
+            .index(role, remote.is_ipv4())
+            .ok_or(io::ErrorKind::AddrNotAvailable)?;
+        self.all[socket].send_fragmentable(sys::Outgoing {
+            data,
+            prefix,
+            to: remote,
+            from: local.ip(),
+            traffic_class: None,
+        })
+    }
+
+    /// The MTU of the path from here to there as the kernel knows it: of the route, or less if a router said so (RFC 1191, RFC 8201).
+    pub(crate) fn path_mtu(&self, from: IpAddr, to: IpAddr) -> io::Result<u32> {
+        let domain = Domain::for_address(SocketAddr::new(to, 0));
+        let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+        socket.set_mark(self.mark)?;
+        if !from.is_unspecified() {
+            socket.bind(&SockAddr::from(SocketAddr::new(from, 0)))?;
+        }
+        socket.connect(&SockAddr::from(SocketAddr::new(to, self.nat_port)))?;
+        let (level, name) = if to.is_ipv4() {
+            (libc::IPPROTO_IP, libc::IP_MTU)
+        } else {
+            (libc::IPPROTO_IPV6, libc::IPV6_MTU)
+        };
+        let mtu = sys::option(socket.as_fd(), level, name)?;
+        Ok(u32::try_from(mtu).unwrap_or(0))
+    }
+}

@@ -1,0 +1,372 @@
+//! What the standard library has no safe call for: batches of datagrams with their control messages, socket options, the TUN ioctl.
+//!
+//! The only module of the crate with unsafe code.
+#![allow(unsafe_code)]
+
+use socket2::SockAddr;
+use std::{
+    io, mem,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::{AsRawFd, BorrowedFd},
+    ptr,
+};
+
+/// Datagrams in one system call.
+pub(crate) const BATCH: usize = 32;
+/// The largest datagram.
+const MAX_DATAGRAM: usize = 65_536;
+/// Room for the control messages of one datagram: packet information and traffic class, aligned as `cmsghdr`.
+type Control = [u64; 16];
+
+/// Sets an integer socket option.
+pub(crate) fn set_option(fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> io::Result<()> {
+    // SAFETY: the pointer is to a live c_int, and the length is its size.
+    let result = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            level,
+            name,
+            ptr::from_ref(&value).cast(),
+            socklen::<libc::c_int>(),
+        )
+    };
+    check(result).map(|_| ())
+}
+
+/// Reads an integer socket option.
+pub(crate) fn option(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<i32> {
+    let mut value: libc::c_int = 0;
+    let mut len = socklen::<libc::c_int>();
+    // SAFETY: both pointers are to live values, and the length is that of the first.
+    let result = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            level,
+            name,
+            ptr::from_mut(&mut value).cast(),
+            &mut len,
+        )
+    };
+    check(result).map(|_| value)
+}
+
+/// Makes an open `/dev/net/tun` the device with this name, for IP packets without any header before them.
+pub(crate) fn attach_tun(fd: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    // SAFETY: ifreq is plain data, for which zeros are valid.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    if name.is_empty() || name.len() >= request.ifr_name.len() {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_TUN_EXCL;
+    request.ifr_ifru.ifru_flags = i16::from_ne_bytes(low_half(flags));
+    // SAFETY: TUNSETIFF reads and writes one ifreq, which lives until the call returns.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &mut request) }).map(|_| ())
+}
+
+fn low_half(flags: i32) -> [u8; 2] {
+    let bytes = (flags & 0xffff).to_le_bytes();
+    u16::from_le_bytes([bytes[0], bytes[1]]).to_ne_bytes()
+}
+
+/// A datagram that came in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Received {
+    /// How many bytes of the buffer it fills.
+    pub(crate) len: usize,
+    /// Where it came from.
+    pub(crate) remote: SocketAddr,
+    /// The address that it was sent to.
+    pub(crate) local: Option<IpAddr>,
+    /// Traffic class of its IP header.
+    pub(crate) traffic_class: u8,
+}
+
+/// Buffers for datagrams that come in together.
+pub(crate) struct RecvBatch {
+    data: Vec<u8>,
+    names: Vec<libc::sockaddr_storage>,
+    control: Vec<Control>,
+    received: Vec<Option<Received>>,
+}
+
+impl RecvBatch {
+    pub(crate) fn new() -> Self {
+        // SAFETY: sockaddr_storage is plain data, for which zeros are valid.
+        let name: libc::sockaddr_storage = unsafe { mem::zeroed() };
+        Self {
+            data: vec![0; BATCH * MAX_DATAGRAM],
+            names: vec![name; BATCH],
+            control: vec![[0; 16]; BATCH],
+            received: Vec::with_capacity(BATCH),
+        }
+    }
+
+    /// Receives what is there, without waiting; how many datagrams.
+    pub(crate) fn recv(&mut self, fd: BorrowedFd<'_>) -> io::Result<usize> {
+        self.received.clear();
+        // SAFETY: both are plain data with pointers and lengths, for which zeros are valid.
+        let (mut vectors, mut headers): ([libc::iovec; BATCH], [libc::mmsghdr; BATCH]) =
+            unsafe { (mem::zeroed(), mem::zeroed()) };
+        for (i, buffer) in self.data.chunks_exact_mut(MAX_DATAGRAM).enumerate() {
+            vectors[i].iov_base = buffer.as_mut_ptr().cast();
+            vectors[i].iov_len = buffer.len();
+            let header = &mut headers[i].msg_hdr;
+            header.msg_name = ptr::from_mut(&mut self.names[i]).cast();
+            header.msg_namelen = socklen::<libc::sockaddr_storage>();
+            header.msg_iov = &mut vectors[i];
+            header.msg_iovlen = 1;
+            header.msg_control = self.control[i].as_mut_ptr().cast();
+            header.msg_controllen = size_of::<Control>();
+        }
+        // SAFETY: every pointer in the headers is to memory of the stated length that lives until the call returns.
+        let count = check(unsafe {
+            libc::recvmmsg(
+                fd.as_raw_fd(),
+                headers.as_mut_ptr(),
+                u32::try_from(BATCH).expect("a small constant"),
+                libc::MSG_DONTWAIT,
+                ptr::null_mut(),
+            )
+        })?;
+        let count = usize::try_from(count).unwrap_or(0);
+        for (i, header) in headers.iter().take(count).enumerate() {
+            let remote = self.remote(i, header.msg_hdr.msg_namelen);
+            let (local, traffic_class) = control_messages(&header.msg_hdr);
+            self.received.push(remote.map(|remote| Received {
+                len: (header.msg_len as usize).min(MAX_DATAGRAM),
+                remote,
+                local,
+                traffic_class,
+            }));
+        }
+        Ok(count)
+    }
+
+    /// A datagram of the last call, with its bytes. `None` beyond the last, or if its source is no IP address.
+    pub(crate) fn get(&mut self, i: usize) -> Option<(Received, &mut [u8])> {
+        let received = (*self.received.get(i)?)?;
+        let start = i * MAX_DATAGRAM;
+        Some((received, &mut self.data[start..start + received.len]))
+    }
+
+    fn remote(&self, i: usize, len: libc::socklen_t) -> Option<SocketAddr> {
+        // SAFETY: `SockAddrStorage` has the layout of sockaddr_storage, which the kernel filled up to `len`; the rest is
+        // initialised. socket2 looks at the family before it reads more.
+        let address = unsafe {
+            let storage =
+                mem::transmute::<libc::sockaddr_storage, socket2::SockAddrStorage>(self.names[i]);
+            SockAddr::new(storage, len)
+        };
+        address.as_socket()
+    }
+}
+
+fn control_messages(header: &libc::msghdr) -> (Option<IpAddr>, u8) {
+    let (mut local, mut class) = (None, 0);
+    // SAFETY: the kernel filled the control buffer that the header points to, which is still alive; the macros stay inside the
+    // length that it stated, and every value is read unaligned and only if the message is long enough.
+    unsafe {
+        let mut message = libc::CMSG_FIRSTHDR(header);
+        while !message.is_null() {
+            let data = libc::CMSG_DATA(message);
+            let len = (*message).cmsg_len - libc::CMSG_LEN(0) as usize;
+            match ((*message).cmsg_level, (*message).cmsg_type) {
+                (libc::IPPROTO_IP, libc::IP_PKTINFO) if len >= size_of::<libc::in_pktinfo>() => {
+                    let info: libc::in_pktinfo = ptr::read_unaligned(data.cast());
+                    let octets = info.ipi_addr.s_addr.to_ne_bytes();
+                    local = Some(IpAddr::V4(Ipv4Addr::from(octets)));
+                }
+                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO)
+                    if len >= size_of::<libc::in6_pktinfo>() =>
+                {
+                    let info: libc::in6_pktinfo = ptr::read_unaligned(data.cast());
+                    local = Some(IpAddr::V6(Ipv6Addr::from(info.ipi6_addr.s6_addr)));
+                }
+                (libc::IPPROTO_IP, libc::IP_TOS) if len >= 1 => class = *data,
+                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) if len >= 4 => {
+                    let value: libc::c_int = ptr::read_unaligned(data.cast());
+                    class = u8::try_from(value).unwrap_or(0);
+                }
+                _ => {}
+            }
+            message = libc::CMSG_NXTHDR(header, message);
+        }
+    }
+    (local, class)
+}
+
+/// A datagram to be sent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Outgoing<'a> {
+    /// Its bytes, behind what `prefix` is.
+    pub(crate) data: &'a [u8],
+    /// Bytes before them.
+    pub(crate) prefix: &'static [u8],
+    /// Where it goes.
+    pub(crate) to: SocketAddr,
+    /// Source address; unspecified lets the kernel choose.
+    pub(crate) from: IpAddr,
+    /// Traffic class of its IP header; `None` for the socket's.
+    pub(crate) traffic_class: Option<u8>,
+}
+
+/// Sends at most [`BATCH`] datagrams; how many were taken. An error is about the first of them.
+pub(crate) fn send(fd: BorrowedFd<'_>, messages: &[Outgoing<'_>], wait: bool) -> io::Result<usize> {
+    let count = messages.len().min(BATCH);
+    // SAFETY: all are plain data with pointers and lengths, for which zeros are valid.
+    let (mut vectors, mut headers): ([[libc::iovec; 2]; BATCH], [libc::mmsghdr; BATCH]) =
+        unsafe { (mem::zeroed(), mem::zeroed()) };
+    let mut control: [Control; BATCH] = [[0; 16]; BATCH];
+    let mut names: [Option<SockAddr>; BATCH] = [const { None }; BATCH];
+    for (i, message) in messages.iter().take(count).enumerate() {
+        let name = names[i].insert(SockAddr::from(message.to));
+        for (vector, bytes) in vectors[i].iter_mut().zip([message.prefix, message.data]) {
+            vector.iov_base = bytes.as_ptr().cast_mut().cast();
+            vector.iov_len = bytes.len();
+        }
+        let header = &mut headers[i].msg_hdr;
+        header.msg_name = name.as_ptr().cast_mut().cast();
+        header.msg_namelen = name.len();
+        header.msg_iov = vectors[i].as_mut_ptr();
+        header.msg_iovlen = 2;
+        let mut writer = ControlWriter {
+            buffer: &mut control[i],
+            len: 0,
+        };
+        writer.source(message.from);
+        if let Some(class) = message.traffic_class {
+            writer.traffic_class(message.to.is_ipv4(), class);
+        }
+        if writer.len > 0 {
+            header.msg_controllen = writer.len;
+            header.msg_control = control[i].as_mut_ptr().cast();
+        }
+    }
+    // SAFETY: every pointer in the headers is to memory of the stated length that lives until the call returns; sending only
+    // reads it.
+    let sent = check(unsafe {
+        libc::sendmmsg(
+            fd.as_raw_fd(),
+            headers.as_mut_ptr(),
+            u32::try_from(count).expect("a small number"),
+            if wait { 0 } else { libc::MSG_DONTWAIT },
+        )
+    })?;
+    Ok(usize::try_from(sent).unwrap_or(0))
+}
+
+/// Puts control messages into a buffer that is known to be large enough for one of each kind.
+struct ControlWriter<'a> {
+    buffer: &'a mut Control,
+    len: usize,
+}
+
+impl ControlWriter<'_> {
+    fn source(&mut self, from: IpAddr) {
+        match from {
+            a if a.is_unspecified() => {}
+            IpAddr::V4(a) => {
+                let info = libc::in_pktinfo {
+                    ipi_ifindex: 0,
+                    ipi_spec_dst: libc::in_addr {
+                        s_addr: u32::from_ne_bytes(a.octets()),
+                    },
+                    ipi_addr: libc::in_addr { s_addr: 0 },
+                };
+                self.put(libc::IPPROTO_IP, libc::IP_PKTINFO, info);
+            }
+            IpAddr::V6(a) => {
+                let info = libc::in6_pktinfo {
+                    ipi6_addr: libc::in6_addr {
+                        s6_addr: a.octets(),
+                    },
+                    ipi6_ifindex: 0,
+                };
+                self.put(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, info);
+            }
+        }
+    }
+
+    fn traffic_class(&mut self, ipv4: bool, class: u8) {
+        let class = libc::c_int::from(class);
+        if ipv4 {
+            self.put(libc::IPPROTO_IP, libc::IP_TOS, class);
+        } else {
+            self.put(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, class);
+        }
+    }
+
+    fn put<T: Copy>(&mut self, level: i32, kind: i32, value: T) {
+        let size = u32::try_from(size_of::<T>()).expect("a small type");
+        // SAFETY: CMSG_SPACE and CMSG_LEN only compute.
+        let (space, len) = unsafe { (libc::CMSG_SPACE(size), libc::CMSG_LEN(size)) };
+        let end = self.len + space as usize;
+        assert!(end <= size_of::<Control>(), "one message of each kind fits");
+        // SAFETY: the buffer is aligned for cmsghdr, every message ends at a multiple of that alignment (CMSG_SPACE), and it was
+        // just checked that this one ends inside the buffer.
+        unsafe {
+            let header: *mut libc::cmsghdr = self
+                .buffer
+                .as_mut_ptr()
+                .cast::<u8>()
+                .add(self.len)
+                .cast::<libc::cmsghdr>();
+            (*header).cmsg_level = level;
+            (*header).cmsg_type = kind;
+            (*header).cmsg_len = len as usize;
+            ptr::write_unaligned(libc::CMSG_DATA(header).cast(), value);
+        }
+        self.len = end;
+    }
+}
+
+fn socklen<T>() -> libc::socklen_t {
+    libc::socklen_t::try_from(size_of::<T>()).expect("a small type")
+}
+
+fn check(result: i32) -> io::Result<i32> {
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(result)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{net::UdpSocket, os::fd::AsFd};
+
+    #[test]
+    fn batch_keeps_bytes_source_and_traffic_class() {
+        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+        set_option(server.as_fd(), libc::IPPROTO_IP, libc::IP_PKTINFO, 1).unwrap();
+        set_option(server.as_fd(), libc::IPPROTO_IP, libc::IP_RECVTOS, 1).unwrap();
+        let client = UdpSocket::bind("0.0.0.0:0").unwrap();
+        let from: IpAddr = "127.0.0.7".parse().unwrap();
+        let message = |data, class| Outgoing {
+            data,
+            prefix: &[0; 4],
+            to: server.local_addr().unwrap(),
+            from,
+            traffic_class: Some(class),
+        };
+        let sent = send(
+            client.as_fd(),
+            &[message(b"one", 0x01), message(b"two!", 0xb9)],
+            true,
+        );
+        assert_eq!(sent.unwrap(), 2);
+        let mut batch = RecvBatch::new();
+        assert_eq!(batch.recv(server.as_fd()).unwrap(), 2);
+        let (first, bytes) = batch.get(0).unwrap();
+        assert_eq!(bytes, b"\0\0\0\0one");
+        assert_eq!((first.remote.ip(), first.traffic_class), (from, 0x01));
+        assert_eq!(first.local, Some("127.0.0.1".parse().unwrap()));
+        let (second, bytes) = batch.get(1).unwrap();
+        assert_eq!((bytes.len(), second.traffic_class), (8, 0xb9));
+        assert!(batch.get(2).is_none());
+    }
+}

@@ -1,0 +1,311 @@
+//! The plane in user space: a TUN device, sockets, and two threads between them.
+
+use crate::{
+    Capabilities, ChildSa, ChildStats, Cipher, DataPlane, Outer, PlaneError, PlaneEvent, Protected,
+    Totals, UserspaceConfig,
+    child::Tables,
+    counters::{Control, Events, Traffic},
+    inbound::Inbound,
+    netlink::Netlink,
+    outbound::Outbound,
+    protection::Protection,
+    sockets::Sockets,
+    tun::Tun,
+};
+use evergate_esp::ReplayWindow;
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::eventfd::{EfdFlags, EventFd},
+};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    ops::Range,
+    os::fd::AsFd,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant, SystemTime},
+};
+use tokio::sync::mpsc;
+
+static CIPHERS: &[Cipher] = &[
+    Cipher::AesGcm16 { key_bits: 128 },
+    Cipher::AesGcm16 { key_bits: 256 },
+    Cipher::ChaCha20Poly1305,
+];
+
+/// The plane in user space: a TUN device and sockets.
+///
+/// Where a protected prefix contains a peer's outer address, the reverse path filter of the outer interface must not be strict
+/// (`rp_filter` 0 or 2): what it looks up bears no mark. Forwarding between the protected network and the device is the operator's.
+pub struct Userspace {
+    shared: Arc<Shared>,
+    protection: Mutex<Protection>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// What the threads share.
+pub(crate) struct Shared {
+    pub(crate) config: UserspaceConfig,
+    pub(crate) tun: Tun,
+    pub(crate) sockets: Sockets,
+    pub(crate) traffic: Traffic,
+    pub(crate) control: Control,
+    pub(crate) events: Events,
+    /// Never held across a system call.
+    tables: RwLock<Tables>,
+    started: Instant,
+    /// Readable from the moment that the plane stops.
+    stop: EventFd,
+}
+
+/// The time, read once for a batch.
+#[derive(Clone, Copy)]
+pub(crate) struct Clock {
+    pub(crate) instant: Instant,
+    /// Since the plane started.
+    pub(crate) ms: u64,
+    /// Since the Unix epoch.
+    pub(crate) unix_ms: u64,
+}
+
+impl Userspace {
+    /// Opens device and sockets and starts the threads, all in the network namespace of the calling thread. Needs `CAP_NET_ADMIN` and
+    /// `CAP_NET_RAW` there. Protection that a former process left stays until [`DataPlane::protect`] replaces it.
+    ///
+    /// # Errors
+    /// If a port is taken, the device exists already, or a capability is missing.
+    pub fn start(
+        config: UserspaceConfig,
+    ) -> Result<(Arc<Self>, mpsc::Receiver<PlaneEvent>), PlaneError> {
+        let mut netlink = Netlink::open(&config)?;
+        netlink.add_rules()?;
+        let sockets = Sockets::open(&config)?;
+        let tun = Tun::create(&config.tun_name)?;
+        let device = netlink.bring_up(&config.tun_name, config.tun_mtu)?;
+        let protection = Protection::new(netlink, device, config.route_metric)?;
+        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
+        let stop = stop.map_err(|e| failed("make an eventfd", e.into()))?;
+        let (sender, receiver) = mpsc::channel(config.event_queue.max(1));
+        let shared = Arc::new(Shared {
+            config,
+            tun,
+            sockets,
+            traffic: Traffic::default(),
+            control: Control::default(),
+            events: Events(sender),
+            tables: RwLock::default(),
+            started: Instant::now(),
+            stop,
+        });
+        let plane = Arc::new(Self {
+            protection: Mutex::new(protection),
+            threads: Mutex::default(),
+            shared,
+        });
+        let (outbound, inbound) = (
+            Outbound::new(Arc::clone(&plane.shared)),
+            Inbound::new(Arc::clone(&plane.shared)),
+        );
+        plane.spawn("evergate-out", move || outbound.run())?;
+        plane.spawn("evergate-in", move || inbound.run())?;
+        Ok((plane, receiver))
+    }
+
+    fn spawn(&self, name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), PlaneError> {
+        let thread = thread::Builder::new().name(name.into()).spawn(work);
+        let thread = thread.map_err(|e| failed("start a thread", e))?;
+        lock(&self.threads).push(thread);
+        Ok(())
+    }
+
+    /// Lets routes follow the sources that Child SAs ask for. Only the host's own packets profit: no reason to fail.
+    fn follow_hints(&self) {
+        let hints = self.shared.tables().hints();
+        if let Err(error) = lock(&self.protection).apply(&hints) {
+            tracing::warn!(%error, "routes do not follow the Child SAs");
+        }
+    }
+}
+
+impl DataPlane for Userspace {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            name: "userspace",
+            ciphers: CIPHERS,
+            esn: true,
+            max_replay_window: u32::try_from(ReplayWindow::MAX_SIZE).unwrap_or(u32::MAX),
+            udp_encapsulation: true,
+            plain_esp: true,
+        }
+    }
+
+    fn install(&self, child: ChildSa) -> Result<(), PlaneError> {
+        let hinted = child.source_hint.is_some();
+        self.shared.tables_mut().install(child)?;
+        if hinted {
+            self.follow_hints();
+        }
+        Ok(())
+    }
+
+    fn set_outbound(&self, spi_in: u32, active: bool) -> Result<(), PlaneError> {
+        self.shared.tables_mut().set_outbound(spi_in, active)
+    }
+
+    fn move_child(&self, spi_in: u32, outer: Outer) -> Result<(), PlaneError> {
+        self.shared.tables().staying(spi_in)?.move_to(outer);
+        Ok(())
+    }
+
+    fn remove(&self, spi_in: u32, grace: Duration) -> Result<(), PlaneError> {
+        let now = Instant::now();
+        let until = now.checked_add(grace).unwrap_or(now);
+        let hinted = {
+            let mut tables = self.shared.tables_mut();
+            let hinted = tables.has_hint(spi_in);
+            tables.remove(spi_in, until)?;
+            tables.sweep(now);
+            hinted
+        };
+        if hinted {
+            self.follow_hints();
+        }
+        Ok(())
+    }
+
+    fn extend(&self, spi_in: u32, range: Range<u64>) -> Result<(), PlaneError> {
+        self.shared.tables().staying(spi_in)?.extend(range)
+    }
+
+    fn stats(&self, spi_in: u32) -> Option<ChildStats> {
+        let tables = self.shared.tables();
+        let child = Arc::clone(tables.inbound(spi_in)?);
+        let sending = tables.is_sending(spi_in);
+        drop(tables);
+        Some(child.stats(sending))
+    }
+
+    fn totals(&self) -> Totals {
+        let (traffic, control) = (&self.shared.traffic, &self.shared.control);
+        Totals {
+            packets_in: traffic.packets_in.get(),
+            bytes_in: traffic.bytes_in.get(),
+            packets_out: traffic.packets_out.get(),
+            bytes_out: traffic.bytes_out.get(),
+            ike_in: control.ike_in.get(),
+            ike_out: control.ike_out.get(),
+            keepalives_in: control.keepalives_in.get(),
+            keepalives_out: control.keepalives_out.get(),
+            drops: traffic.drops(),
+        }
+    }
+
+    fn protect(&self, prefixes: Vec<Protected>) -> Result<(), PlaneError> {
+        let hints = self.shared.tables().hints();
+        lock(&self.protection).protect(prefixes, &hints)
+    }
+
+    fn assign_address(&self, address: IpAddr) -> Result<(), PlaneError> {
+        let hints = self.shared.tables().hints();
+        lock(&self.protection).assign(address, &hints)
+    }
+
+    fn release_address(&self, address: IpAddr) -> Result<(), PlaneError> {
+        let hints = self.shared.tables().hints();
+        lock(&self.protection).release(address, &hints)
+    }
+
+    fn send_ike(
+        &self,
+        local: SocketAddr,
+        remote: SocketAddr,
+        message: &[u8],
+    ) -> Result<(), PlaneError> {
+        let sent = self.shared.sockets.send_ike(local, remote, message);
+        sent.map_err(|e| failed(&format!("send IKE from {local} to {remote}"), e))?;
+        self.shared.control.ike_out.add(1);
+        Ok(())
+    }
+
+    fn keepalive(&self, local: SocketAddr, remote: SocketAddr) -> Result<(), PlaneError> {
+        let sent = self.shared.sockets.keepalive(local, remote);
+        sent.map_err(|e| failed(&format!("send keepalive from {local} to {remote}"), e))?;
+        self.shared.control.keepalives_out.add(1);
+        Ok(())
+    }
+
+    fn shutdown(&self) {
+        if let Err(error) = self.shared.stop.write(1) {
+            tracing::error!(%error, "cannot stop the plane's threads");
+            return;
+        }
+        for thread in lock(&self.threads).drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the plane had panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Userspace {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+impl Shared {
+    pub(crate) fn tables(&self) -> RwLockReadGuard<'_, Tables> {
+        self.tables.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn tables_mut(&self) -> RwLockWriteGuard<'_, Tables> {
+        self.tables.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn clock(&self) -> Clock {
+        let instant = Instant::now();
+        let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        Clock {
+            instant,
+            ms: ms(instant.saturating_duration_since(self.started)),
+            unix_ms: unix.map_or(0, ms),
+        }
+    }
+
+    /// Waits until one of at most 63 descriptors has something to read; which of them, as bits. `None` once the plane stops.
+    pub(crate) fn wait(&self, fds: &[&dyn AsFd], timeout: Option<Duration>) -> Option<u64> {
+        let poll_in = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let mut all: Vec<PollFd<'_>> = fds.iter().map(|fd| poll_in(fd.as_fd())).collect();
+        all.push(poll_in(self.stop.as_fd()));
+        let timeout = timeout.map_or(PollTimeout::NONE, |t| {
+            PollTimeout::try_from(t).unwrap_or(PollTimeout::MAX)
+        });
+        match poll(&mut all, timeout) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => {
+                tracing::error!(%error, "cannot wait for packets: this direction stops");
+                return None;
+            }
+        }
+        let mut ready = 0;
+        for (i, fd) in all.iter().enumerate() {
+            if fd.any().unwrap_or(true) {
+                ready |= 1 << i;
+            }
+        }
+        (ready & (1 << fds.len()) == 0).then_some(ready)
+    }
+}
+
+fn failed(what: &str, source: io::Error) -> PlaneError {
+    PlaneError::Io {
+        what: what.to_owned(),
+        source,
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
