@@ -2,7 +2,9 @@
 
 use crate::checker::{Checker, Findings};
 use crate::lab::Lab;
+use crate::packet::{Body, IkeHeader, Packet, Parser};
 use crate::process::Process;
+use crate::wire::{Exchange, Kind};
 use crate::{Result, millis, secs, until};
 use anyhow::{Context, bail, ensure};
 use nix::sys::signal::Signal;
@@ -51,6 +53,25 @@ impl Capture {
         read(&self.file)
     }
 
+    /// Waits until `from` sends such a message after the call.
+    pub fn wait_for(&self, from: &str, exchange: Exchange, kind: Kind) -> Result<()> {
+        let start = now();
+        let from: IpAddr = from.parse()?;
+        let wanted = |packet: &Packet| match &packet.body {
+            Body::Ike(message) if packet.src == from && packet.at >= start => {
+                IkeHeader::parse(message).is_some_and(|header| {
+                    header.exchange == exchange as u8 && header.response == (kind == Kind::Response)
+                })
+            }
+            _ => false,
+        };
+        until(
+            secs(20),
+            &format!("{from} sends {exchange:?} {kind:?}"),
+            || Ok(packets(&read(&self.file)?).iter().any(wanted)),
+        )
+    }
+
     /// Ends the capture and returns all frames.
     ///
     /// # Errors
@@ -67,10 +88,19 @@ impl Capture {
         read(&self.file)
     }
 
-    /// The file with the capture.
-    #[must_use]
-    pub fn file(&self) -> &Path {
-        &self.file
+    /// A copy of the capture up to now, without an unfinished record at its end.
+    pub fn copy(&self) -> Result<PathBuf> {
+        let frames = self.so_far()?;
+        let mut bytes = std::fs::read(&self.file)?;
+        bytes.truncate(
+            24 + frames
+                .iter()
+                .map(|(_, frame)| 16 + frame.len())
+                .sum::<usize>(),
+        );
+        let path = self.file.with_file_name("copy.pcap");
+        std::fs::write(&path, bytes)?;
+        Ok(path)
     }
 
     /// Ends the capture and runs the checker over it.
@@ -81,6 +111,16 @@ impl Capture {
         }
         Ok(checker.finish())
     }
+}
+
+/// The datagrams in a capture.
+#[must_use]
+pub fn packets(frames: &[Frame]) -> Vec<Packet> {
+    let mut parser = Parser::default();
+    frames
+        .iter()
+        .filter_map(|(at, frame)| parser.frame(*at, frame))
+        .collect()
 }
 
 /// Now, in the clock of the capture.

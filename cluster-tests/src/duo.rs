@@ -72,11 +72,16 @@ pub const C1: &str = "c1";
 impl Duo {
     /// Starts both.
     pub fn start(setup: &Setup) -> Result<Self> {
+        Self::start_with(setup, &[])
+    }
+
+    /// Starts both, the member with these environment variables.
+    pub fn start_with(setup: &Setup, env: &[(&str, &str)]) -> Result<Self> {
         let mut lab = Lab::new(setup.mtu)?;
         lab.add_peer(1)?;
         let capture = Capture::start(&lab)?;
         let gateway = std::slice::from_ref(&setup.gateway);
-        let member = Member::start(&lab, "gw", gateway, &setup.pools)?;
+        let member = Member::start_with(&lab, "gw", gateway, &setup.pools, env)?;
         Self::with(lab, capture, member, setup)
     }
 }

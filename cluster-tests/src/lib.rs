@@ -49,7 +49,7 @@ pub fn until(
                 Ok(_) => anyhow::anyhow!(text),
             });
         }
-        std::thread::sleep(Duration::from_millis(40));
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

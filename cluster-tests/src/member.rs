@@ -38,6 +38,17 @@ impl Member {
         connections: &[Connection],
         pools: &[Pool],
     ) -> Result<Self> {
+        Self::start_with(lab, host, connections, pools, &[])
+    }
+
+    /// The same with these environment variables.
+    pub fn start_with(
+        lab: &Lab,
+        host: &str,
+        connections: &[Connection],
+        pools: &[Pool],
+        env: &[(&str, &str)],
+    ) -> Result<Self> {
         let dir = lab.dir_of(&format!("{host}-member"))?;
         let member = Self {
             process: None,
@@ -47,7 +58,7 @@ impl Member {
         run(&[&binary()?, "keygen", "--out", &member.path("key")?])?;
         member.write_config(connections, pools)?;
         let mut member = member;
-        member.start_again(&[])?;
+        member.start_again(env)?;
         Ok(member)
     }
 

@@ -89,3 +89,19 @@ fn lost_messages_are_sent_again_byte_for_byte() -> Result<()> {
     assert_eq!(found.retransmissions, 3);
     Ok(())
 }
+
+#[test]
+fn strongswan_with_itself_loses_nothing_when_it_rekeys() -> Result<()> {
+    let duo = start(&Setup::new(Family::V4))?;
+    duo.peer.initiate(C1, C1)?;
+    duo.agree(1)?;
+    let flow = duo.traffic(Family::V4, 4)?;
+    duo.peer.rekey_child(C1)?;
+    std::thread::sleep(secs(1));
+    duo.member.rekey_ike(C1)?;
+    std::thread::sleep(secs(1));
+    duo.agree(1)?;
+    flow.stop().is_lossless()?;
+    duo.finish()?;
+    Ok(())
+}

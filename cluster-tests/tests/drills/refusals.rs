@@ -1,0 +1,158 @@
+//! What must not be served: the right notify, one clear line in the log, and
+//! others keep being served.
+
+use crate::addresses::{Crowd, flow_of, pools, roaming};
+use evergate_cluster_tests::connection::Connection;
+use evergate_cluster_tests::lab::Family::V4;
+use evergate_cluster_tests::sa::{Endpoint, Spis};
+use evergate_cluster_tests::{Result, millis, secs, until};
+
+/// What the peer does wrong, what it is told, and whether its IKE SA stays.
+struct Refusal<'a> {
+    /// Applied to the peer's view.
+    wrong: &'a dyn Fn(&mut Connection),
+    /// The notify in strongSwan's log, and in the member's.
+    notify: &'a str,
+    /// An IKE SA without a Child SA is left.
+    ike_stays: bool,
+}
+
+impl Refusal<'_> {
+    /// Peer 3 is refused while peer 1 is served.
+    fn run(&self) -> Result<()> {
+        let good = Connection::peer(1, V4);
+        let three = Connection::peer(3, V4);
+        let mut bad = three.clone();
+        (self.wrong)(&mut bad);
+        let crowd = Crowd::start(
+            &[(good.clone(), good.mirrored()), (bad, three.mirrored())],
+            &[],
+        )?;
+        crowd.peers[0].initiate("c1", "c1")?;
+        let flow = flow_of(&crowd.lab, 1, V4)?;
+        flow.runs(20, secs(5))?;
+        let before = crowd.member.log()?.len();
+        assert!(
+            crowd.peers[1].initiate_within("c3", 10).is_err(),
+            "was not refused"
+        );
+        std::thread::sleep(millis(500));
+        assert!(
+            crowd.peers[1].logged(self.notify)? > 0,
+            "the peer was not told {}",
+            self.notify
+        );
+        one_line(&crowd.member.log()?[before..], self.notify)?;
+        let mine = crowd.member.sas()?;
+        let third = mine
+            .iter()
+            .filter(|sa| sa.name == "c3" && sa.established)
+            .count();
+        assert_eq!(third, usize::from(self.ike_stays), "{mine:?}");
+        let children = Spis::of(&mine).child.len();
+        assert_eq!(children, 1, "only that of peer 1: {mine:?}");
+        flow.runs(50, secs(5))?;
+        flow.stop().is_lossless()?;
+        crowd.finish()
+    }
+}
+
+/// Exactly one line of the log names the notify.
+fn one_line(log: &str, notify: &str) -> Result<()> {
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains(notify)).collect();
+    anyhow::ensure!(
+        lines.len() == 1,
+        "{notify}: {} lines: {lines:#?}",
+        lines.len()
+    );
+    Ok(())
+}
+
+#[test]
+fn a_wrong_key() -> Result<()> {
+    Refusal {
+        wrong: &|c| c.secret = "not the right one".into(),
+        notify: "AUTHENTICATION_FAILED",
+        ike_stays: false,
+    }
+    .run()
+}
+
+#[test]
+fn a_wrong_identity() -> Result<()> {
+    Refusal {
+        wrong: &|c| c.local_id = "stranger.test".into(),
+        notify: "AUTHENTICATION_FAILED",
+        ike_stays: false,
+    }
+    .run()
+}
+
+#[test]
+fn no_common_ike_proposal() -> Result<()> {
+    Refusal {
+        wrong: &|c| c.proposals = vec!["aes128gcm16-prfsha256-ecp256".into()],
+        notify: "NO_PROPOSAL_CHOSEN",
+        ike_stays: false,
+    }
+    .run()
+}
+
+#[test]
+fn no_common_esp_proposal() -> Result<()> {
+    Refusal {
+        wrong: &|c| c.esp = vec!["chacha20poly1305".into()],
+        notify: "NO_PROPOSAL_CHOSEN",
+        ike_stays: true,
+    }
+    .run()
+}
+
+#[test]
+fn no_acceptable_selectors() -> Result<()> {
+    Refusal {
+        wrong: &|c| c.remote_ts = vec!["10.66.0.0/16".into()],
+        notify: "TS_UNACCEPTABLE",
+        ike_stays: true,
+    }
+    .run()
+}
+
+#[test]
+fn an_exhausted_pool() -> Result<()> {
+    let any = ["0.0.0.0", "::"];
+    let connections = [roaming(1, &any), roaming(3, &any)];
+    let crowd = Crowd::start(&connections, &pools("10.99.0.1/32", "fd00:99::1/128"))?;
+    crowd.peers[0].initiate("c1", "c1")?;
+    let before = crowd.member.log()?.len();
+    assert!(
+        crowd.peers[1].initiate_within("c3", 10).is_err(),
+        "was not refused"
+    );
+    std::thread::sleep(millis(500));
+    assert!(crowd.peers[1].logged("INTERNAL_ADDRESS_FAILURE")? > 0);
+    one_line(&crowd.member.log()?[before..], "INTERNAL_ADDRESS_FAILURE")?;
+    // Once the first is gone, its address is free.
+    crowd.peers[0].terminate("c1")?;
+    crowd.peers[1].terminate("c3").ok();
+    until(secs(10), "the address is free again", || {
+        Ok(crowd.peers[1].initiate_within("c3", 5).is_ok())
+    })?;
+    crowd.finish()
+}
+
+#[test]
+fn what_the_peer_refuses_is_told_to_the_operator() -> Result<()> {
+    let three = Connection::peer(3, V4);
+    let mut theirs = three.clone();
+    theirs.secret = "not the right one".into();
+    let crowd = Crowd::start(&[(theirs, three.mirrored())], &[])?;
+    let refused = crowd.member.initiate("c3", "c3");
+    let text = format!(
+        "{:#}",
+        refused.err().unwrap_or_else(|| anyhow::anyhow!("accepted"))
+    );
+    assert!(text.contains("AUTHENTICATION_FAILED"), "{text}");
+    assert!(Spis::of(&crowd.member.sas()?).ike.is_empty());
+    crowd.finish()
+}

@@ -1,0 +1,77 @@
+//! Packets that hardly fit, or do not.
+
+use evergate_cluster_tests::duo::{C1, Duo, Setup};
+use evergate_cluster_tests::flow::Flow;
+use evergate_cluster_tests::lab::{
+    Family::{V4, V6},
+    PROTECTED, inside,
+};
+use evergate_cluster_tests::raw::Random;
+use evergate_cluster_tests::sa::Endpoint;
+use evergate_cluster_tests::{Result, millis, secs};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+
+#[test]
+fn datagrams_larger_than_the_tunnel_get_through_in_pieces() -> Result<()> {
+    let mut setup = Setup::new(V4);
+    setup.mtu = 1300;
+    let duo = Duo::start(&setup)?;
+    duo.peer.initiate(C1, C1)?;
+    duo.agree(1)?;
+    for index in [0, 1] {
+        let address = &inside(1)[index];
+        let ends = (("peer1", address.as_str()), ("host", PROTECTED[index]));
+        // The first ones teach the senders the path MTU (RFC 8201, RFC 1191).
+        let flow = Flow::start(&duo.lab, ends.0, ends.1, millis(20), 1460)?;
+        flow.runs(50, secs(15))?;
+        let report = flow.stop();
+        report.has_no_duplicate()?;
+        assert!(
+            report.forth.lost <= 5 && report.back.lost <= 5,
+            "{report:?}"
+        );
+    }
+    duo.finish()?;
+    Ok(())
+}
+
+#[test]
+fn tcp_through_a_narrow_path_is_clamped_and_complete() -> Result<()> {
+    const SIZE: usize = 2_000_000;
+    let mut setup = Setup::new(V6);
+    setup.mtu = 1280;
+    let duo = Duo::start(&setup)?;
+    duo.peer.initiate(C1, C1)?;
+    duo.agree(1)?;
+    for index in [0, 1] {
+        let listener = duo
+            .lab
+            .on("host", || Ok(TcpListener::bind((PROTECTED[index], 9000))?))?;
+        let (sent, received) = std::thread::scope(|scope| -> Result<_> {
+            let server = scope.spawn(move || -> Result<Vec<u8>> {
+                let (mut stream, _) = listener.accept()?;
+                stream.set_read_timeout(Some(secs(20)))?;
+                let mut got = vec![0; SIZE];
+                stream.read_exact(&mut got)?;
+                stream.write_all(&got)?;
+                Ok(got)
+            });
+            let mut client = duo.lab.on("peer1", || {
+                Ok(TcpStream::connect((PROTECTED[index], 9000))?)
+            })?;
+            client.set_read_timeout(Some(secs(20)))?;
+            client.set_write_timeout(Some(secs(20)))?;
+            let data = Random(3).bytes(SIZE);
+            client.write_all(&data)?;
+            let mut echoed = vec![0; SIZE];
+            client.read_exact(&mut echoed)?;
+            let got = server.join().map_err(|_| anyhow::anyhow!("server"))??;
+            assert_eq!(data, echoed);
+            Ok((data, got))
+        })?;
+        assert!(sent == received);
+    }
+    duo.finish()?;
+    Ok(())
+}
