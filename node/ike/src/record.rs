@@ -261,6 +261,10 @@ pub struct Established {
     pub our_vips: Vec<IpAddr>,
     /// Whether both ends support Message ID synchronisation (RFC 6311).
     pub message_id_sync: bool,
+    /// Our synchronisation request that is not answered yet.
+    pub sync_request: Option<SyncRequest>,
+    /// The last synchronisation request of the peer, a cluster, and our answer.
+    pub sync_answer: Option<SyncAnswer>,
     /// Its Child SAs.
     pub children: Vec<Child>,
     /// The IKE SA that the peer made by a rekey while one of our own was under way (RFC 7296 §2.8.2): it waits here, complete, until it is
@@ -268,6 +272,28 @@ pub struct Established {
     pub rival: Option<Box<Rival>>,
     /// The IKE SA that replaced this one. Only deletion is left to do then.
     pub replaced_by: Option<SaId>,
+}
+
+/// A Message ID synchronisation that we asked for (RFC 6311 §5.1).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncRequest {
+    /// Its nonce, which the answer returns.
+    pub nonce: [u8; 4],
+    /// The Message ID that it announced; the next one must announce a higher one.
+    pub send: u32,
+    /// The whole message.
+    pub datagram: Vec<u8>,
+}
+
+/// A Message ID synchronisation that the peer asked for, and our answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncAnswer {
+    /// Its nonce.
+    pub nonce: [u8; 4],
+    /// The Message ID that it announced.
+    pub send: u32,
+    /// Our answer, whole.
+    pub datagram: Vec<u8>,
 }
 
 /// See [`Established::rival`].

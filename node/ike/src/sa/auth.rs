@@ -315,6 +315,8 @@ impl<'e> Turn<'_, 'e> {
             peer_vips: Vec::new(),
             our_vips: Vec::new(),
             message_id_sync,
+            sync_request: None,
+            sync_answer: None,
             children: Vec::new(),
             rival: None,
             replaced_by: None,

@@ -96,7 +96,7 @@ impl<'e> Turn<'_, 'e> {
             ));
         }
         let replaced = find_notify(payloads, NotifyType::REKEY_SA)
-            .map(|n| self.to_be_replaced(n))
+            .map(|n| self.child_to_replace(n))
             .transpose()?;
         let policy = self.env.policy;
         let Some(connection) = policy.connection(&self.record.connection) else {
@@ -121,7 +121,7 @@ impl<'e> Turn<'_, 'e> {
     }
 
     /// The Child SA that a REKEY_SA notify names, if it can be replaced now.
-    fn to_be_replaced(&mut self, rekey: &Notify) -> Result<(u32, String), Refused> {
+    fn child_to_replace(&mut self, rekey: &Notify) -> Result<(u32, String), Refused> {
         let named = <[u8; 4]>::try_from(&rekey.spi[..])
             .map(u32::from_be_bytes)
             .ok();

@@ -2,7 +2,6 @@
 
 use super::{
     Effect, Event, Failure,
-    session::Session,
     turn::{Refused, Turn},
 };
 use crate::{
@@ -39,7 +38,10 @@ impl Turn<'_, '_> {
     }
 
     /// Opens the protected part. What cannot be verified is reported and ignored.
-    fn open(&mut self, message: &Message<'_>) -> Option<Result<Vec<Payload>, ParseError>> {
+    pub(super) fn open(
+        &mut self,
+        message: &Message<'_>,
+    ) -> Option<Result<Vec<Payload>, ParseError>> {
         let Some(protected) = message.protected.as_ref().filter(|p| p.fragment.is_none()) else {
             self.ignore(Failure::Invalid("the message is not protected"));
             return None;
@@ -57,6 +59,14 @@ impl Turn<'_, '_> {
     }
 
     fn response(&mut self, message: &Message<'_>) {
+        let syncing =
+            matches!(&self.record.phase, Phase::Established(e) if e.sync_request.is_some());
+        if syncing && message.header.message_id == 0 {
+            if let Some(Ok(payloads)) = self.open(message) {
+                self.sync_response(&payloads);
+            }
+            return;
+        }
         let expected = self.record.outbound.pending.as_ref();
         let Some(PendingRequest { id, .. }) =
             expected.filter(|p| p.id == message.header.message_id)
@@ -110,6 +120,9 @@ impl Turn<'_, '_> {
         local: SocketAddr,
         remote: SocketAddr,
     ) {
+        if self.sync_request(message) {
+            return;
+        }
         let id = message.header.message_id;
         let expected = self.record.inbound.next;
         if expected > 0 && id == expected - 1 {
@@ -117,6 +130,12 @@ impl Turn<'_, '_> {
         }
         let ahead = id.wrapping_sub(expected);
         if ahead > self.session.ahead {
+            if !self.session.synced
+                && ahead < u32::MAX / 2
+                && self.open(message).is_some_and(|opened| opened.is_ok())
+            {
+                self.start_sync();
+            }
             return self.ignore(Failure::MessageId {
                 given: id,
                 expected,
@@ -253,6 +272,9 @@ impl Turn<'_, '_> {
             return;
         };
         let datagram = pending.datagram.clone();
+        if pending.task == Task::Liveness && repeat.sent >= super::sync::UNANSWERED_PROBES {
+            self.start_sync();
+        }
         match self.env.policy.retransmit.wait(repeat.sent + 1) {
             Some(wait) => {
                 self.session.repeat = Some(super::session::Repeat {
@@ -270,13 +292,5 @@ impl Turn<'_, '_> {
                 }
             }
         }
-    }
-}
-
-impl Session {
-    /// Whether the peer may still get answers to requests ahead of the expected one.
-    #[cfg(test)]
-    pub(super) fn budget(&self) -> u32 {
-        self.ahead
     }
 }

@@ -310,6 +310,8 @@ impl Turn<'_, '_> {
                 keys,
                 rekey_at,
                 expires_at,
+                sync_request: None,
+                sync_answer: None,
                 children: Vec::new(),
                 rival: None,
                 replaced_by: None,

@@ -14,6 +14,7 @@ mod init_client;
 mod nat;
 mod pursue;
 mod session;
+mod sync;
 #[cfg(test)]
 mod tests;
 mod turn;

@@ -18,6 +18,7 @@ const UNTIL_COMMITTED: Duration = Duration::from_millis(30);
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Due {
     Retransmit,
+    Sync,
     Keepalive,
     /// A half-open SA, or a tombstone.
     Forget,
@@ -32,7 +33,7 @@ enum Due {
 impl Due {
     fn timer(&self) -> Timer {
         match self {
-            Self::Retransmit => Timer::Retransmit,
+            Self::Retransmit | Self::Sync => Timer::Retransmit,
             Self::Keepalive => Timer::Keepalive,
             Self::Forget | Self::DeleteIke | Self::DeleteChildren(_) => Timer::Expire,
             Self::Command => Timer::Retry,
@@ -57,7 +58,9 @@ fn agenda(record: &Record, session: &Session, policy: &Policy) -> Vec<(UnixMilli
             if let Some(at) = session.keepalive_at {
                 due.push((at, Due::Keepalive));
             }
-            if record.outbound.pending.is_none() {
+            if let (Some(repeat), Some(_)) = (session.sync_repeat, &e.sync_request) {
+                due.push((repeat.at, Due::Sync));
+            } else if record.outbound.pending.is_none() {
                 requests(e, record, session, policy, &mut due);
             }
         }
@@ -137,6 +140,7 @@ impl Turn<'_, '_> {
     /// The time of something on the agenda has come.
     pub(super) fn timeout(&mut self) {
         self.retransmit();
+        self.repeat_sync();
         let now = self.env.now;
         if self.session.keepalive_at.is_some_and(|at| at <= now) {
             let path = self.record.path;
@@ -185,9 +189,12 @@ impl Turn<'_, '_> {
             let mut due = agenda(&self.record, self.session, self.env.policy)
                 .into_iter()
                 .filter(|(at, _)| *at <= now);
-            let Some((_, due)) =
-                due.find(|(_, d)| !matches!(d, Due::Retransmit | Due::Keepalive | Due::Forget))
-            else {
+            let Some((_, due)) = due.find(|(_, d)| {
+                !matches!(
+                    d,
+                    Due::Retransmit | Due::Sync | Due::Keepalive | Due::Forget
+                )
+            }) else {
                 return;
             };
             if due == Due::Liveness || self.session.uncertain {
@@ -199,7 +206,7 @@ impl Turn<'_, '_> {
                 Due::RekeyIke => self.start_ike_rekey(),
                 Due::RekeyChild(spi) => self.rekey_child(spi),
                 Due::Command => self.next_command(),
-                Due::Liveness | Due::Retransmit | Due::Keepalive | Due::Forget => {}
+                Due::Liveness | Due::Retransmit | Due::Sync | Due::Keepalive | Due::Forget => {}
             }
         }
     }

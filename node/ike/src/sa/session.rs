@@ -57,6 +57,10 @@ pub(super) struct Session {
     pub(super) outbound_committed: u32,
     /// The peer may have answered a request of ours that we do not know of: the first must be an empty one.
     pub(super) uncertain: bool,
+    /// Message IDs were synchronised (or at least that was asked for) in this epoch.
+    pub(super) synced: bool,
+    /// Repetition of the synchronisation request; while there is one, no other request is started.
+    pub(super) sync_repeat: Option<Repeat>,
     /// How far the peer's Message IDs may still run ahead.
     pub(super) ahead: u32,
     /// What operators asked for and did not happen yet.
@@ -97,6 +101,7 @@ impl IkeSa {
         let mut sa = Self::resume(record, now);
         sa.session.uncertain = false;
         sa.session.ahead = 0;
+        sa.session.synced = true; // it has no predecessor that could know more
         sa
     }
 
@@ -113,6 +118,8 @@ impl IkeSa {
                 .map(|_| Repeat { sent: 0, at: now }),
             outbound_committed: record.outbound.next,
             uncertain: established && record.outbound.pending.is_none(),
+            synced: !established,
+            sync_repeat: None,
             ahead: if established { AHEAD } else { 0 },
             wanted: VecDeque::new(),
             not_before: None,

@@ -1,0 +1,236 @@
+//! Message ID synchronisation (RFC 6311 §5.1, §6.3), as the cluster and as its peer.
+//!
+//! As the cluster we need it rarely: a successor normally explains the difference between what is committed and what its predecessor
+//! did by harmless exchanges. It is used once in an epoch, when a probe of ours stays unanswered or the peer is further ahead than
+//! that can explain.
+
+use super::{
+    Command, Failure,
+    session::Repeat,
+    turn::{Turn, find_notify, notify},
+};
+use crate::{
+    record::{Phase, SyncAnswer, SyncRequest, Task},
+    wire::{ExchangeType, Message, NotifyType, Payload},
+};
+
+/// After so many repetitions an empty request of a successor counts as not understood.
+pub(super) const UNANSWERED_PROBES: u32 = 2;
+
+/// The data of an IKEV2_MESSAGE_ID_SYNC notify.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct SyncData {
+    nonce: [u8; 4],
+    /// The Message ID of the sender's next request.
+    send: u32,
+    /// The Message ID that the sender expects in the next request to it.
+    receive: u32,
+}
+
+impl SyncData {
+    fn parse(data: &[u8]) -> Option<Self> {
+        let data: &[u8; 12] = data.try_into().ok()?;
+        let word = |at: usize| [data[at], data[at + 1], data[at + 2], data[at + 3]];
+        Some(Self {
+            nonce: word(0),
+            send: u32::from_be_bytes(word(4)),
+            receive: u32::from_be_bytes(word(8)),
+        })
+    }
+
+    /// The only notify of this kind among payloads that hold nothing else but, perhaps, replay counters.
+    fn find(payloads: &[Payload]) -> Option<Self> {
+        let allowed = [
+            NotifyType::IKEV2_MESSAGE_ID_SYNC,
+            NotifyType::IPSEC_REPLAY_COUNTER_SYNC,
+        ];
+        let only_these = payloads
+            .iter()
+            .all(|p| matches!(p, Payload::Notify(n) if allowed.contains(&n.kind)));
+        find_notify(payloads, NotifyType::IKEV2_MESSAGE_ID_SYNC)
+            .filter(|_| only_these)
+            .and_then(|n| Self::parse(&n.data))
+    }
+
+    fn payload(self) -> Payload {
+        let data = [
+            self.nonce,
+            self.send.to_be_bytes(),
+            self.receive.to_be_bytes(),
+        ]
+        .concat();
+        notify(NotifyType::IKEV2_MESSAGE_ID_SYNC, data)
+    }
+}
+
+impl Turn<'_, '_> {
+    fn can_sync(&self) -> bool {
+        matches!(&self.record.phase, Phase::Established(e) if e.message_id_sync)
+    }
+
+    // ---- as the cluster ----
+
+    /// Asks the peer to agree on new Message IDs, if it can and was not asked in this epoch yet.
+    pub(super) fn start_sync(&mut self) -> bool {
+        let pending = self.record.outbound.pending.as_ref();
+        let unfinished = pending.is_some_and(|p| p.task != Task::Liveness);
+        if !self.can_sync() || self.session.synced || unfinished {
+            return false;
+        }
+        self.session.synced = true;
+        let mut nonce = [0; 4];
+        self.env.rng.fill(&mut nonce);
+        // Larger than any ID that may have been used: one request of a former epoch may be unknown.
+        let used = self.record.outbound.next.max(pending.map_or(0, |p| p.id));
+        let announced = self
+            .established()
+            .sync_request
+            .as_ref()
+            .map_or(0, |r| r.send);
+        let send = used.max(announced) + 1;
+        let data = SyncData {
+            nonce,
+            send,
+            receive: self.record.inbound.next,
+        };
+        let Some(datagram) = self.seal(ExchangeType::INFORMATIONAL, false, 0, &[data.payload()])
+        else {
+            return false;
+        };
+        self.established().sync_request = Some(SyncRequest {
+            nonce,
+            send,
+            datagram: datagram.clone(),
+        });
+        self.session.sync_repeat = Some(Repeat {
+            sent: 1,
+            at: self.env.now + self.env.policy.retransmit.timeout,
+        });
+        self.commit();
+        self.send(datagram);
+        true
+    }
+
+    /// Repeats our synchronisation request, or does without: if the peer does not answer anything else either, it is gone.
+    pub(super) fn repeat_sync(&mut self) {
+        let Some(repeat) = self.session.sync_repeat.filter(|r| r.at <= self.env.now) else {
+            return;
+        };
+        let Phase::Established(e) = &self.record.phase else {
+            return;
+        };
+        let wait = self.env.policy.retransmit.wait(repeat.sent + 1);
+        let (Some(wait), Some(request)) = (wait, &e.sync_request) else {
+            self.session.sync_repeat = None;
+            return;
+        };
+        let datagram = request.datagram.clone();
+        self.session.sync_repeat = Some(Repeat {
+            sent: repeat.sent + 1,
+            at: self.env.now + wait,
+        });
+        self.send(datagram);
+    }
+
+    /// The peer's answer to our synchronisation: both windows start anew.
+    pub(super) fn sync_response(&mut self, payloads: &[Payload]) {
+        let Some(data) = SyncData::find(payloads) else {
+            return;
+        };
+        let asked = self.established().sync_request.as_ref().map(|r| r.nonce);
+        if asked != Some(data.nonce)
+            || data.receive < self.record.outbound.next
+            || data.send < self.record.inbound.next
+        {
+            return self.ignore(Failure::Invalid("a synchronisation that was not asked for"));
+        }
+        self.established().sync_request = None;
+        self.session.sync_repeat = None;
+        self.session.heard = self.now();
+        self.session.uncertain = false;
+        self.session.repeat = None;
+        self.record.outbound.pending = None;
+        self.record.outbound.next = data.receive;
+        self.record.inbound.next = data.send;
+        self.record.inbound.last_response = None;
+        self.commit();
+    }
+
+    // ---- as its peer ----
+
+    /// A synchronisation request, if this is one. It stands outside the windows: its Message ID is zero.
+    pub(super) fn sync_request(&mut self, message: &Message<'_>) -> bool {
+        let zero = message.header.message_id == 0
+            && message.header.exchange == ExchangeType::INFORMATIONAL;
+        if !zero || !self.can_sync() {
+            return false;
+        }
+        let Some(Ok(payloads)) = self.open(message) else {
+            return false;
+        };
+        let Some(data) = SyncData::find(&payloads) else {
+            return false;
+        };
+        let answered = self.established().sync_answer.clone();
+        if let Some(answer) = answered.filter(|a| a.nonce == data.nonce && a.send == data.send) {
+            self.send(answer.datagram); // repeated: the response was lost
+            return true;
+        }
+        // At most what was seen already: a replay.
+        if data.send < self.record.inbound.next {
+            self.ignore(Failure::MessageId {
+                given: data.send,
+                expected: self.record.inbound.next,
+            });
+            return true;
+        }
+        let next = match &self.record.outbound.pending {
+            Some(pending) => pending.id + 1,
+            None => self.record.outbound.next,
+        };
+        let answer = SyncData {
+            nonce: data.nonce,
+            send: next.max(data.receive),
+            receive: data.send,
+        };
+        let Some(datagram) = self.seal(ExchangeType::INFORMATIONAL, true, 0, &[answer.payload()])
+        else {
+            return true;
+        };
+        self.abandon_pending();
+        self.session.heard = self.now();
+        self.record.inbound.next = answer.receive;
+        self.record.inbound.last_response = None;
+        self.record.outbound.next = answer.send;
+        self.established().sync_answer = Some(SyncAnswer {
+            nonce: data.nonce,
+            send: data.send,
+            datagram: datagram.clone(),
+        });
+        self.commit();
+        self.send(datagram);
+        true
+    }
+
+    /// What was under way is begun again under a new Message ID.
+    fn abandon_pending(&mut self) {
+        self.session.repeat = None;
+        let Some(pending) = self.record.outbound.pending.take() else {
+            return;
+        };
+        let again = match pending.task {
+            Task::Connect | Task::Liveness => return,
+            Task::CreateChild(offer) => vec![
+                offer
+                    .replaces
+                    .map_or(Command::CreateChild(offer.name), Command::RekeyChild),
+            ],
+            Task::RekeyIke(_) => vec![Command::RekeyIke],
+            Task::DeleteChildren(spis) => spis.into_iter().map(Command::DeleteChild).collect(),
+            Task::DeleteIke => vec![Command::Delete],
+        };
+        for command in again {
+            self.session.want(command);
+        }
+    }
+}

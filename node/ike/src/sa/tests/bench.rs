@@ -1,0 +1,488 @@
+//! Two ends and the wire between them.
+
+use crate::{
+    config::{ChildConfig, Connection, Policy, SharedSecret, StartAction},
+    env::{Entropy, UnixMillis},
+    identity::{IdPattern, Identity},
+    record::{Child, GatewayId, Phase, Record, SaId},
+    sa::{
+        Change, Command, CookieSecrets, Effect, Env, Event, IkeSa, InitAnswer, Input, IvCounter,
+        SpiSource, answer_init, initiate,
+    },
+    secret::Secret,
+    wire::{ExchangeType, Header, Message},
+};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
+    time::Duration,
+};
+
+pub(super) struct TestRng(pub(super) u64);
+
+impl Entropy for TestRng {
+    fn fill(&mut self, buf: &mut [u8]) {
+        for byte in buf {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            *byte = self.0.to_be_bytes()[3];
+        }
+    }
+}
+
+struct Spis;
+
+impl SpiSource for Spis {
+    fn ike(&mut self, rng: &mut dyn Entropy) -> SaId {
+        SaId(rng.next_u64() | 1)
+    }
+    fn child(&mut self, rng: &mut dyn Entropy) -> u32 {
+        rng.next_u32() | 0x100
+    }
+}
+
+/// One end: what a member is to its SAs.
+pub(super) struct End {
+    pub(super) address: SocketAddr,
+    pub(super) policy: Policy,
+    pub(super) sas: BTreeMap<SaId, IkeSa>,
+    pub(super) committed: BTreeMap<SaId, Record>,
+    /// Whether harmless exchanges are replicated in time.
+    pub(super) lazy: bool,
+    /// The data plane: Child SAs by our SPI.
+    pub(super) plane: BTreeMap<u32, Child>,
+    pub(super) events: Vec<Event>,
+    rng: TestRng,
+    epoch: u32,
+    ivs: IvCounter,
+    /// Messages that this end sends are lost, because it is not there.
+    pub(super) dead: bool,
+}
+
+impl End {
+    fn new(address: &str, policy: Policy, seed: u64) -> Self {
+        Self {
+            address: address.parse().unwrap(),
+            policy,
+            sas: BTreeMap::new(),
+            committed: BTreeMap::new(),
+            lazy: true,
+            plane: BTreeMap::new(),
+            events: Vec::new(),
+            rng: TestRng(seed),
+            epoch: 1,
+            ivs: IvCounter::new(1),
+            dead: false,
+        }
+    }
+
+    /// The one established SA that is not replaced.
+    pub(super) fn established(&self) -> &Record {
+        let mut found = self
+            .sas
+            .values()
+            .map(IkeSa::record)
+            .filter(|r| matches!(&r.phase, Phase::Established(e) if e.replaced_by.is_none()));
+        let first = found.next().expect("no established SA");
+        assert!(found.next().is_none(), "two established SAs");
+        first
+    }
+
+    pub(super) fn children(&self) -> &[Child] {
+        self.established().children()
+    }
+
+    /// Another process goes on from what is committed.
+    pub(super) fn take_over(&mut self, now: UnixMillis) {
+        self.epoch += 1;
+        self.ivs = IvCounter::new(self.epoch);
+        self.plane.clear();
+        self.sas.clear();
+        for record in self.committed.values() {
+            for child in record.children() {
+                self.plane.insert(child.spi_in, child.clone());
+            }
+            self.sas
+                .insert(record.id, IkeSa::resume(record.clone(), now));
+        }
+        self.dead = false;
+    }
+}
+
+/// A message under way.
+#[derive(Clone)]
+pub(super) struct Packet {
+    pub(super) to_b: bool,
+    pub(super) bytes: Vec<u8>,
+}
+
+impl Packet {
+    pub(super) fn exchange(&self) -> ExchangeType {
+        Header::parse(&self.bytes).unwrap().exchange
+    }
+    pub(super) fn is_response(&self) -> bool {
+        Header::parse(&self.bytes).unwrap().is_response
+    }
+}
+
+/// Both ends and the wire.
+pub(super) struct Pair {
+    pub(super) a: End,
+    pub(super) b: End,
+    pub(super) now: UnixMillis,
+    pub(super) wire: VecDeque<Packet>,
+    /// Everything that was ever sealed: key, IV and bytes.
+    sealed: BTreeMap<(u64, u64, bool, Vec<u8>), Vec<u8>>,
+    pub(super) sent: Vec<Packet>,
+}
+
+impl Pair {
+    pub(super) fn new() -> Self {
+        Self::with(|_| {}, |_| {})
+    }
+
+    /// Two ends whose policies were changed.
+    pub(super) fn with(a: impl FnOnce(&mut Connection), b: impl FnOnce(&mut Connection)) -> Self {
+        let (mut at_a, mut at_b) = (policy("a.test", "b.test", 1), policy("b.test", "a.test", 2));
+        a(&mut at_a.connections[0]);
+        b(&mut at_b.connections[0]);
+        Self {
+            a: End::new("192.0.2.1:500", at_a, 0x1234_5678_9abc_def1),
+            b: End::new("192.0.2.2:500", at_b, 0x0fed_cba9_8765_4321),
+            now: UnixMillis(1_000_000),
+            wire: VecDeque::new(),
+            sealed: BTreeMap::new(),
+            sent: Vec::new(),
+        }
+    }
+
+    pub(super) fn end(&mut self, b: bool) -> &mut End {
+        if b { &mut self.b } else { &mut self.a }
+    }
+
+    /// `a` initiates, and everything is delivered.
+    pub(super) fn connect(&mut self) {
+        self.start();
+        self.settle();
+        assert_eq!(self.a.children().len(), 1, "a: {:?}", self.a.events);
+        assert_eq!(self.b.children().len(), 1, "b: {:?}", self.b.events);
+        self.check_agreement();
+    }
+
+    /// `a` initiates.
+    pub(super) fn start(&mut self) {
+        let now = self.now;
+        let record = self
+            .a
+            .with_env(now, |env| {
+                initiate("c", "net", None, 500, GatewayId(0), env)
+            })
+            .unwrap();
+        self.a.committed.insert(record.id, record.clone());
+        let datagram = record.outbound.pending.as_ref().unwrap().datagram.clone();
+        self.a.sas.insert(record.id, IkeSa::created(record, now));
+        self.transmit(false, datagram);
+    }
+
+    fn transmit(&mut self, from_b: bool, bytes: Vec<u8>) {
+        if self.end(from_b).dead {
+            return;
+        }
+        let message = Message::parse(&bytes).expect("we send what parses");
+        if let Some(p) = message.protected {
+            let h = message.header;
+            let key = (
+                h.initiator_spi,
+                h.responder_spi,
+                h.from_initiator,
+                p.body[..8].to_vec(),
+            );
+            let before = self.sealed.insert(key, bytes.clone());
+            assert!(before.is_none_or(|b| b == bytes), "an IV was used twice");
+        }
+        let packet = Packet {
+            to_b: !from_b,
+            bytes,
+        };
+        self.sent.push(packet.clone());
+        self.wire.push_back(packet);
+    }
+
+    /// Delivers one message and lets the receiver act on it.
+    pub(super) fn deliver(&mut self, packet: &Packet) {
+        let now = self.now;
+        let (from, to) = (
+            self.end(!packet.to_b).address,
+            self.end(packet.to_b).address,
+        );
+        let end = self.end(packet.to_b);
+        if end.dead {
+            return;
+        }
+        let h = Header::parse(&packet.bytes).unwrap();
+        let spi = if h.from_initiator {
+            h.responder_spi
+        } else {
+            h.initiator_spi
+        };
+        let out = if spi == 0 {
+            end.answer_init(&packet.bytes, (to, from), now)
+        } else {
+            let input = Input::Datagram {
+                bytes: &packet.bytes,
+                local: to,
+                remote: from,
+            };
+            end.step(SaId(spi), input, now)
+        };
+        for bytes in out {
+            self.transmit(packet.to_b, bytes);
+        }
+    }
+
+    /// Delivers everything, and what comes of it.
+    pub(super) fn settle(&mut self) {
+        for _ in 0..1000 {
+            let Some(packet) = self.wire.pop_front() else {
+                return;
+            };
+            self.deliver(&packet);
+        }
+        panic!("the two ends never stop talking");
+    }
+
+    /// Delivers everything that `pass` lets through; the rest is lost.
+    pub(super) fn settle_if(&mut self, mut pass: impl FnMut(&Packet) -> bool) {
+        for _ in 0..1000 {
+            let Some(packet) = self.wire.pop_front() else {
+                return;
+            };
+            if pass(&packet) {
+                self.deliver(&packet);
+            }
+        }
+        panic!("the two ends never stop talking");
+    }
+
+    /// An operator's command at one end, on its established SA; nothing is delivered.
+    pub(super) fn command(&mut self, b: bool, command: Command) {
+        let now = self.now;
+        let end = self.end(b);
+        let id = end.established().id;
+        for bytes in end.step(id, Input::Command(command), now) {
+            self.transmit(b, bytes);
+        }
+    }
+
+    /// Lets time pass, waking both ends when they want to be woken, delivering everything at once.
+    pub(super) fn pass(&mut self, time: Duration) {
+        let until = self.now + time;
+        for _ in 0..10_000 {
+            let next = [false, true]
+                .into_iter()
+                .filter_map(|b| self.end(b).next_timeout().map(|(at, id)| (at, b, id)))
+                .min();
+            let Some((at, b, id)) = next.filter(|(at, ..)| *at <= until) else {
+                self.now = until;
+                return;
+            };
+            self.now = self.now.max(at);
+            let now = self.now;
+            for bytes in self.end(b).step(id, Input::Timeout, now) {
+                self.transmit(b, bytes);
+            }
+            self.settle();
+        }
+        panic!("the two ends are woken for ever");
+    }
+
+    /// Both ends have the same Child SAs with the same keys, on the same IKE SA.
+    pub(super) fn check_agreement(&self) {
+        let (a, b) = (self.a.established(), self.b.established());
+        assert_eq!((a.id.0, a.remote_spi), (b.remote_spi, b.id.0));
+        let mut ours: Vec<_> = a
+            .children()
+            .iter()
+            .map(|c| {
+                (
+                    c.spi_in,
+                    c.spi_out,
+                    &c.key_in,
+                    &c.key_out,
+                    &c.local_ts,
+                    &c.remote_ts,
+                )
+            })
+            .collect();
+        let mut theirs: Vec<_> = b
+            .children()
+            .iter()
+            .map(|c| {
+                (
+                    c.spi_out,
+                    c.spi_in,
+                    &c.key_out,
+                    &c.key_in,
+                    &c.remote_ts,
+                    &c.local_ts,
+                )
+            })
+            .collect();
+        ours.sort_by_key(|c| c.0);
+        theirs.sort_by_key(|c| c.0);
+        assert_eq!(ours, theirs);
+        for end in [&self.a, &self.b] {
+            let spis: Vec<_> = end.plane.keys().copied().collect();
+            let mut recorded: Vec<_> = end.children().iter().map(|c| c.spi_in).collect();
+            recorded.sort_unstable();
+            assert_eq!(spis, recorded, "data plane and record differ");
+        }
+    }
+}
+
+impl End {
+    fn with_env<R>(&mut self, now: UnixMillis, f: impl FnOnce(&mut Env<'_>) -> R) -> R {
+        let mut env = Env {
+            now,
+            ivs: &self.ivs,
+            policy: &self.policy,
+            rng: &mut self.rng,
+            spis: &mut Spis,
+            nat_port: 4500,
+        };
+        f(&mut env)
+    }
+
+    fn answer_init(
+        &mut self,
+        bytes: &[u8],
+        path: (SocketAddr, SocketAddr),
+        now: UnixMillis,
+    ) -> Vec<Vec<u8>> {
+        let cookies = CookieSecrets {
+            current: Secret::new(vec![1; 32]),
+            previous: Secret::new(vec![2; 32]),
+        };
+        match self.with_env(now, |env| {
+            answer_init(bytes, path, GatewayId(0), false, &cookies, env)
+        }) {
+            InitAnswer::Stateless { datagram, .. } => vec![datagram],
+            InitAnswer::HalfOpen(record) => {
+                let response = record.inbound.last_response.clone().unwrap();
+                self.committed.insert(record.id, (*record).clone());
+                self.sas.insert(record.id, IkeSa::created(*record, now));
+                vec![response]
+            }
+            InitAnswer::Silent(_) => vec![],
+        }
+    }
+
+    /// One step, committed at once. Returns what is to be sent.
+    pub(super) fn step(&mut self, id: SaId, input: Input<'_>, now: UnixMillis) -> Vec<Vec<u8>> {
+        let Some(mut sa) = self.sas.remove(&id) else {
+            return vec![];
+        };
+        let step = self.with_env(now, |env| sa.step(input, env));
+        match step.change {
+            Change::None => {}
+            Change::Lazy(record) => {
+                if self.lazy {
+                    let committed = self.committed.get_mut(&id).unwrap();
+                    committed.inbound.next = record.inbound.next;
+                    committed.inbound.last_response = None;
+                    committed.outbound.next = record.outbound.next;
+                    sa.outbound_committed(record.outbound.next);
+                }
+                sa.adopt(*record);
+            }
+            Change::Barrier(records) => {
+                let mut records = records.into_iter();
+                let own = records.next().unwrap();
+                assert_eq!(own.revision, sa.record().revision + 1);
+                self.committed.insert(id, own.clone());
+                sa.adopt(own);
+                for record in records {
+                    self.committed.insert(record.id, record.clone());
+                    self.sas.insert(record.id, IkeSa::created(record, now));
+                }
+            }
+        }
+        self.sas.insert(id, sa);
+        self.carry_out(id, step.effects)
+    }
+
+    fn carry_out(&mut self, id: SaId, effects: Vec<Effect>) -> Vec<Vec<u8>> {
+        let mut out = Vec::new();
+        for effect in effects {
+            match effect {
+                Effect::Send { datagram, .. } => out.push(datagram),
+                Effect::InstallChild { child, .. } => {
+                    self.plane.insert(child.spi_in, *child);
+                }
+                Effect::RemoveChild { spi_in, .. } => {
+                    self.plane.remove(&spi_in);
+                }
+                Effect::Report(event) => self.events.push(event),
+                Effect::Forget => {
+                    self.sas.remove(&id);
+                    self.committed.remove(&id);
+                }
+                _ => {}
+            }
+        }
+        out
+    }
+
+    fn next_timeout(&self) -> Option<(UnixMillis, SaId)> {
+        if self.dead {
+            return None;
+        }
+        self.sas
+            .iter()
+            .filter_map(|(id, sa)| sa.next_timeout(&self.policy).map(|(at, _)| (at, *id)))
+            .min()
+    }
+}
+
+fn policy(local: &str, remote: &str, n: u8) -> Policy {
+    let other = 3 - n;
+    let ts = |n: u8| vec![format!("10.{n}.0.0/16").parse().unwrap()];
+    Policy {
+        connections: vec![Connection {
+            name: "c".into(),
+            local_addrs: vec![format!("192.0.2.{n}/32").parse().unwrap()],
+            remote_addrs: vec![format!("192.0.2.{other}/32").parse().unwrap()],
+            remote_port: 500,
+            proposals: vec!["aes256gcm16-prfsha384-x25519-ecp256".parse().unwrap()],
+            local_id: Some(local.parse::<Identity>().unwrap()),
+            remote_id: IdPattern::Exact(remote.parse().unwrap()),
+            encap: false,
+            vips: vec![],
+            pools: vec![],
+            rekey_time: Duration::ZERO,
+            over_time: Duration::from_secs(60),
+            rand_time: Duration::ZERO,
+            dpd_delay: Duration::ZERO,
+            message_id_sync: false,
+            children: vec![ChildConfig {
+                name: "net".into(),
+                local_ts: ts(n),
+                remote_ts: ts(other),
+                esp_proposals: vec!["aes256gcm16-x25519".parse().unwrap()],
+                rekey_time: Duration::ZERO,
+                life_time: Duration::ZERO,
+                rand_time: Duration::ZERO,
+                start_action: StartAction::None,
+                replay_window: 1024,
+                copy_dscp: true,
+            }],
+        }],
+        secrets: vec![SharedSecret {
+            name: "s".into(),
+            ids: vec![],
+            secret: Secret::new(b"test".to_vec()),
+        }],
+        ..Policy::default()
+    }
+}
