@@ -16,7 +16,7 @@ const MAX_WANTED: usize = 32;
 
 /// How far a peer's requests may run ahead after a takeover: as many harmless exchanges as may have been answered
 /// without being replicated.
-const AHEAD: u32 = 16;
+pub(super) const AHEAD: u32 = 16;
 
 /// The IVs of one epoch of a virtual gateway: `epoch || counter`, 24 and 40 bits (RFC 5282 §3.1 wants no more than that an IV is never
 /// repeated under a key). One counter serves all SAs of the gateway, so that nothing that happens to an SA in this process can

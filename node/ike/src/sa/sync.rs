@@ -6,7 +6,7 @@
 
 use super::{
     Command, Failure,
-    session::Repeat,
+    session::{AHEAD, Repeat},
     turn::{Turn, find_notify, notify},
 };
 use crate::{
@@ -80,14 +80,15 @@ impl Turn<'_, '_> {
         self.session.synced = true;
         let mut nonce = [0; 4];
         self.env.rng.fill(&mut nonce);
-        // Larger than any ID that may have been used: one request of a former epoch may be unknown.
+        // Larger than any ID that may have been used. By our own rules one request of a former epoch may be unknown; the margin is
+        // for what those rules did not foresee.
         let used = self.record.outbound.next.max(pending.map_or(0, |p| p.id));
         let announced = self
             .established()
             .sync_request
             .as_ref()
             .map_or(0, |r| r.send);
-        let send = used.max(announced) + 1;
+        let send = used.max(announced) + AHEAD;
         let data = SyncData {
             nonce,
             send,
