@@ -41,6 +41,8 @@ impl Family {
 pub const GATEWAY: u8 = 2;
 /// The host in the protected network behind the gateway.
 pub const PROTECTED: [&str; 2] = ["10.10.2.10", "fd00:10:2::10"];
+/// The address of a host behind a NAT.
+pub const BEHIND_NAT: &str = "172.16.0.2";
 /// The gateway's own addresses in its protected network.
 pub const GATEWAY_INSIDE: [&str; 2] = ["10.10.2.1", "fd00:10:2::1"];
 
@@ -98,6 +100,41 @@ impl Lab {
             let length = if address.contains(':') { 128 } else { 32 };
             self.ip(&host, &format!("addr add {address}/{length} dev lo"))?;
         }
+        Ok(host)
+    }
+
+    /// Adds a host behind a NAT whose outer side is number `n` on the internet
+    /// segment; the host itself has [`BEHIND_NAT`].
+    pub fn add_peer_behind_nat(&mut self, n: u8) -> Result<String> {
+        let (nat, host) = (format!("nat{n}"), format!("peer{n}"));
+        self.add_outer(&nat, n)?;
+        self.add_namespace(&host)?;
+        let (nat_ns, host_ns) = (self.namespace(&nat), self.namespace(&host));
+        run(&words(&format!(
+            "ip link add in0 netns {nat_ns} type veth peer name up0 netns {host_ns}"
+        )))?;
+        self.ip(&nat, "addr add 172.16.0.1/24 dev in0")?;
+        self.ip(&nat, "link set in0 up")?;
+        self.ip(&host, &format!("addr add {BEHIND_NAT}/24 dev up0"))?;
+        self.ip(&host, "link set up0 up")?;
+        self.ip(&host, "route add 192.0.2.0/24 via 172.16.0.1")?;
+        for address in inside(n) {
+            let length = if address.contains(':') { 128 } else { 32 };
+            self.ip(&host, &format!("addr add {address}/{length} dev lo"))?;
+        }
+        self.exec(&nat, &["sysctl", "-qw", "net.ipv4.ip_forward=1"])?;
+        self.exec(&nat, &["nft", "add table ip nat"])?;
+        self.exec(
+            &nat,
+            &[
+                "nft",
+                "add chain ip nat post { type nat hook postrouting priority 100 ; }",
+            ],
+        )?;
+        // Other ports, as most NATs give them when there is more than one host.
+        let rule =
+            "add rule ip nat post oifname up0 udp sport { 500, 4500 } masquerade to :20000-30000";
+        self.exec(&nat, &["nft", rule])?;
         Ok(host)
     }
 

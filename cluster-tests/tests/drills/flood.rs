@@ -1,0 +1,82 @@
+//! Many half-open IKE SAs: from the threshold on a cookie is demanded, and who
+//! returns it gets in (RFC 7296 §2.6).
+
+use evergate_cluster_tests::capture::packets;
+use evergate_cluster_tests::duo::{C1, Duo, Setup};
+use evergate_cluster_tests::lab::Family::V4;
+use evergate_cluster_tests::packet::{Body, IkeHeader};
+use evergate_cluster_tests::raw::{Random, socket};
+use evergate_cluster_tests::sa::Endpoint;
+use evergate_cluster_tests::wire::{Exchange, Kind};
+use evergate_cluster_tests::{Result, millis};
+
+#[test]
+fn a_flood_of_first_messages_costs_the_peer_one_round_trip() -> Result<()> {
+    let mut duo = Duo::start(&Setup::new(V4))?;
+    let stranger = duo.lab.add_peer(9)?;
+    duo.peer.initiate(C1, C1)?;
+    duo.agree(1)?;
+    duo.peer.terminate(C1)?;
+    let frames = packets(&duo.capture.so_far()?);
+    let first = frames.iter().find_map(|packet| match &packet.body {
+        Body::Ike(m) if IkeHeader::parse(m).is_some_and(|h| h.exchange == 34 && !h.response) => {
+            Some(m.clone())
+        }
+        _ => None,
+    });
+    let mut message = first.ok_or_else(|| anyhow::anyhow!("no IKE_SA_INIT"))?;
+    let mut random = Random(8);
+    // Each address stays below what one address may have.
+    let mut hostile = Vec::new();
+    for n in 100..110_u8 {
+        let address = format!("192.0.2.{n}");
+        duo.lab
+            .ip(&stranger, &format!("addr add {address}/24 dev up0"))?;
+        hostile.push(address.parse()?);
+        let socket = socket(&duo.lab, &stranger, &format!("{address}:0"))?;
+        for _ in 0..8 {
+            message[..8].copy_from_slice(&random.bytes(8));
+            socket.send_to(&message, (V4.outer(2).as_str(), 500))?;
+            std::thread::sleep(millis(1));
+        }
+    }
+    let before = count(&duo)?;
+    duo.peer.initiate(C1, C1)?;
+    duo.agree(1)?;
+    assert_eq!(
+        count(&duo)? - before,
+        2,
+        "a cookie was not demanded, or more than once"
+    );
+    let Duo {
+        peer,
+        member,
+        capture,
+        mut lab,
+        ..
+    } = duo;
+    drop((peer, member));
+    let found = capture.check(&hostile)?;
+    found.verdict()?;
+    assert_eq!(
+        found.count(&V4.outer(1), Exchange::SaInit, Kind::Request),
+        3
+    );
+    lab.passed();
+    Ok(())
+}
+
+/// How many IKE_SA_INIT requests the peer has sent.
+fn count(duo: &Duo) -> Result<usize> {
+    let frames = packets(&duo.capture.so_far()?);
+    let from: std::net::IpAddr = V4.outer(1).parse()?;
+    Ok(frames
+        .iter()
+        .filter(|packet| match &packet.body {
+            Body::Ike(m) => {
+                packet.src == from && IkeHeader::parse(m).is_some_and(|h| h.exchange == 34)
+            }
+            _ => false,
+        })
+        .count())
+}
