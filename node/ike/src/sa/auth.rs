@@ -1,30 +1,32 @@
-//! IKE_AUTH, both ends, with pre-shared keys (RFC 7296 §1.2, §2.15, §2.19).
+//! IKE_AUTH with pre-shared keys, as responder (RFC 7296 §1.2, §2.15, §2.21.2), and what both ends share.
 
 use super::{
     Effect, Event, Failure, NoAddress, Question,
-    child::{ChildRequest, offered_selectors},
-    turn::{Refused, Turn, at_most_one, find_error, find_notify, notify, only},
+    child::ChildRequest,
+    configuration,
+    turn::{Refused, Turn, at_most_one, find_notify, notify, only},
 };
 use crate::{
     config::Connection,
     crypto::{self, IkeSuite},
-    identity::{IdPattern, Identity},
-    proposal::{self, IkeProposal},
-    record::{AuthSent, ChildOffer, Established, Negotiated, Phase, Task},
+    env::{Entropy, UnixMillis},
+    identity::Identity,
+    proposal::IkeProposal,
+    record::{Established, Negotiated, Phase},
     secret::Secret,
     wire::{
-        self, Auth, AuthMethod, CfgAttrType, CfgAttribute, CfgType, Configuration, ExchangeType,
-        Identification, NotifyType, Payload,
+        self, Auth, AuthMethod, CfgAttrType, CfgType, ExchangeType, Identification, NotifyType,
+        Payload,
     },
 };
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 use subtle::ConstantTimeEq;
 
 /// The Message ID of IKE_AUTH (without EAP there is one such exchange).
-const AUTH_ID: u32 = 1;
+pub(super) const AUTH_ID: u32 = 1;
 
 /// A peer whose AUTH payload verified.
 struct Authenticated<'p> {
@@ -44,7 +46,7 @@ fn id_body(id: &Identification) -> Vec<u8> {
 }
 
 /// What both ends sign, each its own (RFC 7296 §2.15).
-fn auth_of_initiator(n: &Negotiated, psk: &Secret, id: &Identification) -> Secret {
+pub(super) fn auth_of_initiator(n: &Negotiated, psk: &Secret, id: &Identification) -> Secret {
     crypto::psk_auth(
         n.suite.prf,
         psk,
@@ -55,7 +57,7 @@ fn auth_of_initiator(n: &Negotiated, psk: &Secret, id: &Identification) -> Secre
     )
 }
 
-fn auth_of_responder(n: &Negotiated, psk: &Secret, id: &Identification) -> Secret {
+pub(super) fn auth_of_responder(n: &Negotiated, psk: &Secret, id: &Identification) -> Secret {
     crypto::psk_auth(
         n.suite.prf,
         psk,
@@ -67,8 +69,6 @@ fn auth_of_responder(n: &Negotiated, psk: &Secret, id: &Identification) -> Secre
 }
 
 impl<'e> Turn<'_, 'e> {
-    // ---- as responder ----
-
     pub(super) fn auth_request(
         &mut self,
         payloads: &[Payload],
@@ -181,8 +181,10 @@ impl<'e> Turn<'_, 'e> {
                 .filter(|p| peer.connection.pools.contains(&p.name))
                 .any(|p| p.first.is_ipv4() == v4)
         };
-        let v4 = wished(request, CfgAttrType::INTERNAL_IP4_ADDRESS).filter(|_| has_pool(true));
-        let v6 = wished(request, CfgAttrType::INTERNAL_IP6_ADDRESS).filter(|_| has_pool(false));
+        let v4 = configuration::wished(request, CfgAttrType::INTERNAL_IP4_ADDRESS)
+            .filter(|_| has_pool(true));
+        let v6 = configuration::wished(request, CfgAttrType::INTERNAL_IP6_ADDRESS)
+            .filter(|_| has_pool(false));
         if v4.is_none() && v6.is_none() {
             return Ok(false);
         }
@@ -222,7 +224,7 @@ impl<'e> Turn<'_, 'e> {
         self.establish(connection, negotiated, local_id, remote_id.clone(), sync);
         let asked = payloads
             .iter()
-            .any(|p| matches!(p, Payload::Cp(c) if c.kind == CfgType::REQUEST && wants_address(c)));
+            .any(|p| matches!(p, Payload::Cp(c) if c.kind == CfgType::REQUEST && configuration::wants_address(c)));
         let addresses = match leased {
             Some(Ok(addresses)) => Ok(addresses),
             None if !asked && connection.pools.is_empty() => Ok(Vec::new()),
@@ -232,7 +234,11 @@ impl<'e> Turn<'_, 'e> {
         let outcome = match addresses {
             Ok(addresses) => {
                 if !addresses.is_empty() {
-                    answer.push(Payload::Cp(self.configuration(connection, &addresses)));
+                    answer.push(Payload::Cp(configuration::reply(
+                        self.env.policy,
+                        connection,
+                        &addresses,
+                    )));
                 }
                 self.established().peer_vips = addresses;
                 let request = ChildRequest {
@@ -263,38 +269,8 @@ impl<'e> Turn<'_, 'e> {
         answer
     }
 
-    /// The configuration for a peer: its addresses, and the DNS servers of the pools that they are from.
-    fn configuration(&self, connection: &Connection, addresses: &[IpAddr]) -> Configuration {
-        let mut attributes = Vec::new();
-        for address in addresses {
-            attributes.push(match address {
-                IpAddr::V4(a) => attribute(CfgAttrType::INTERNAL_IP4_ADDRESS, &a.octets()),
-                IpAddr::V6(a) => attribute(
-                    CfgAttrType::INTERNAL_IP6_ADDRESS,
-                    &[&a.octets()[..], &[128]].concat(),
-                ),
-            });
-        }
-        let pools = self
-            .env
-            .policy
-            .pools
-            .iter()
-            .filter(|p| connection.pools.contains(&p.name));
-        for pool in pools.filter(|p| addresses.iter().any(|a| p.first.is_ipv4() == a.is_ipv4())) {
-            attributes.extend(pool.dns.iter().map(|dns| match dns {
-                IpAddr::V4(a) => attribute(CfgAttrType::INTERNAL_IP4_DNS, &a.octets()),
-                IpAddr::V6(a) => attribute(CfgAttrType::INTERNAL_IP6_DNS, &a.octets()),
-            }));
-        }
-        Configuration {
-            kind: CfgType::REPLY,
-            attributes,
-        }
-    }
-
     /// Both ends are authenticated.
-    fn establish(
+    pub(super) fn establish(
         &mut self,
         connection: &Connection,
         negotiated: Negotiated,
@@ -327,190 +303,8 @@ impl<'e> Turn<'_, 'e> {
         });
     }
 
-    // ---- as initiator ----
-
-    /// IKE_SA_INIT is done: what we will ask for in IKE_AUTH.
-    pub(super) fn prepare_auth(&mut self, negotiated: Negotiated, child: &str) {
-        let policy = self.env.policy;
-        let Some(config) = policy.connection(&self.record.connection) else {
-            return;
-        };
-        let path = self.record.path;
-        let (local_ts, remote_ts) = match config.child(child) {
-            Some(c) => (
-                offered_selectors(&c.local_ts, &config.vips, path.local.ip()),
-                offered_selectors(&c.remote_ts, &[], path.remote.ip()),
-            ),
-            None => (Vec::new(), Vec::new()),
-        };
-        let child = ChildOffer {
-            name: child.to_owned(),
-            spi_in: self.env.spis.child(self.env.rng),
-            nonce: negotiated.nonce_i.clone(),
-            key: None,
-            local_ts,
-            remote_ts,
-            replaces: None,
-        };
-        let local_id = own_identity(config, path.local.ip());
-        self.record.phase = Phase::AuthSent(Box::new(AuthSent {
-            negotiated,
-            local_id,
-            child,
-        }));
-    }
-
-    /// Sends IKE_AUTH.
-    pub(super) fn auth_start(&mut self, config: &Connection) {
-        let Phase::AuthSent(state) = &self.record.phase else {
-            return;
-        };
-        let remote = self.record.path.remote.ip();
-        let expected = expected_identity(config, remote);
-        let Some(psk) = self.env.policy.secret(&state.local_id, &expected) else {
-            let failure = Failure::NoSecret {
-                local: state.local_id.clone(),
-                remote: expected,
-            };
-            return self.give_up(failure);
-        };
-        let Some(child) = config.child(&state.child.name) else {
-            return self.give_up(Failure::Command("the connection has no such child"));
-        };
-        let id = state.local_id.to_wire();
-        let auth = auth_of_initiator(&state.negotiated, psk, &id);
-        let mut payloads = vec![Payload::IdI(id)];
-        if let IdPattern::Exact(id) = &config.remote_id {
-            payloads.push(Payload::IdR(id.to_wire()));
-        }
-        payloads.push(Payload::Auth(Auth {
-            method: AuthMethod::PSK,
-            data: auth.expose().to_vec(),
-        }));
-        if !config.vips.is_empty() {
-            payloads.push(Payload::Cp(address_request(&config.vips)));
-        }
-        payloads.push(Payload::Sa(proposal::offer_esp(
-            &child.esp_proposals,
-            state.child.spi_in,
-            false,
-        )));
-        payloads.push(Payload::TsI(state.child.local_ts.clone()));
-        payloads.push(Payload::TsR(state.child.remote_ts.clone()));
-        if config.message_id_sync {
-            payloads.push(notify(
-                NotifyType::IKEV2_MESSAGE_ID_SYNC_SUPPORTED,
-                Vec::new(),
-            ));
-        }
-        self.record.outbound.next = AUTH_ID;
-        self.request(ExchangeType::IKE_AUTH, &payloads, Task::Connect);
-        self.commit();
-    }
-
-    /// The response to our IKE_AUTH.
-    pub(super) fn auth_response(&mut self, payloads: &[Payload]) {
-        let Phase::AuthSent(state) = &self.record.phase else {
-            return;
-        };
-        let state = (**state).clone();
-        let policy = self.env.policy;
-        let Some(config) = policy.connection(&self.record.connection) else {
-            return self.give_up(Failure::Unconfigured(self.record.connection.clone()));
-        };
-        match self.authenticate_responder(config, &state, payloads) {
-            Ok(remote_id) => self.establish_as_initiator(config, state, remote_id, payloads),
-            Err(failure @ Failure::PeerRefused(_)) => self.give_up(failure),
-            Err(failure) => {
-                // The peer believes that all is well: it has to be told (RFC 7296 §2.21.2).
-                let told = [notify(NotifyType::AUTHENTICATION_FAILED, Vec::new())];
-                self.request(ExchangeType::INFORMATIONAL, &told, Task::DeleteIke);
-                self.give_up(failure);
-            }
-        }
-    }
-
-    fn authenticate_responder(
-        &self,
-        config: &Connection,
-        state: &AuthSent,
-        payloads: &[Payload],
-    ) -> Result<Identity, Failure> {
-        let auth = at_most_one!(payloads, Auth).map_err(Failure::Invalid)?;
-        let Some(auth) = auth else {
-            return Err(
-                find_error(payloads).map_or(Failure::Invalid("no AUTH payload"), |n| {
-                    Failure::PeerRefused(n.kind)
-                }),
-            );
-        };
-        let id_r = only!(payloads, IdR).map_err(Failure::Invalid)?;
-        let remote_id = Identity::from_wire(id_r);
-        if !config.remote_id.matches(&remote_id) {
-            return Err(Failure::UnknownIdentity {
-                remote: self.record.path.remote.ip(),
-                id: remote_id,
-            });
-        }
-        if auth.method != AuthMethod::PSK {
-            return Err(Failure::BadAuthMethod(remote_id));
-        }
-        let Some(psk) = self.env.policy.secret(&state.local_id, &remote_id) else {
-            return Err(Failure::NoSecret {
-                local: state.local_id.clone(),
-                remote: remote_id,
-            });
-        };
-        let expected = auth_of_responder(&state.negotiated, psk, id_r);
-        if !bool::from(expected.expose().ct_eq(&auth.data)) {
-            return Err(Failure::BadAuth(remote_id));
-        }
-        Ok(remote_id)
-    }
-
-    fn establish_as_initiator(
-        &mut self,
-        config: &Connection,
-        state: AuthSent,
-        remote_id: Identity,
-        payloads: &[Payload],
-    ) {
-        let AuthSent {
-            negotiated,
-            local_id,
-            child,
-        } = state;
-        let nonce_r = negotiated.nonce_r.clone();
-        let sync = config.message_id_sync
-            && find_notify(payloads, NotifyType::IKEV2_MESSAGE_ID_SYNC_SUPPORTED).is_some();
-        self.establish(config, negotiated, local_id, remote_id, sync);
-        self.commit();
-        if let Ok(Some(cp)) = at_most_one!(payloads, Cp) {
-            let (addresses, dns) = assigned(cp);
-            if !addresses.is_empty() {
-                self.established().our_vips = addresses.clone();
-                self.effects
-                    .push(Effect::AssignAddresses { addresses, dns });
-            }
-        }
-        let spi_in = child.spi_in;
-        if let Err(failure) = self.complete_child(child, payloads, &nonce_r, true) {
-            let refused = matches!(failure, Failure::PeerRefused(_));
-            self.fail(failure);
-            if !refused {
-                self.delete_children(vec![spi_in]); // the peer has a Child SA now that we cannot have
-            }
-        }
-    }
-
     /// When an IKE SA that is made now should be rekeyed, and when deleted.
-    pub(super) fn ike_times(
-        &mut self,
-        c: &Connection,
-    ) -> (
-        Option<crate::env::UnixMillis>,
-        Option<crate::env::UnixMillis>,
-    ) {
+    pub(super) fn ike_times(&mut self, c: &Connection) -> (Option<UnixMillis>, Option<UnixMillis>) {
         if c.rekey_time.is_zero() {
             return (None, None);
         }
@@ -523,11 +317,7 @@ impl<'e> Turn<'_, 'e> {
 }
 
 /// `time` less a random part of up to `spread`, at most half of it: so that not all SAs are rekeyed at once.
-pub(super) fn randomised(
-    time: Duration,
-    spread: Duration,
-    rng: &mut dyn crate::env::Entropy,
-) -> Duration {
+pub(super) fn randomised(time: Duration, spread: Duration, rng: &mut dyn Entropy) -> Duration {
     let spread = spread.min(time / 2);
     let part = f64::from(rng.next_u32()) / f64::from(u32::MAX);
     time - spread.mul_f64(part)
@@ -544,107 +334,9 @@ fn allows(connection: &Connection, suite: IkeSuite) -> bool {
 }
 
 /// What we call ourselves in a connection.
-fn own_identity(connection: &Connection, local: IpAddr) -> Identity {
+pub(super) fn own_identity(connection: &Connection, local: IpAddr) -> Identity {
     connection
         .local_id
         .clone()
         .unwrap_or(Identity::Address(local))
-}
-
-/// Who we expect to reach, as far as it is known before the peer says.
-fn expected_identity(connection: &Connection, remote: IpAddr) -> Identity {
-    match &connection.remote_id {
-        IdPattern::Exact(id) => id.clone(),
-        _ => Identity::Address(remote),
-    }
-}
-
-fn attribute(kind: CfgAttrType, value: &[u8]) -> CfgAttribute {
-    CfgAttribute {
-        kind,
-        value: value.to_vec(),
-    }
-}
-
-fn wants_address(request: &Configuration) -> bool {
-    let kinds = [
-        CfgAttrType::INTERNAL_IP4_ADDRESS,
-        CfgAttrType::INTERNAL_IP6_ADDRESS,
-    ];
-    request.attributes.iter().any(|a| kinds.contains(&a.kind))
-}
-
-/// The address that a request names, the unspecified one if it names none; `None` if it asks for none of this kind.
-fn wished(request: &Configuration, kind: CfgAttrType) -> Option<IpAddr> {
-    request.attributes.iter().find(|a| a.kind == kind).map(|a| {
-        address(a).unwrap_or(match kind {
-            CfgAttrType::INTERNAL_IP4_ADDRESS => Ipv4Addr::UNSPECIFIED.into(),
-            _ => Ipv6Addr::UNSPECIFIED.into(),
-        })
-    })
-}
-
-/// The address in an attribute.
-fn address(a: &CfgAttribute) -> Option<IpAddr> {
-    match a.kind {
-        CfgAttrType::INTERNAL_IP4_ADDRESS | CfgAttrType::INTERNAL_IP4_DNS => {
-            <[u8; 4]>::try_from(&a.value[..]).ok().map(IpAddr::from)
-        }
-        CfgAttrType::INTERNAL_IP6_ADDRESS | CfgAttrType::INTERNAL_IP6_DNS => a
-            .value
-            .get(..16)
-            .and_then(|v| <[u8; 16]>::try_from(v).ok())
-            .map(IpAddr::from),
-        _ => None,
-    }
-}
-
-/// Addresses and DNS servers that a reply gives us.
-fn assigned(reply: &Configuration) -> (Vec<IpAddr>, Vec<IpAddr>) {
-    let of = |kinds: [CfgAttrType; 2]| {
-        reply
-            .attributes
-            .iter()
-            .filter(|a| kinds.contains(&a.kind))
-            .filter_map(address)
-            .collect()
-    };
-    (
-        of([
-            CfgAttrType::INTERNAL_IP4_ADDRESS,
-            CfgAttrType::INTERNAL_IP6_ADDRESS,
-        ]),
-        of([CfgAttrType::INTERNAL_IP4_DNS, CfgAttrType::INTERNAL_IP6_DNS]),
-    )
-}
-
-/// Asks for these virtual addresses.
-fn address_request(vips: &[IpAddr]) -> Configuration {
-    let mut attributes = Vec::new();
-    for vip in vips {
-        let (kind, dns) = match vip {
-            IpAddr::V4(_) => (
-                CfgAttrType::INTERNAL_IP4_ADDRESS,
-                CfgAttrType::INTERNAL_IP4_DNS,
-            ),
-            IpAddr::V6(_) => (
-                CfgAttrType::INTERNAL_IP6_ADDRESS,
-                CfgAttrType::INTERNAL_IP6_DNS,
-            ),
-        };
-        let value = match vip {
-            any if any.is_unspecified() => Vec::new(),
-            IpAddr::V4(a) => a.octets().to_vec(),
-            IpAddr::V6(a) => [&a.octets()[..], &[128]].concat(),
-        };
-        attributes.push(CfgAttribute { kind, value });
-        attributes.push(CfgAttribute {
-            kind: dns,
-            value: Vec::new(),
-        });
-    }
-    Configuration {
-        kind: CfgType::REQUEST,
-        attributes,
-    }
 }

@@ -4,30 +4,24 @@
 use super::{
     Effect, Event, Failure,
     auth::randomised,
-    init::{named_group, nonce},
-    turn::{INBOUND_GRACE, Refused, Turn, at_most_one, find_error, find_notify, only},
+    init::nonce,
+    turn::{INBOUND_GRACE, Refused, Turn, at_most_one, find_notify, only},
 };
 use crate::{
     config::ChildConfig,
     crypto::{ChildKeys, EspSuite, KeyPair},
     proposal,
-    record::{Child, ChildOffer, Established, Fate, Task},
+    record::{Child, Established, Fate, Task},
     secret::Secret,
     selector::{SelectorTemplate, narrow},
     wire::{
         self, ExchangeType, KeyExchange, Notify, NotifyType, Payload, Protocol, TrafficSelector,
     },
 };
-use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    time::Duration,
-};
+use std::{net::IpAddr, time::Duration};
 
 /// Child SAs of one IKE SA: more than anyone has use for.
 const MAX_CHILDREN: usize = 64;
-
-/// How long to wait before something that the peer refused is tried again.
-const RETRY_REFUSED: Duration = Duration::from_secs(10);
 
 /// The peer's request for a Child SA.
 pub(super) struct ChildRequest<'a> {
@@ -41,27 +35,25 @@ pub(super) struct ChildRequest<'a> {
 }
 
 /// What both ends agreed on for a Child SA.
-struct Terms {
-    suite: EspSuite,
-    spi_in: u32,
-    spi_out: u32,
-    local_ts: Vec<TrafficSelector>,
-    remote_ts: Vec<TrafficSelector>,
+pub(super) struct Terms {
+    pub(super) suite: EspSuite,
+    pub(super) spi_in: u32,
+    pub(super) spi_out: u32,
+    pub(super) local_ts: Vec<TrafficSelector>,
+    pub(super) remote_ts: Vec<TrafficSelector>,
 }
 
 /// How a Child SA came to be.
-struct Origin<'a> {
-    initiated: bool,
-    nonce_i: &'a [u8],
-    nonce_r: &'a [u8],
-    shared: Option<&'a Secret>,
-    replaces: Option<u32>,
-    fate: Fate,
+pub(super) struct Origin<'a> {
+    pub(super) initiated: bool,
+    pub(super) nonce_i: &'a [u8],
+    pub(super) nonce_r: &'a [u8],
+    pub(super) shared: Option<&'a Secret>,
+    pub(super) replaces: Option<u32>,
+    pub(super) fate: Fate,
 }
 
 impl<'e> Turn<'_, 'e> {
-    // ---- as responder ----
-
     /// A CREATE_CHILD_SA request: a new Child SA, or one or the other replaced.
     pub(super) fn create_child_request(&mut self, id: u32, payloads: &[Payload]) {
         let for_ike = payloads
@@ -248,7 +240,7 @@ impl<'e> Turn<'_, 'e> {
     }
 
     /// What a child of this configuration may carry: our side's traffic, and the peer's.
-    fn allowed_selectors(
+    pub(super) fn allowed_selectors(
         &mut self,
         config: &ChildConfig,
     ) -> (Vec<TrafficSelector>, Vec<TrafficSelector>) {
@@ -280,7 +272,7 @@ impl<'e> Turn<'_, 'e> {
     // ---- both ends ----
 
     /// Derives the keys, adds the Child SA to the record, and has it installed.
-    fn add_child(&mut self, config: &ChildConfig, terms: Terms, origin: &Origin<'_>) {
+    pub(super) fn add_child(&mut self, config: &ChildConfig, terms: Terms, origin: &Origin<'_>) {
         let Established { suite, keys, .. } = self.established();
         let derived = ChildKeys::derive(
             terms.suite,
@@ -385,268 +377,10 @@ impl<'e> Turn<'_, 'e> {
             spi_in,
         });
     }
-
-    // ---- as initiator ----
-
-    /// Asks for a Child SA: a new one, or one that replaces `replaces`.
-    pub(super) fn start_child(&mut self, name: &str, replaces: Option<u32>) {
-        let policy = self.env.policy;
-        let connection = policy.connection(&self.record.connection);
-        let Some(config) = connection.and_then(|c| c.child(name)) else {
-            self.session.not_before = Some(self.env.now + RETRY_REFUSED);
-            return self.fail(Failure::Command("the connection has no such child"));
-        };
-        let old = self
-            .established()
-            .children
-            .iter()
-            .find(|c| Some(c.spi_in) == replaces)
-            .cloned();
-        let (local_ts, remote_ts) = match &old {
-            Some(old) => (old.local_ts.clone(), old.remote_ts.clone()),
-            None => self.allowed_selectors(config),
-        };
-        let groups = || {
-            config
-                .esp_proposals
-                .iter()
-                .flat_map(|p| p.groups.iter().copied())
-        };
-        let hinted = self
-            .session
-            .group_hint
-            .take()
-            .and_then(|id| named_group(&id.to_be_bytes(), groups()));
-        let key = hinted
-            .or_else(|| groups().next())
-            .map(|g| KeyPair::generate(g, self.env.rng));
-        let spi_in = self.env.spis.child(self.env.rng);
-        let nonce = nonce(self.env.rng);
-        let mut payloads = Vec::new();
-        if let Some(old) = &old {
-            let spi = old.spi_in.to_be_bytes().to_vec();
-            payloads.push(Payload::Notify(Notify {
-                protocol: Protocol::ESP,
-                spi,
-                kind: NotifyType::REKEY_SA,
-                data: Vec::new(),
-            }));
-        }
-        payloads.push(Payload::Sa(proposal::offer_esp(
-            &config.esp_proposals,
-            spi_in,
-            true,
-        )));
-        payloads.push(Payload::Nonce(nonce.clone()));
-        if let Some(key) = &key {
-            payloads.push(Payload::Ke(KeyExchange {
-                group: key.group().id(),
-                data: key.public().to_vec(),
-            }));
-        }
-        payloads.push(Payload::TsI(local_ts.clone()));
-        payloads.push(Payload::TsR(remote_ts.clone()));
-        let offer = ChildOffer {
-            name: name.to_owned(),
-            spi_in,
-            nonce,
-            key,
-            local_ts,
-            remote_ts,
-            replaces,
-        };
-        self.request(
-            ExchangeType::CREATE_CHILD_SA,
-            &payloads,
-            Task::CreateChild(offer),
-        );
-        self.commit();
-    }
-
-    /// The response to our CREATE_CHILD_SA for a Child SA.
-    pub(super) fn child_response(&mut self, offer: ChildOffer, payloads: &[Payload]) {
-        if let Some(error) = find_error(payloads) {
-            return self.child_refused(&offer, error);
-        }
-        let spi_in = offer.spi_in;
-        let completed = match only!(payloads, Nonce) {
-            Ok(nonce_r) => self.complete_child(offer, payloads, nonce_r, false),
-            Err(what) => Err(Failure::Invalid(what)),
-        };
-        if let Err(failure) = completed {
-            self.fail(failure);
-            self.session.not_before = Some(self.env.now + RETRY_REFUSED);
-            // The peer has a Child SA now that we cannot have.
-            self.delete_children(vec![spi_in]);
-        }
-    }
-
-    fn child_refused(&mut self, offer: &ChildOffer, error: &Notify) {
-        match error.kind {
-            NotifyType::INVALID_KE_PAYLOAD if offer.key.is_some() => {
-                let wanted = <[u8; 2]>::try_from(&error.data[..])
-                    .map(u16::from_be_bytes)
-                    .ok();
-                let tried = offer.key.as_ref().map(|k| k.group().id());
-                if wanted.is_some() && wanted != tried {
-                    self.session.group_hint = wanted;
-                    return self.start_child(&offer.name, offer.replaces);
-                }
-            }
-            // The peer does not have it: neither have we (RFC 7296 §2.25.1).
-            NotifyType::CHILD_SA_NOT_FOUND => {
-                if let Some(old) = offer.replaces {
-                    self.remove_child(old);
-                }
-            }
-            NotifyType::TEMPORARY_FAILURE => {
-                self.session.not_before = Some(self.env.now + self.soon());
-                return;
-            }
-            _ => {}
-        }
-        self.session.not_before = Some(self.env.now + RETRY_REFUSED);
-        self.fail(Failure::PeerRefused(error.kind));
-    }
-
-    /// A short while, random so that two ends that collided do not collide again.
-    pub(super) fn soon(&mut self) -> Duration {
-        Duration::from_millis(300 + u64::from(self.env.rng.next_u32() % 1200))
-    }
-
-    /// The peer agreed to our Child SA: checks what it chose, and adds it.
-    pub(super) fn complete_child(
-        &mut self,
-        offer: ChildOffer,
-        payloads: &[Payload],
-        nonce_r: &[u8],
-        in_auth: bool,
-    ) -> Result<(), Failure> {
-        let policy = self.env.policy;
-        let connection = policy.connection(&self.record.connection);
-        let config = connection
-            .and_then(|c| c.child(&offer.name))
-            .ok_or(Failure::Command("the connection has no such child"))?;
-        if let Some(error) = find_error(payloads) {
-            return Err(Failure::PeerRefused(error.kind));
-        }
-        let answer = only!(payloads, Sa).map_err(Failure::Invalid)?;
-        let ts_i = only!(payloads, TsI).map_err(Failure::Invalid)?;
-        let ts_r = only!(payloads, TsR).map_err(Failure::Invalid)?;
-        let ke = at_most_one!(payloads, Ke).map_err(Failure::Invalid)?;
-        let chosen = proposal::accepted_esp(&config.esp_proposals, answer, !in_auth)
-            .ok_or(Failure::NoChildProposal)?;
-        let spi_out = child_spi(&chosen.peer_spi)
-            .ok_or(Failure::Invalid("an SPI that no Child SA can have"))?;
-        let within = |ts: &[TrafficSelector], offered: &[TrafficSelector]| {
-            !ts.is_empty() && ts.iter().all(|t| offered.iter().any(|o| o.contains(t)))
-        };
-        if !within(ts_i, &offer.local_ts) || !within(ts_r, &offer.remote_ts) {
-            return Err(Failure::NoSelectors);
-        }
-        let shared = match (chosen.suite.group, &offer.key, ke) {
-            (None, _, None) => None,
-            (Some(group), Some(key), Some(ke))
-                if key.group() == group && ke.group == group.id() =>
-            {
-                Some(key.agree(&ke.data)?)
-            }
-            _ => {
-                return Err(Failure::Invalid(
-                    "its KE payload does not fit what was agreed",
-                ));
-            }
-        };
-        let terms = Terms {
-            suite: chosen.suite,
-            spi_in: offer.spi_in,
-            spi_out,
-            local_ts: ts_i.clone(),
-            remote_ts: ts_r.clone(),
-        };
-        let origin = Origin {
-            initiated: true,
-            nonce_i: &offer.nonce,
-            nonce_r,
-            shared: shared.as_ref(),
-            replaces: offer.replaces,
-            fate: self.fate_of_replacement(offer.replaces, offer.nonce.as_slice().min(nonce_r)),
-        };
-        self.add_child(config, terms, &origin);
-        if origin.fate == Fate::Live {
-            self.supersede(offer.replaces);
-        }
-        Ok(())
-    }
-
-    /// What becomes of a Child SA that we made to replace another, given the lower of its nonces. If the peer replaced the same one meanwhile, of the
-    /// two new ones that with the lowest of all nonces goes, by who made it (RFC 7296 §2.8.1).
-    fn fate_of_replacement(&mut self, replaces: Option<u32>, lowest_nonce: &[u8]) -> Fate {
-        let Some(old) = replaces else {
-            return Fate::Live;
-        };
-        let est = self.established();
-        let rival = est
-            .children
-            .iter()
-            .find(|c| c.replaces == Some(old) && !c.initiated);
-        let old_is_there = est.children.iter().any(|c| c.spi_in == old);
-        match rival {
-            Some(rival) if lowest_nonce < &rival.lowest_nonce[..] => Fate::Replaced,
-            _ if !old_is_there => Fate::Replaced,
-            _ => Fate::Live,
-        }
-    }
-
-    /// A Child SA of ours has taken the place of another, which is now ours to delete. What the peer made in its place is the peer's to delete.
-    fn supersede(&mut self, replaced: Option<u32>) {
-        let Some(old) = replaced else { return };
-        for child in &mut self.established().children {
-            if child.spi_in == old {
-                child.fate = Fate::Replaced;
-            } else if child.replaces == Some(old) {
-                child.replaces = None;
-            }
-        }
-        self.install(old);
-    }
-
-    /// The peer has deleted what we asked it to.
-    pub(super) fn children_deleted(&mut self, spis: &[u32]) {
-        for spi in spis {
-            self.remove_child(*spi);
-        }
-    }
-}
-
-/// The selectors that we offer for one end: its virtual addresses (any, where any is asked for), or its outer address.
-pub(super) fn offered_selectors(
-    templates: &[SelectorTemplate],
-    vips: &[IpAddr],
-    outer: IpAddr,
-) -> Vec<TrafficSelector> {
-    let addresses = if vips.is_empty() {
-        vec![outer]
-    } else {
-        vips.to_vec()
-    };
-    let mut offered: Vec<_> = templates
-        .iter()
-        .flat_map(|t| t.resolve(&addresses))
-        .collect();
-    for ts in &mut offered {
-        if ts.start == ts.end && ts.start.is_unspecified() {
-            ts.end = match ts.start {
-                IpAddr::V4(_) => Ipv4Addr::BROADCAST.into(),
-                IpAddr::V6(_) => Ipv6Addr::from(u128::MAX).into(),
-            };
-        }
-    }
-    offered
 }
 
 /// A peer's SPI of a Child SA: four bytes, not of the reserved ones (RFC 4303 §2.1).
-fn child_spi(bytes: &[u8]) -> Option<u32> {
+pub(super) fn child_spi(bytes: &[u8]) -> Option<u32> {
     <[u8; 4]>::try_from(bytes)
         .ok()
         .map(u32::from_be_bytes)

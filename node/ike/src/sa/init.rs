@@ -125,6 +125,29 @@ pub fn answer_init(
     }
 }
 
+/// Answers a request that belongs to no SA (RFC 7296 §1.5, §2.5, §2.21.4): of another major version, or for an IKE SA that does not exist. It is not
+/// protected, so a peer takes it as a hint only. Who sends it limits the rate, and knows that no member has the SA.
+pub fn answer_stray(bytes: &[u8]) -> Option<Vec<u8>> {
+    let (major, header) = Header::parse_any_version(bytes).ok()?;
+    let kind = match major {
+        0..=1 => return None,
+        2 if header.responder_spi == 0 || header.initiator_spi == 0 => return None,
+        2 => NotifyType::INVALID_IKE_SPI,
+        _ => NotifyType::INVALID_MAJOR_VERSION,
+    };
+    if header.is_response {
+        return None;
+    }
+    let answer = Header {
+        from_initiator: !header.from_initiator,
+        is_response: true,
+        minor_version: 0,
+        higher_version: false,
+        ..header
+    };
+    Some(wire::emit(&answer, &[notify(kind, Vec::new())]))
+}
+
 /// Only one thing wrong with a first message is worth an answer: a critical payload that we do not know (RFC 7296 §2.5).
 fn unparsable(bytes: &[u8], error: ParseError) -> InitAnswer {
     match (Header::parse(bytes), &error) {

@@ -5,7 +5,10 @@
 //! carries out the effects (commit before reply). If the change is refused, effects are dropped.
 
 mod auth;
+mod auth_client;
 mod child;
+mod child_client;
+mod configuration;
 mod exchange;
 mod ike_rekey;
 mod informational;
@@ -19,7 +22,7 @@ mod sync;
 mod tests;
 mod turn;
 
-pub use init::{CookieSecrets, InitAnswer, answer_init};
+pub use init::{CookieSecrets, InitAnswer, answer_init, answer_stray};
 pub use init_client::initiate;
 pub use session::{IkeSa, IvCounter};
 

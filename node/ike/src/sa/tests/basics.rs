@@ -295,3 +295,39 @@ fn an_unknown_critical_payload_costs_only_the_exchange() {
     );
     assert!(pair.b.sas.is_empty());
 }
+
+#[test]
+fn strays_are_answered_only_where_the_rfc_says_so() {
+    let mut pair = Pair::new();
+    pair.connect();
+    let kinds = |bytes: &[u8]| {
+        let answer = crate::sa::answer_stray(bytes)?;
+        let message = Message::parse(&answer).unwrap();
+        assert!(message.header.is_response);
+        match &message.payloads[..] {
+            [Payload::Notify(n)] => Some(n.kind),
+            other => panic!("{other:?}"),
+        }
+    };
+    let request = pair
+        .sent
+        .iter()
+        .find(|p| p.exchange() == ExchangeType::IKE_AUTH && !p.is_response())
+        .unwrap();
+    assert_eq!(kinds(&request.bytes), Some(NotifyType::INVALID_IKE_SPI));
+    let response = pair
+        .sent
+        .iter()
+        .find(|p| p.exchange() == ExchangeType::IKE_AUTH && p.is_response())
+        .unwrap();
+    assert_eq!(kinds(&response.bytes), None);
+    let mut version_3 = pair.sent[0].bytes.clone();
+    version_3[17] = 0x30;
+    assert_eq!(kinds(&version_3), Some(NotifyType::INVALID_MAJOR_VERSION));
+    assert_eq!(
+        kinds(&pair.sent[0].bytes),
+        None,
+        "a first message is no stray"
+    );
+    assert_eq!(kinds(&[0; 27]), None);
+}
