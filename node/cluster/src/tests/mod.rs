@@ -1,1 +1,143 @@
+//! The pipeline on stores that fail, and the store on files that are damaged.
 
+mod damage;
+mod pipeline;
+mod secrecy;
+
+use crate::{ClusterKey, Config, Replica, store::Disk};
+use evergate_ike::{
+    crypto::{Encryption, EspSuite, Group, IkeKeys, IkeSuite, Prf},
+    env::UnixMillis,
+    identity::Identity,
+    record::{
+        Child, Established, Fate, GatewayId, InboundWindow, OutboundWindow, Path, Phase, Record,
+        Role, SaId,
+    },
+    secret::Secret,
+};
+use evergate_state::{Command, Outcome};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+const GW: GatewayId = GatewayId(1);
+
+/// A clock that moves on a little with every look.
+fn config() -> Config {
+    let now = AtomicU64::new(1_000_000);
+    Config {
+        tick: Duration::from_millis(10),
+        ..Config::new(ClusterKey::from_bytes([7; 32]), move || {
+            UnixMillis(now.fetch_add(5, Ordering::Relaxed))
+        })
+    }
+}
+
+fn on_disk(disk: &Disk) -> Replica {
+    let (store, recovered) = disk.open();
+    Replica::with_store(config(), Box::new(store), recovered).unwrap()
+}
+
+fn take() -> Command {
+    Command::TakeGateway {
+        gateway: GW,
+        member: "a".into(),
+    }
+}
+
+async fn taken(replica: &Replica) -> u32 {
+    let outcome = replica.propose(vec![take()]).await.unwrap();
+    let [Outcome::Epoch { epoch }] = outcome[..] else {
+        panic!("{outcome:?}")
+    };
+    epoch
+}
+
+fn put(epoch: u32, record: Record) -> Command {
+    Command::PutSas {
+        epoch,
+        records: vec![Arc::new(record)],
+    }
+}
+
+/// A new SA with one Child SA; all of its secrets are this text.
+fn sa(id: u32, secret: &[u8]) -> Record {
+    let secret = || Secret::new(secret.to_vec());
+    let child = Child {
+        name: "net".into(),
+        spi_in: 1000 + id,
+        spi_out: 1,
+        suite: EspSuite {
+            encryption: Encryption::ChaCha20Poly1305,
+            group: None,
+            esn: true,
+        },
+        key_in: secret(),
+        key_out: secret(),
+        local_ts: vec![],
+        remote_ts: vec![],
+        created: UnixMillis(0),
+        rekey_at: None,
+        expires_at: None,
+        initiated: false,
+        lowest_nonce: vec![3; 32],
+        replaces: None,
+        fate: Fate::Live,
+    };
+    let established = Established {
+        suite: IkeSuite {
+            encryption: Encryption::AesGcm16 { key_bits: 256 },
+            prf: Prf::HmacSha256,
+            group: Group::Curve25519,
+        },
+        keys: IkeKeys {
+            d: secret(),
+            ei: secret(),
+            er: secret(),
+            pi: secret(),
+            pr: secret(),
+        },
+        local_id: Identity::Fqdn("us".into()),
+        remote_id: Identity::Fqdn("peer".into()),
+        authenticated: UnixMillis(0),
+        rekey_at: None,
+        expires_at: None,
+        peer_vips: vec![],
+        our_vips: vec![],
+        message_id_sync: false,
+        children: vec![child],
+        rival: None,
+        sync_request: None,
+        sync_answer: None,
+        replaced_by: None,
+    };
+    Record {
+        id: SaId(id.into()),
+        gateway: GW,
+        revision: 1,
+        role: Role::Responder,
+        remote_spi: 7,
+        connection: "c".into(),
+        path: Path {
+            local: "192.0.2.1:500".parse().unwrap(),
+            remote: "192.0.2.2:500".parse().unwrap(),
+            nat_local: false,
+            nat_remote: false,
+        },
+        created: UnixMillis(0),
+        inbound: InboundWindow {
+            next: 2,
+            last_response: Some(vec![9; 80]),
+        },
+        outbound: OutboundWindow::default(),
+        phase: Phase::Established(Box::new(established)),
+    }
+}
+
+fn snapshot(replica: &Replica) -> Vec<u8> {
+    replica.read(evergate_state::State::to_snapshot)
+}

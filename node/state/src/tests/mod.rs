@@ -121,6 +121,8 @@ fn established(
         message_id_sync: false,
         children,
         rival: None,
+        sync_request: None,
+        sync_answer: None,
         replaced_by: None,
     }));
     record(id, revision, phase)

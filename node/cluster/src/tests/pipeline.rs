@@ -1,0 +1,332 @@
+use super::*;
+use crate::{OpenError, ProposeError, store::SledStore};
+use evergate_state::{Counters, Refusal};
+
+#[tokio::test]
+async fn outcomes_are_those_of_the_own_commands() {
+    let disk = Disk::new();
+    let replica = on_disk(&disk);
+    let outcomes = replica
+        .propose(vec![take(), put(1, sa(1, b"s")), put(9, sa(2, b"s"))])
+        .await
+        .unwrap();
+    assert_eq!(
+        outcomes[..2],
+        [Outcome::Epoch { epoch: 1 }, Outcome::Applied]
+    );
+    let stale = Refusal::StaleEpoch {
+        gateway: GW,
+        given: 9,
+        current: 1,
+    };
+    assert_eq!(outcomes[2..], [Outcome::Refused(stale)]);
+    assert_eq!(replica.propose(vec![]).await, Ok(vec![]));
+    assert!(replica.read(|s| s.sa(SaId(1)).is_some() && s.sa(SaId(2)).is_none()));
+}
+
+#[tokio::test]
+async fn a_crash_keeps_what_was_answered() {
+    let disk = Disk::new();
+    let first = on_disk(&disk);
+    taken(&first).await;
+    for n in 0..20 {
+        first.propose(vec![put(1, sa(n, b"s"))]).await.unwrap();
+    }
+    let before = snapshot(&first);
+    // No close: the second opening is the death of the first process.
+    let second = on_disk(&disk);
+    assert_eq!(snapshot(&second), before);
+    let dead = first.propose(vec![take()]).await;
+    assert!(matches!(dead, Err(ProposeError::Failed(_))), "{dead:?}");
+    assert_eq!(snapshot(&second), before);
+    assert_eq!(taken(&second).await, 2);
+}
+
+#[tokio::test]
+async fn many_proposals_share_an_append() {
+    let disk = Disk::new();
+    let replica = on_disk(&disk);
+    taken(&replica).await;
+    let all: Vec<_> = (0..500)
+        .map(|n| {
+            let replica = replica.clone();
+            tokio::spawn(async move { replica.propose(vec![put(1, sa(n, b"s"))]).await })
+        })
+        .collect();
+    for task in all {
+        assert_eq!(task.await.unwrap(), Ok(vec![Outcome::Applied]));
+    }
+    assert!(
+        disk.appends() < 250,
+        "{} appends for 500 proposals",
+        disk.appends()
+    );
+    assert_eq!(replica.read(|s| s.sas().len()), 500);
+}
+
+#[tokio::test]
+async fn lazy_proposals_keep_their_place_and_do_not_wait_long() {
+    let disk = Disk::new();
+    let replica = on_disk(&disk);
+    taken(&replica).await;
+    let count = |n| Command::Counters {
+        gateway: GW,
+        epoch: 1,
+        counters: vec![Counters {
+            sa: SaId(1),
+            inbound_next: n,
+            outbound_next: 0,
+        }],
+    };
+    // A record that is put lazily is there for the proposal after it.
+    replica.propose_lazy(vec![put(1, sa(1, b"s"))]).unwrap();
+    let next = Record {
+        revision: 2,
+        ..sa(1, b"s")
+    };
+    assert_eq!(
+        replica.propose(vec![put(1, next)]).await,
+        Ok(vec![Outcome::Applied])
+    );
+    let appends = disk.appends();
+    let mut applied = replica.applied();
+    applied.mark_unchanged();
+    for n in 3..40 {
+        replica.propose_lazy(vec![count(n)]).unwrap();
+    }
+    tokio::time::timeout(Duration::from_secs(10), applied.changed())
+        .await
+        .unwrap()
+        .unwrap();
+    while replica.read(|s| s.sa(SaId(1)).unwrap().inbound.next) < 39 {
+        tokio::time::timeout(Duration::from_secs(10), applied.changed())
+            .await
+            .unwrap()
+            .unwrap();
+    }
+    assert!(
+        disk.appends() - appends < 15,
+        "{} appends",
+        disk.appends() - appends
+    );
+}
+
+#[tokio::test]
+async fn the_queue_is_bounded() {
+    let disk = Disk::new();
+    let (store, recovered) = disk.open();
+    let tick = Duration::from_secs(3600);
+    let config = Config {
+        queue: 10,
+        tick,
+        ..config()
+    };
+    let replica = Replica::with_store(config, Box::new(store), recovered).unwrap();
+    for _ in 0..10 {
+        replica.propose_lazy(vec![take()]).unwrap();
+    }
+    assert_eq!(replica.propose_lazy(vec![take()]), Err(ProposeError::Busy));
+    // Somebody who waits takes them along, and there is room again.
+    assert_eq!(taken(&replica).await, 11);
+    replica.propose_lazy(vec![take()]).unwrap();
+    let big = vec![put(1, sa(1, &vec![0; 5 << 20]))];
+    assert!(matches!(
+        replica.propose(big).await,
+        Err(ProposeError::TooBig(_))
+    ));
+    replica.close().await;
+    assert_eq!(
+        replica.propose_lazy(vec![take()]),
+        Err(ProposeError::Closed)
+    );
+    assert_eq!(
+        replica.propose(vec![take()]).await,
+        Err(ProposeError::Closed)
+    );
+    assert_eq!(
+        replica.read(|s| s.gateway(GW).unwrap().epoch),
+        12,
+        "what waited is committed at the end"
+    );
+}
+
+#[tokio::test]
+async fn batches_are_bounded_in_bytes() {
+    let disk = Disk::new();
+    let replica = on_disk(&disk);
+    taken(&replica).await;
+    let secret = vec![1; 300 << 10];
+    let all: Vec<_> = (0..6)
+        .map(|n| {
+            let (replica, record) = (replica.clone(), sa(n, &secret));
+            tokio::spawn(async move { replica.propose(vec![put(1, record)]).await })
+        })
+        .collect();
+    for task in all {
+        assert_eq!(task.await.unwrap(), Ok(vec![Outcome::Applied]));
+    }
+    let (_, recovered) = disk.open();
+    assert!(
+        recovered
+            .entries
+            .iter()
+            .all(|(_, e)| e.len() < (4 << 20) + 1000)
+    );
+}
+
+#[tokio::test]
+async fn a_full_disk_ends_the_service() {
+    let disk = Disk::new();
+    let replica = on_disk(&disk);
+    taken(&replica).await;
+    let before = snapshot(&replica);
+    let mut failed = replica.failed();
+    assert_eq!(*failed.borrow(), None);
+    disk.set_full(true);
+    let Err(ProposeError::Failed(why)) = replica.propose(vec![put(1, sa(1, b"s"))]).await else {
+        panic!("no failure")
+    };
+    assert!(why.contains("no space left"), "{why}");
+    failed.wait_for(Option::is_some).await.unwrap();
+    // Space that comes back does not bring it back: what the disk holds is not known.
+    disk.set_full(false);
+    assert_eq!(
+        replica.propose(vec![take()]).await,
+        Err(ProposeError::Failed(why.clone()))
+    );
+    assert_eq!(
+        replica.propose_lazy(vec![take()]),
+        Err(ProposeError::Failed(why))
+    );
+    assert_eq!(
+        snapshot(&replica),
+        before,
+        "nothing is applied that is not durable"
+    );
+    replica.close().await;
+    assert_eq!(snapshot(&on_disk(&disk)), before);
+}
+
+#[tokio::test]
+async fn a_failed_append_may_have_been_written() {
+    for written in [0, 1] {
+        let disk = Disk::new();
+        let replica = on_disk(&disk);
+        taken(&replica).await;
+        disk.tear_next_append(written);
+        assert!(matches!(
+            replica.propose(vec![take()]).await,
+            Err(ProposeError::Failed(_))
+        ));
+        assert_eq!(replica.read(|s| s.gateway(GW).unwrap().epoch), 1);
+        let epoch = 1 + u32::try_from(written).unwrap();
+        assert_eq!(on_disk(&disk).read(|s| s.gateway(GW).unwrap().epoch), epoch);
+    }
+}
+
+#[tokio::test]
+async fn another_key_does_not_open_it() {
+    let disk = Disk::new();
+    taken(&on_disk(&disk)).await;
+    let (store, recovered) = disk.open();
+    let other = Config {
+        key: ClusterKey::from_bytes([8; 32]),
+        ..config()
+    };
+    let error = Replica::with_store(other, Box::new(store), recovered).unwrap_err();
+    assert!(
+        matches!(error, OpenError::Entry { index: 1, .. }),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn entries_cannot_change_places() {
+    let disk = Disk::new();
+    let replica = on_disk(&disk);
+    taken(&replica).await;
+    taken(&replica).await;
+    let (store, mut recovered) = disk.open();
+    let second = recovered.entries[1].1.clone();
+    recovered.entries[0].1 = second;
+    let error = Replica::with_store(config(), Box::new(store), recovered).unwrap_err();
+    assert!(
+        matches!(error, OpenError::Entry { index: 1, .. }),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn snapshots_replace_the_log_and_bound_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || {
+        Replica::open(
+            Config {
+                snapshot_bytes: 1 << 20,
+                ..config()
+            },
+            dir.path(),
+        )
+        .unwrap()
+    };
+    let replica = open();
+    taken(&replica).await;
+    // 60 MB through a state of 300 kB.
+    let secret = vec![5; 25_000];
+    for round in 1..=240 {
+        let record = Record {
+            revision: round,
+            ..sa(1, &secret)
+        };
+        assert_eq!(
+            replica.propose(vec![put(1, record)]).await,
+            Ok(vec![Outcome::Applied])
+        );
+    }
+    assert!(replica.stats().snapshots > 10, "{:?}", replica.stats());
+    let before = snapshot(&replica);
+    replica.close().await;
+    let used = size(dir.path());
+    assert!(
+        used < 30 << 20,
+        "{used} bytes on disk for a state of {}",
+        before.len()
+    );
+    let again = open();
+    assert_eq!(snapshot(&again), before);
+    assert_eq!(again.stats().applied, 241);
+}
+
+#[tokio::test]
+async fn a_store_is_open_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let replica = Replica::open(config(), dir.path()).unwrap();
+    taken(&replica).await;
+    let error = Replica::open(config(), dir.path()).unwrap_err();
+    assert!(error.to_string().contains("in use"), "{error}");
+    let before = snapshot(&replica);
+    replica.close().await;
+    let (_store, recovered) = SledStore::open(dir.path()).unwrap();
+    assert_eq!(recovered.entries.len(), 1);
+    drop(_store);
+    assert_eq!(
+        snapshot(&Replica::open(config(), dir.path()).unwrap()),
+        before
+    );
+}
+
+/// Bytes that a directory really takes.
+fn size(dir: &std::path::Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let entries = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap());
+    entries
+        .map(|e| {
+            let meta = e.metadata().unwrap();
+            if meta.is_dir() {
+                size(&e.path())
+            } else {
+                meta.blocks() * 512
+            }
+        })
+        .sum()
+}
