@@ -1,5 +1,8 @@
 //! `kill -9`, again and again: what was acknowledged is there afterwards.
 
+// The child speaks to the test over its standard output.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 use evergate_cluster::{ClusterKey, Config, Replica};
 use evergate_ike::{
     env::UnixMillis,
