@@ -69,6 +69,9 @@ impl Inbound {
 
     /// One batch: whoever has more is called again, and does not keep the others waiting.
     fn read(&mut self, socket: &OuterSocket) {
+        if socket.queues_errors() {
+            self.batch.discard_errors(socket.as_fd());
+        }
         let count = match self.batch.recv(socket.as_fd()) {
             Ok(count) => count,
             // Nothing there, or an error that belongs to a datagram that we sent: nothing is lost.

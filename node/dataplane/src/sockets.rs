@@ -72,7 +72,10 @@ impl OuterSocket {
         let (level, options) = if ipv4 {
             (libc::IPPROTO_IP, [libc::IP_PKTINFO, libc::IP_RECVTOS])
         } else {
-            socket.set_only_v6(true)?;
+            if role != Role::Esp {
+                // Raw sockets are of one family anyway.
+                socket.set_only_v6(true)?;
+            }
             (
                 libc::IPPROTO_IPV6,
                 [libc::IPV6_RECVPKTINFO, libc::IPV6_RECVTCLASS],
@@ -89,6 +92,9 @@ impl OuterSocket {
             unset_df: Mutex::new(()),
         };
         opened.set_df(role != Role::Ike)?;
+        if opened.queues_errors() {
+            sys::set_option(opened.as_fd(), level, libc::IPV6_RECVERR, 1)?;
+        }
         if role != Role::Esp {
             let any: IpAddr = if ipv4 {
                 Ipv4Addr::UNSPECIFIED.into()
@@ -128,9 +134,20 @@ impl OuterSocket {
         sys::set_option(self.as_fd(), level, name, value)
     }
 
+    /// Whether errors come by a queue, to be discarded. Only so does the kernel believe a "packet too big" about what went out by a raw IPv6
+    /// socket; elsewhere it does without.
+    pub(crate) fn queues_errors(&self) -> bool {
+        self.role == Role::Esp && !self.ipv4
+    }
+
     /// Sends what must not be fragmented; how many datagrams the kernel took. An error is about the first.
     pub(crate) fn send(&self, messages: &[sys::Outgoing<'_>]) -> io::Result<usize> {
-        sys::send(self.as_fd(), messages, true)
+        let sent = sys::send(self.as_fd(), messages, true);
+        if sent.is_err() && self.queues_errors() {
+            // That may have been about another datagram, sent long ago. Told once, it is gone.
+            return sys::send(self.as_fd(), messages, true);
+        }
+        sent
     }
 
     /// Sends a datagram that may be fragmented.

@@ -106,6 +106,16 @@ impl RecvBatch {
 
     /// Receives what is there, without waiting; how many datagrams.
     pub(crate) fn recv(&mut self, fd: BorrowedFd<'_>) -> io::Result<usize> {
+        self.recv_flags(fd, libc::MSG_DONTWAIT)
+    }
+
+    /// Empties a socket's queue of errors, as far as one batch goes.
+    pub(crate) fn discard_errors(&mut self, fd: BorrowedFd<'_>) {
+        let _ = self.recv_flags(fd, libc::MSG_DONTWAIT | libc::MSG_ERRQUEUE);
+        self.received.clear();
+    }
+
+    fn recv_flags(&mut self, fd: BorrowedFd<'_>, flags: i32) -> io::Result<usize> {
         self.received.clear();
         // SAFETY: both are plain data with pointers and lengths, for which zeros are valid.
         let (mut vectors, mut headers): ([libc::iovec; BATCH], [libc::mmsghdr; BATCH]) =
@@ -127,7 +137,7 @@ impl RecvBatch {
                 fd.as_raw_fd(),
                 headers.as_mut_ptr(),
                 u32::try_from(BATCH).expect("a small constant"),
-                libc::MSG_DONTWAIT,
+                flags,
                 ptr::null_mut(),
             )
         })?;

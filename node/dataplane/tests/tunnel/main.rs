@@ -1,0 +1,9 @@
+//! Two planes in network namespaces, with real packets between them.
+#![allow(clippy::unwrap_used)]
+
+mod control;
+mod gateways;
+mod hosts;
+mod packets;
+mod policy;
+mod sizes;
