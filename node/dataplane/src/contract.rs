@@ -26,7 +26,7 @@ pub trait DataPlane: Send + Sync {
     /// Of several sending Child SAs that match a packet the one that was last installed or activated sends it.
     ///
     /// # Errors
-    /// [`PlaneError::SpiInUse`] if the SPI is installed (also if in grace), [`PlaneError::Key`] if a key does not fit the cipher,
+    /// [`PlaneError::SpiInUse`] if the SPI is installed (also if in grace), [`PlaneError::SpiReserved`] below 256, [`PlaneError::Key`] if a key does not fit the cipher,
     /// [`PlaneError::Reservation`] for an impossible range, [`PlaneError::Limit`] if there are too many.
     fn install(&self, child: ChildSa) -> Result<(), PlaneError>;
 
