@@ -78,11 +78,14 @@ impl SledStore {
             }
             None => {
                 let meta = MetaFile::create(&meta_path)?;
+                // Before the log exists: a log without `meta` is taken for damage.
                 snapshot_file::sync_dir(dir).map_err(StoreError::io(dir))?;
                 meta
             }
         };
         make_dir(&log)?;
+        // Without its name in the directory a log would be gone after a power cut, and be missed.
+        snapshot_file::sync_dir(dir).map_err(StoreError::io(dir))?;
         let (database, batches) = Database::open(&log)?;
         let snapshot = latest_snapshot(&snapshots, meta.get())?;
         let after = snapshot.as_ref().map_or(0, |(last, _)| *last);
