@@ -1,8 +1,24 @@
 //! The `evergate` binary.
 
+mod admin;
 mod check;
+mod children;
+mod clock;
 mod config;
+mod counters;
+mod ctl;
+mod dispatch;
+mod drills;
+mod gateway;
 mod keygen;
+#[cfg(feature = "drills")]
+mod keylog;
+mod policy;
+mod protection;
+mod run;
+mod shared;
+mod starter;
+mod worker;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -17,15 +33,21 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run a member
+    Run(run::Arguments),
     /// Say what is wrong with a configuration file, if anything
     Check(check::Arguments),
+    /// Administer a running member
+    Ctl(ctl::Arguments),
     /// Make a cluster key
     Keygen(keygen::Arguments),
 }
 
 fn main() -> ExitCode {
     match Arguments::parse().command {
+        Command::Run(arguments) => run::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
+        Command::Ctl(arguments) => ctl::run(&arguments),
         Command::Keygen(arguments) => keygen::run(&arguments),
     }
 }

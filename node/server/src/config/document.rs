@@ -19,6 +19,7 @@ pub(super) struct Document {
     pub(super) member: Option<Spanned<Member>>,
     pub(super) dataplane: Option<Spanned<Dataplane>>,
     pub(super) limits: Option<Spanned<Limits>>,
+    pub(super) retransmit: Option<Spanned<Retransmit>>,
     #[serde(default)]
     pub(super) connections: Named<Spanned<Connection>>,
     #[serde(default)]
@@ -60,6 +61,12 @@ pub(crate) struct Dataplane {
     pub(crate) tun: String,
     /// Its MTU in bytes.
     pub(crate) mtu: u16,
+    /// Mark of outer packets: those do not take the routes into the tunnel.
+    pub(crate) mark: u32,
+    /// Routing table for protected prefixes, and priority of the rule that leads to it.
+    pub(crate) route_table: u32,
+    /// Whether protected prefixes stay closed when the member stops in an orderly way. They always do when it is killed.
+    pub(crate) keep_closed: bool,
 }
 
 /// `[limits]`: what bounds the load that strangers can cause. Zero switches a limit off, except the last.
@@ -74,11 +81,26 @@ pub(crate) struct Limits {
     pub(crate) half_open: usize,
 }
 
+/// `[retransmit]`: how requests are repeated; replicated with the policy.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Retransmit {
+    /// Wait this long before the first repetition.
+    pub(super) timeout: Option<Text<Duration>>,
+    /// Each wait is so many times the one before.
+    pub(super) base: Option<f64>,
+    /// Give up after so many repetitions.
+    pub(super) tries: Option<u32>,
+}
+
 impl Default for Dataplane {
     fn default() -> Self {
         Self {
             tun: "evergate0".to_owned(),
             mtu: 1400,
+            mark: 0xe6,
+            route_table: 220,
+            keep_closed: true,
         }
     }
 }

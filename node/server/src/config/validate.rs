@@ -6,7 +6,7 @@ use super::{
     values::{PoolRange, Text},
 };
 use evergate_ike::{
-    config::{ChildConfig, Connection, Policy, Pool, SharedSecret, StartAction},
+    config::{ChildConfig, Connection, Policy, Pool, Retransmit, SharedSecret, StartAction},
     identity::IdPattern,
     proposal::{default_esp, default_ike},
     secret::Secret,
@@ -48,6 +48,7 @@ pub(super) fn validate(
     let pools = check.pools(document.pools.0);
     let secrets = check.secrets(document.secrets.0);
     let connections = check.connections(document.connections.0, &pools, &secrets);
+    let retransmit = check.retransmit(document.retransmit);
     let mut problems = check.problems;
     problems.sort_by_key(|p| (p.line, p.column));
     if problems.iter().any(|p| p.severity == Severity::Error) {
@@ -64,7 +65,7 @@ pub(super) fn validate(
             connections,
             secrets,
             pools,
-            ..Policy::default()
+            retransmit,
         },
         warnings: problems,
     })
@@ -133,6 +134,40 @@ impl Check<'_> {
                 limits.span(),
                 "half_open is zero, expected how many half-open IKE SAs there may be",
             );
+        }
+    }
+
+    /// Every wait stays below a day.
+    fn retransmit(&mut self, given: Option<Spanned<document::Retransmit>>) -> Retransmit {
+        const LONGEST: f64 = 86_400.0;
+        let default = Retransmit::default();
+        let Some(given) = given else {
+            return default;
+        };
+        let span = given.span();
+        let given = given.into_inner();
+        let timeout = given.timeout.map_or(default.timeout, |t| t.0);
+        let base = given
+            .base
+            .unwrap_or(f64::from(default.growth_percent) / 100.0);
+        let tries = given.tries.unwrap_or(default.tries);
+        let longest = timeout.as_secs_f64() * base.powf(f64::from(tries));
+        if timeout.is_zero() || !(1.0..=10.0).contains(&base) || tries > 100 || longest >= LONGEST {
+            let what = "these times cannot be used, expected a timeout above zero, a base from 1 to 10, \
+                        up to 100 tries, and no wait of a day or more";
+            self.error(span, what);
+            return default;
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "between 100 and 1000"
+        )]
+        let growth_percent = (base * 100.0).round() as u32;
+        Retransmit {
+            timeout,
+            growth_percent,
+            tries,
         }
     }
 

@@ -1,0 +1,196 @@
+//! What there is: status and SAs, from the replicated state and the data plane.
+
+use crate::{clock::millis, shared::Shared};
+use evergate_dataplane::{ChildStats, Drops};
+use evergate_ike::{
+    crypto::{EspSuite, IkeSuite},
+    proposal::{EspProposal, IkeProposal},
+    record::{Child, Fate, Phase, Record, Role},
+};
+use evergate_proto::admin::{self, ChildFate, GetStatusResponse, IkePhase, IkeSa, ListSasRequest};
+use std::{collections::HashMap, sync::Arc};
+
+/// What this member is and does.
+pub(super) fn status(shared: &Shared) -> GetStatusResponse {
+    let totals = shared.plane.totals();
+    let mut status = GetStatusResponse {
+        member: shared.member.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        gateways: vec![admin::Gateway {
+            id: shared.gateway.0,
+            epoch: shared.epoch,
+            active: !shared.passive.is_cancelled(),
+        }],
+        uptime_ms: shared.clock.uptime_millis(),
+        data_plane: Some(admin::DataPlane {
+            name: shared.plane.capabilities().name.to_owned(),
+            packets_in: totals.packets_in,
+            bytes_in: totals.bytes_in,
+            packets_out: totals.packets_out,
+            bytes_out: totals.bytes_out,
+            ike_in: totals.ike_in,
+            ike_out: totals.ike_out,
+            drops: drops(&totals.drops),
+        }),
+        ike_drops: shared
+            .drops
+            .nonzero()
+            .map(|(reason, n)| (reason.to_owned(), n))
+            .collect(),
+        ..GetStatusResponse::default()
+    };
+    shared.read(|state| {
+        let policy = state.policy();
+        status.policy_version = state.policy_version();
+        status.connections = count(policy.connections.len());
+        status.secrets = count(policy.secrets.len());
+        status.pools = count(policy.pools.len());
+        status.leases = count(state.leases().count());
+        for record in state.sas() {
+            match phase(record) {
+                IkePhase::Connecting => status.ike_connecting += 1,
+                IkePhase::HalfOpen => status.ike_half_open += 1,
+                IkePhase::Closed => status.ike_closed += 1,
+                IkePhase::Unspecified | IkePhase::Established | IkePhase::Replaced => {
+                    status.ike_established += 1
+                }
+            }
+            status.children += count(record.children().len());
+        }
+    });
+    status
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+fn drops(drops: &Drops) -> HashMap<String, u64> {
+    drops
+        .iter()
+        .filter(|(_, n)| *n != 0)
+        .map(|(reason, n)| (reason.label().to_owned(), n))
+        .collect()
+}
+
+/// The records that a request asks for.
+pub(super) fn select(shared: &Shared, request: &ListSasRequest) -> Vec<Arc<Record>> {
+    let wanted = |record: &&Arc<Record>| {
+        let established = matches!(record.phase, Phase::Established(_));
+        request
+            .connection
+            .as_ref()
+            .is_none_or(|name| record.connection == *name)
+            && request.ike.is_none_or(|id| record.id.0 == id)
+            && (established || !request.established_only)
+    };
+    shared.read(|state| state.sas().filter(wanted).cloned().collect())
+}
+
+fn phase(record: &Record) -> IkePhase {
+    match &record.phase {
+        Phase::InitSent(_) | Phase::AuthSent(_) => IkePhase::Connecting,
+        Phase::HalfOpen(_) => IkePhase::HalfOpen,
+        Phase::Established(e) if e.replaced_by.is_some() => IkePhase::Replaced,
+        Phase::Established(_) => IkePhase::Established,
+        Phase::Closed(_) => IkePhase::Closed,
+    }
+}
+
+/// An IKE SA as operators see it.
+pub(super) fn ike_sa(shared: &Shared, record: &Record) -> IkeSa {
+    let mut sa = IkeSa {
+        id: record.id.0,
+        remote_spi: record.remote_spi,
+        initiator: record.role == Role::Initiator,
+        connection: record.connection.clone(),
+        phase: phase(record).into(),
+        local: record.path.local.to_string(),
+        remote: record.path.remote.to_string(),
+        nat_local: record.path.nat_local,
+        nat_remote: record.path.nat_remote,
+        created_ms: record.created.0,
+        revision: record.revision,
+        inbound_next: record.inbound.next,
+        outbound_next: record.outbound.next,
+        ..IkeSa::default()
+    };
+    match &record.phase {
+        Phase::Established(e) => {
+            sa.local_id = e.local_id.to_string();
+            sa.remote_id = e.remote_id.to_string();
+            sa.suite = ike_suite(e.suite);
+            sa.authenticated_ms = Some(e.authenticated.0);
+            sa.rekey_at_ms = e.rekey_at.map(|t| t.0);
+            sa.expires_at_ms = e.expires_at.map(|t| t.0);
+            sa.peer_vips = e.peer_vips.iter().map(ToString::to_string).collect();
+            sa.our_vips = e.our_vips.iter().map(ToString::to_string).collect();
+            sa.children = e.children.iter().map(|c| child_sa(shared, c)).collect();
+        }
+        Phase::HalfOpen(h) => {
+            sa.suite = ike_suite(h.negotiated.suite);
+            sa.expires_at_ms = Some(h.expires_at.0);
+        }
+        Phase::AuthSent(a) => {
+            sa.suite = ike_suite(a.negotiated.suite);
+            sa.local_id = a.local_id.to_string();
+        }
+        Phase::Closed(c) => sa.expires_at_ms = Some(c.expires_at.0),
+        Phase::InitSent(_) => {}
+    }
+    sa
+}
+
+fn child_sa(shared: &Shared, child: &Child) -> admin::ChildSa {
+    let fate = match child.fate {
+        Fate::Standby => ChildFate::Standby,
+        Fate::Live => ChildFate::Live,
+        Fate::Replaced => ChildFate::Replaced,
+    };
+    admin::ChildSa {
+        name: child.name.clone(),
+        spi_in: child.spi_in,
+        spi_out: child.spi_out,
+        fate: fate.into(),
+        suite: esp_suite(child.suite),
+        local_ts: child.local_ts.iter().map(ToString::to_string).collect(),
+        remote_ts: child.remote_ts.iter().map(ToString::to_string).collect(),
+        created_ms: child.created.0,
+        rekey_at_ms: child.rekey_at.map(|t| t.0),
+        expires_at_ms: child.expires_at.map(|t| t.0),
+        stats: shared.plane.stats(child.spi_in).map(|s| child_stats(&s)),
+    }
+}
+
+fn child_stats(stats: &ChildStats) -> admin::ChildStats {
+    admin::ChildStats {
+        packets_in: stats.packets_in,
+        bytes_in: stats.bytes_in,
+        packets_out: stats.packets_out,
+        bytes_out: stats.bytes_out,
+        last_inbound_ms: stats.last_inbound.map(|t| millis(t).0),
+        last_outbound_ms: stats.last_outbound.map(|t| millis(t).0),
+        next_sequence: stats.next_sequence,
+        remaining: stats.remaining,
+        replay_edge: stats.replay_edge,
+        drops: drops(&stats.drops),
+    }
+}
+
+fn ike_suite(suite: IkeSuite) -> String {
+    let proposal = IkeProposal {
+        encryption: vec![suite.encryption],
+        prf: vec![suite.prf],
+        groups: vec![suite.group],
+    };
+    proposal.to_string()
+}
+
+fn esp_suite(suite: EspSuite) -> String {
+    let proposal = EspProposal {
+        encryption: vec![suite.encryption],
+        groups: suite.group.into_iter().collect(),
+        esn: vec![suite.esn],
+    };
+    proposal.to_string()
+}

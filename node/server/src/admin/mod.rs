@@ -1,0 +1,224 @@
+//! The administration API on a Unix socket.
+
+mod listing;
+mod operations;
+
+use crate::{
+    config,
+    policy::{self, ApplyError},
+    shared::Shared,
+};
+use anyhow::Context;
+use evergate_proto::admin::{
+    ApplyConfigRequest, ApplyConfigResponse, GetStatusRequest, GetStatusResponse, IkeSa,
+    InitiateRequest, InitiateResponse, ListSasRequest, RekeyRequest, RekeyResponse,
+    TerminateRequest, TerminateResponse,
+    admin_server::{Admin, AdminServer},
+};
+use evergate_state::Refusal;
+use futures::{StreamExt, stream::BoxStream};
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tokio::net::{UnixListener, UnixStream};
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{Request, Response, Status, transport::Server};
+use tracing::{error, warn};
+
+/// A policy document may have this many bytes.
+const MAX_DOCUMENT: usize = 16 << 20;
+
+/// Serves the API until told to stop; then the socket is removed.
+///
+/// # Errors
+/// If the socket cannot be made, or another process listens on it.
+pub(crate) async fn serve(
+    shared: Arc<Shared>,
+    socket: &Path,
+    stop: CancellationToken,
+    tasks: &TaskTracker,
+) -> anyhow::Result<()> {
+    let listener = listen(socket)
+        .await
+        .with_context(|| format!("cannot listen on {}", socket.display()))?;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(evergate_proto::DESCRIPTORS)
+        .build_v1()
+        .context("the descriptors cannot be served")?;
+    let (health_reporter, health) = tonic_health::server::health_reporter();
+    health_reporter.set_serving::<AdminServer<Service>>().await;
+    let service = AdminServer::new(Service { shared }).max_decoding_message_size(MAX_DOCUMENT);
+    let server = Server::builder()
+        .add_service(health)
+        .add_service(reflection)
+        .add_service(service);
+    let path = socket.to_owned();
+    tasks.spawn(async move {
+        let served = server.serve_with_incoming_shutdown(
+            UnixListenerStream::new(listener),
+            stop.clone().cancelled_owned(),
+        );
+        // Calls under way do not hold the stop up: their answers may take as long as a peer likes.
+        tokio::select! {
+            served = served => if let Err(e) = served {
+                error!(event = "admin-failed", "the administration API ended: {e}");
+            },
+            () = stop.cancelled() => {}
+        }
+        remove(&path);
+    });
+    Ok(())
+}
+
+/// Makes the socket for its owner alone. What a dead process left there is replaced.
+async fn listen(path: &Path) -> io::Result<UnixListener> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    if path.exists() {
+        if UnixStream::connect(path).await.is_ok() {
+            return Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                "another process listens there",
+            ));
+        }
+        fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    // The umask has let nobody else in meanwhile.
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+fn remove(path: &PathBuf) {
+    if let Err(e) = fs::remove_file(path) {
+        warn!(
+            event = "admin-socket",
+            "cannot remove {}: {e}",
+            path.display()
+        );
+    }
+}
+
+/// The service.
+struct Service {
+    shared: Arc<Shared>,
+}
+
+impl Service {
+    /// A member that lost its gateway lists what it knows, but does nothing.
+    fn active(&self) -> Result<&Arc<Shared>, Status> {
+        if self.shared.passive.is_cancelled() {
+            return Err(Status::unavailable(
+                "this member no longer serves the gateway",
+            ));
+        }
+        Ok(&self.shared)
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for Service {
+    async fn get_status(
+        &self,
+        _: Request<GetStatusRequest>,
+    ) -> Result<Response<GetStatusResponse>, Status> {
+        Ok(Response::new(listing::status(&self.shared)))
+    }
+
+    type ListSasStream = BoxStream<'static, Result<IkeSa, Status>>;
+
+    async fn list_sas(
+        &self,
+        request: Request<ListSasRequest>,
+    ) -> Result<Response<Self::ListSasStream>, Status> {
+        let shared = Arc::clone(&self.shared);
+        let records = listing::select(&shared, &request.into_inner());
+        // Converted one by one, as fast as they are read.
+        let all =
+            futures::stream::iter(records).map(move |record| Ok(listing::ike_sa(&shared, &record)));
+        Ok(Response::new(all.boxed()))
+    }
+
+    async fn initiate(
+        &self,
+        request: Request<InitiateRequest>,
+    ) -> Result<Response<InitiateResponse>, Status> {
+        operations::initiate(self.active()?, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn terminate(
+        &self,
+        request: Request<TerminateRequest>,
+    ) -> Result<Response<TerminateResponse>, Status> {
+        operations::terminate(self.active()?, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn rekey(
+        &self,
+        request: Request<RekeyRequest>,
+    ) -> Result<Response<RekeyResponse>, Status> {
+        operations::rekey(self.active()?, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn apply_config(
+        &self,
+        request: Request<ApplyConfigRequest>,
+    ) -> Result<Response<ApplyConfigResponse>, Status> {
+        let shared = self.active()?;
+        let request = request.into_inner();
+        let config =
+            config::parse(&request.toml, Path::new(&request.directory)).map_err(|problems| {
+                let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+                Status::invalid_argument(lines.join("\n"))
+            })?;
+        let warnings = config.warnings.iter().map(ToString::to_string).collect();
+        let applied = policy::apply(shared, config.policy, request.expected_version)
+            .await
+            .map_err(|e| match e {
+                ApplyError::Refused(refusal @ Refusal::StalePolicy { .. }) => {
+                    Status::aborted(refusal.to_string())
+                }
+                ApplyError::Refused(refusal) => Status::failed_precondition(refusal.to_string()),
+                ApplyError::Log(failed) => Status::unavailable(failed),
+            })?;
+        Ok(Response::new(ApplyConfigResponse {
+            version: applied.version,
+            warnings,
+            changed: applied.changed,
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_is_private_and_only_a_dead_one_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sub/admin.sock");
+        let first = listen(&path).await.unwrap();
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        assert_eq!(
+            listen(&path).await.unwrap_err().kind(),
+            io::ErrorKind::AddrInUse
+        );
+        drop(first);
+        assert!(path.exists());
+        listen(&path).await.unwrap();
+    }
+}

@@ -1,0 +1,261 @@
+//! What operators ask of SAs, and the wait until it is done.
+
+use crate::{
+    shared::Shared,
+    starter::worker_for,
+    worker::{Message, Notice, Watcher},
+};
+use evergate_ike::{
+    record::{Phase, Record, SaId},
+    sa::{Command, Event, Failure},
+};
+use evergate_proto::admin::{
+    InitiateRequest, InitiateResponse, RekeyRequest, RekeyResponse, TerminateRequest,
+    TerminateResponse, rekey_request, terminate_request,
+};
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+use tonic::Status;
+
+/// Room for events that a call has not looked at yet.
+const NOTICES: usize = 64;
+
+/// No call waits longer than this, whatever its deadline is: a request is given up before.
+const LONGEST: Duration = Duration::from_secs(300);
+
+/// Sets up a Child SA, and an IKE SA if there is none.
+pub(super) async fn initiate(
+    shared: &Arc<Shared>,
+    request: InitiateRequest,
+) -> Result<InitiateResponse, Status> {
+    let policy = shared.policy.load_full();
+    let connection = policy.connection(&request.connection).ok_or_else(|| {
+        Status::not_found(format!("there is no connection {:?}", request.connection))
+    })?;
+    let child = match &request.child {
+        Some(name) => connection.child(name),
+        None => connection.children.first(),
+    };
+    let child = child.ok_or_else(|| {
+        let name = request.child.as_deref().unwrap_or_default();
+        Status::not_found(format!(
+            "connection {:?} has no child {name:?}",
+            connection.name
+        ))
+    })?;
+    let (watcher, events) = mpsc::channel(NOTICES);
+    let ike = match established(shared, &connection.name) {
+        Some(sa) => {
+            command(
+                shared,
+                sa,
+                Command::CreateChild(child.name.clone()),
+                Some(watcher),
+            )
+            .await?;
+            sa
+        }
+        None => start(shared, &connection.name, &child.name, watcher).await?,
+    };
+    let name = child.name.clone();
+    let up = move |sa: SaId, event: &Event| match event {
+        Event::ChildEstablished {
+            name: n,
+            spi_in,
+            replaces: None,
+            ..
+        } if *n == name => Some(Ok((sa, *spi_in))),
+        Event::Failed { what } => Some(Err(failed(what))),
+        Event::IkeClosed { .. } => Some(Err(Status::failed_precondition("the IKE SA was closed"))),
+        _ => None,
+    };
+    let (sa, spi) = wait(events, up).await?;
+    debug_assert!(sa == ike || shared.read(|s| s.sa(sa).is_some()));
+    Ok(InitiateResponse {
+        ike: sa.0,
+        child: spi,
+    })
+}
+
+/// An IKE SA of a connection in which a Child SA can be made.
+fn established(shared: &Shared, connection: &str) -> Option<SaId> {
+    let usable = |r: &Record| matches!(&r.phase, Phase::Established(e) if e.replaced_by.is_none());
+    shared.read(|state| {
+        state
+            .sas()
+            .find(|r| r.connection == connection && usable(r))
+            .map(|r| r.id)
+    })
+}
+
+async fn start(
+    shared: &Arc<Shared>,
+    connection: &str,
+    child: &str,
+    watcher: Watcher,
+) -> Result<SaId, Status> {
+    let (reply, answer) = oneshot::channel();
+    let message = Message::Initiate {
+        connection: connection.to_owned(),
+        child: child.to_owned(),
+        watcher: Some(watcher),
+        reply,
+    };
+    let worker = worker_for(shared, connection).ok_or_else(stopping)?;
+    worker.send(message).await.map_err(|_| stopping())?;
+    answer
+        .await
+        .map_err(|_| stopping())?
+        .map_err(|f| failed(&f))
+}
+
+/// Deletes SAs, and waits until their peers know, or are given up.
+pub(super) async fn terminate(
+    shared: &Arc<Shared>,
+    request: TerminateRequest,
+) -> Result<TerminateResponse, Status> {
+    let target = request
+        .target
+        .ok_or_else(|| Status::invalid_argument("nothing is named that should be terminated"))?;
+    let (sas, child) = match target {
+        terminate_request::Target::Ike(id) => (vec![SaId(id)], None),
+        terminate_request::Target::Child(spi) => (vec![owner(shared, spi)?], Some(spi)),
+        terminate_request::Target::Connection(name) => {
+            let open =
+                |r: &&Arc<Record>| r.connection == name && !matches!(r.phase, Phase::Closed(_));
+            let sas: Vec<SaId> =
+                shared.read(|state| state.sas().filter(open).map(|r| r.id).collect());
+            if sas.is_empty() {
+                return Err(Status::not_found(format!(
+                    "connection {name:?} has no IKE SA"
+                )));
+            }
+            (sas, None)
+        }
+    };
+    let mut waits = Vec::new();
+    for sa in sas {
+        let (watcher, events) = mpsc::channel(NOTICES);
+        let wanted = child.map_or(Command::Delete, Command::DeleteChild);
+        command(shared, sa, wanted, Some(watcher)).await?;
+        let gone = move |_: SaId, event: &Event| match (event, child) {
+            (Event::ChildClosed { spi_in, .. }, Some(spi)) if *spi_in == spi => Some(Ok(())),
+            (Event::IkeClosed { .. }, _) => Some(Ok(())),
+            (
+                Event::Failed {
+                    what: Failure::Command(why),
+                },
+                _,
+            ) => Some(Err(Status::failed_precondition(*why))),
+            _ => None,
+        };
+        waits.push(wait(events, gone));
+    }
+    let count = u32::try_from(waits.len()).unwrap_or(u32::MAX);
+    for done in futures::future::join_all(waits).await {
+        match done {
+            // One that is no longer served is gone.
+            Err(status) if status.code() == tonic::Code::Aborted => {}
+            done => done?,
+        }
+    }
+    Ok(TerminateResponse { count })
+}
+
+/// Rekeys an SA, and waits for the new one.
+pub(super) async fn rekey(
+    shared: &Arc<Shared>,
+    request: RekeyRequest,
+) -> Result<RekeyResponse, Status> {
+    let target = request
+        .target
+        .ok_or_else(|| Status::invalid_argument("nothing is named that should be rekeyed"))?;
+    let (sa, wanted, old) = match target {
+        rekey_request::Target::Ike(id) => (SaId(id), Command::RekeyIke, None),
+        rekey_request::Target::Child(spi) => {
+            (owner(shared, spi)?, Command::RekeyChild(spi), Some(spi))
+        }
+    };
+    let (watcher, events) = mpsc::channel(NOTICES);
+    command(shared, sa, wanted, Some(watcher)).await?;
+    let done = move |_: SaId, event: &Event| match (event, old) {
+        (Event::IkeRekeyed { by }, None) => Some(Ok(by.0)),
+        (
+            Event::ChildEstablished {
+                spi_in, replaces, ..
+            },
+            Some(_),
+        ) if *replaces == old => Some(Ok(u64::from(*spi_in))),
+        (Event::Failed { what }, _) => Some(Err(failed(what))),
+        (Event::IkeClosed { .. }, _) => {
+            Some(Err(Status::failed_precondition("the IKE SA was closed")))
+        }
+        _ => None,
+    };
+    Ok(RekeyResponse {
+        spi: wait(events, done).await?,
+    })
+}
+
+/// The IKE SA that a Child SA belongs to.
+fn owner(shared: &Shared, spi: u32) -> Result<SaId, Status> {
+    shared
+        .read(|state| state.spi_owner(spi))
+        .ok_or_else(|| Status::not_found(format!("there is no Child SA 0x{spi:08x}")))
+}
+
+async fn command(
+    shared: &Arc<Shared>,
+    sa: SaId,
+    command: Command,
+    watcher: Option<Watcher>,
+) -> Result<(), Status> {
+    let (reply, answer) = oneshot::channel();
+    let worker = shared.worker(sa).ok_or_else(stopping)?;
+    let message = Message::Command {
+        sa,
+        command,
+        watcher,
+        reply: Some(reply),
+    };
+    worker.send(message).await.map_err(|_| stopping())?;
+    match answer.await {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Status::not_found(format!(
+            "there is no IKE SA 0x{sa}, or too many wait for it"
+        ))),
+        Err(_) => Err(stopping()),
+    }
+}
+
+/// Waits for the event that decides.
+async fn wait<T>(
+    mut events: mpsc::Receiver<Notice>,
+    decide: impl Fn(SaId, &Event) -> Option<Result<T, Status>>,
+) -> Result<T, Status> {
+    let decided = async {
+        while let Some(notice) = events.recv().await {
+            let Some(event) = notice.event else {
+                break;
+            };
+            if let Some(result) = decide(notice.sa, &event) {
+                return result;
+            }
+        }
+        Err(Status::aborted("the SA is no longer served"))
+    };
+    timeout(LONGEST, decided)
+        .await
+        .unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer; the attempt goes on")))
+}
+
+fn failed(failure: &Failure) -> Status {
+    Status::failed_precondition(failure.to_string())
+}
+
+fn stopping() -> Status {
+    Status::unavailable("the member is stopping")
+}

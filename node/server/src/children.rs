@@ -1,0 +1,105 @@
+//! Child SAs on their way from records to the data plane.
+
+use crate::shared::Shared;
+use evergate_dataplane::{ChildSa, Cipher, Outer, PlaneError, Selector, local_address_within};
+use evergate_ike::{
+    crypto::Encryption,
+    record::{Child, Fate, Path},
+    wire::TrafficSelector,
+};
+use std::{net::IpAddr, time::Duration};
+use zeroize::Zeroizing;
+
+/// The anti-replay window of a Child SA that the policy does not know any more, in packets.
+const DEFAULT_WINDOW: u32 = 1024;
+
+/// No sequence numbers at all.
+const NOTHING: std::ops::Range<u64> = 1..1;
+
+/// Makes the data plane's pair of SAs what the record says.
+///
+/// # Errors
+/// What the plane refuses.
+pub(crate) fn install(
+    shared: &Shared,
+    child: &Child,
+    path: &Path,
+    connection: &str,
+) -> Result<(), PlaneError> {
+    let outbound_active = child.fate == Fate::Live;
+    if shared.plane.stats(child.spi_in).is_some() {
+        return shared.plane.set_outbound(child.spi_in, outbound_active);
+    }
+    // Only numbers of our own epoch: another process that has the gateway by now uses others.
+    let reservation = shared.read(|state| state.reservation_in(child.spi_in, shared.epoch));
+    let policy = shared.policy.load();
+    let config = policy
+        .connection(connection)
+        .and_then(|c| c.child(&child.name));
+    let local_ts = selectors(&child.local_ts);
+    shared
+        .protection
+        .hold(&shared.plane, child.spi_in, &child.remote_ts);
+    #[cfg(feature = "drills")]
+    crate::keylog::child(child, path);
+    shared.plane.install(ChildSa {
+        spi_in: child.spi_in,
+        spi_out: child.spi_out,
+        cipher: cipher(child.suite.encryption),
+        key_in: Zeroizing::new(child.key_in.expose().to_vec()),
+        key_out: Zeroizing::new(child.key_out.expose().to_vec()),
+        esn: child.suite.esn,
+        replay_window: config.map_or(DEFAULT_WINDOW, |c| c.replay_window),
+        // What was received under a former epoch is not known here.
+        replay_edge: None,
+        outer: outer(path),
+        source_hint: source_hint(&local_ts),
+        local_ts,
+        remote_ts: selectors(&child.remote_ts),
+        outbound_active,
+        reservation: reservation.unwrap_or(NOTHING),
+        copy_dscp: config.is_none_or(|c| c.copy_dscp),
+    })
+}
+
+/// Takes a Child SA out of the data plane.
+///
+/// # Errors
+/// If it is not there.
+pub(crate) fn remove(shared: &Shared, spi_in: u32, grace: Duration) -> Result<(), PlaneError> {
+    let removed = shared.plane.remove(spi_in, grace);
+    shared.protection.release(&shared.plane, spi_in);
+    removed
+}
+
+/// Outer addresses as the plane wants them.
+pub(crate) fn outer(path: &Path) -> Outer {
+    Outer {
+        local: path.local,
+        remote: path.remote,
+        encapsulated: path.encapsulated(),
+    }
+}
+
+fn cipher(encryption: Encryption) -> Cipher {
+    match encryption {
+        Encryption::AesGcm16 { key_bits } => Cipher::AesGcm16 { key_bits },
+        Encryption::ChaCha20Poly1305 => Cipher::ChaCha20Poly1305,
+    }
+}
+
+fn selectors(ts: &[TrafficSelector]) -> Vec<Selector> {
+    let convert = |t: &TrafficSelector| Selector {
+        protocol: t.protocol,
+        start_port: t.start_port,
+        end_port: t.end_port,
+        start: t.start,
+        end: t.end,
+    };
+    ts.iter().map(convert).collect()
+}
+
+/// The address of this host that its own packets into the tunnel have, if one lies within our side's selectors.
+fn source_hint(local_ts: &[Selector]) -> Option<IpAddr> {
+    local_address_within(local_ts, false).or_else(|| local_address_within(local_ts, true))
+}

@@ -1,0 +1,291 @@
+//! A member from start to stop.
+//!
+//! The order of the start matters: nothing is sealed or sent before the gateway's epoch is this process's own, and nothing is received
+//! before the SAs that others may ask for are there.
+
+use crate::{
+    admin,
+    clock::{Clock, SystemEntropy},
+    config::{Config, Member},
+    dispatch::Dispatcher,
+    policy,
+    protection::Protection,
+    shared::{Ports, Shared},
+    starter,
+    worker::{self, HalfOpenLimits, Worker, worker_of},
+};
+use anyhow::{Context, bail};
+use arc_swap::ArcSwap;
+use evergate_cluster::{ClusterKey, Replica};
+use evergate_dataplane::{DataPlane, PlaneEvent, Userspace, UserspaceConfig};
+use evergate_ike::{
+    env::Entropy,
+    record::{GatewayId, Record},
+    sa::{CookieSecrets, IvCounter},
+    secret::Secret,
+};
+use evergate_state::{Command, Outcome};
+use std::{
+    sync::{Arc, OnceLock},
+    thread,
+    time::Duration,
+};
+use tokio::{sync::mpsc, time::interval};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{error, info, warn};
+
+/// The only virtual gateway there is for now.
+const GATEWAY: GatewayId = GatewayId(0);
+
+/// Cookie secrets are changed this often (RFC 7296 §2.6).
+const COOKIE_LIFE: Duration = Duration::from_secs(600);
+
+/// Length of a cookie secret in bytes.
+const COOKIE_SECRET: usize = 32;
+
+/// A running member.
+pub(crate) struct Running {
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    keep_closed: bool,
+}
+
+/// Starts a member.
+///
+/// # Errors
+/// If its state cannot be opened, or device, ports or socket cannot be had.
+pub(crate) async fn start(config: Config, state_key: ClusterKey) -> anyhow::Result<Running> {
+    let Some(member) = config.member.clone() else {
+        bail!("the configuration has no [member] table");
+    };
+    let clock = Arc::new(Clock::new());
+    let replica = open(&member, state_key, Arc::clone(&clock)).await?;
+    let epoch = take_gateway(&replica, &member.name).await?;
+    info!(
+        event = "gateway-taken",
+        gateway = GATEWAY.0,
+        epoch,
+        "serving gateway {} in epoch {epoch}",
+        GATEWAY.0
+    );
+    policy::apply_file(&replica, &config.policy, &member).await?;
+    let cookies = fresh_cookies(replica.read(|s| s.cookie_secrets().cloned()).as_ref());
+    commit(&replica, Command::SetCookieSecrets(cookies.clone())).await?;
+
+    let (plane, events) =
+        Userspace::start(plane_config(&config, &member)).context("cannot start the data plane")?;
+    let plane: Arc<dyn DataPlane> = plane;
+    let workers = member
+        .workers
+        .unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
+    let shared = Arc::new(Shared {
+        member: member.name.clone(),
+        gateway: GATEWAY,
+        epoch,
+        ivs: IvCounter::new(epoch),
+        policy: ArcSwap::new(replica.read(|s| Arc::clone(s.policy()))),
+        cookies: ArcSwap::from_pointee(cookies),
+        replica,
+        plane,
+        protection: Protection::default(),
+        half_open: HalfOpenLimits::new(config.limits.clone()),
+        clock,
+        ports: Ports {
+            ike: member.ike_port,
+            nat: member.nat_port,
+        },
+        drops: crate::counters::IkeDrops::default(),
+        stranger_lines: Shared::stranger_limit(),
+        worker_count: workers,
+        workers: OnceLock::new(),
+        passive: CancellationToken::new(),
+    });
+    let running = Running {
+        shared,
+        stop: CancellationToken::new(),
+        tasks: TaskTracker::new(),
+        keep_closed: config.dataplane.keep_closed,
+    };
+    running.serve(events);
+    admin::serve(
+        Arc::clone(&running.shared),
+        &member.admin_socket,
+        running.stop.clone(),
+        &running.tasks,
+    )
+    .await?;
+    info!(event = "started", member = member.name, "serving");
+    Ok(running)
+}
+
+/// Opens the durable state. It reads files, so it runs where that is allowed.
+async fn open(member: &Member, key: ClusterKey, clock: Arc<Clock>) -> anyhow::Result<Replica> {
+    let directory = member.state_dir.clone();
+    let config = evergate_cluster::Config::new(key, move || clock.now());
+    let opened = tokio::task::spawn_blocking(move || {
+        std::fs::create_dir_all(&directory)
+            .with_context(|| format!("cannot make the directory {}", directory.display()))?;
+        Replica::open(config, &directory)
+            .with_context(|| format!("cannot open the state in {}", directory.display()))
+    });
+    opened.await.context("opening the state failed")?
+}
+
+/// Proposes a command that must not be refused.
+async fn commit(replica: &Replica, command: Command) -> anyhow::Result<Outcome> {
+    let outcome = replica.propose(vec![command]).await?.into_iter().next();
+    match outcome.context("a command has no outcome")? {
+        Outcome::Refused(refusal) => Err(refusal.into()),
+        outcome => Ok(outcome),
+    }
+}
+
+async fn take_gateway(replica: &Replica, member: &str) -> anyhow::Result<u32> {
+    let command = Command::TakeGateway {
+        gateway: GATEWAY,
+        member: member.to_owned(),
+    };
+    match commit(replica, command)
+        .await
+        .context("cannot take the gateway")?
+    {
+        Outcome::Epoch { epoch } => Ok(epoch),
+        other => bail!("taking the gateway yielded {other:?}"),
+    }
+}
+
+/// New cookie secrets; what was issued under the ones before stays good for a while.
+fn fresh_cookies(before: Option<&CookieSecrets>) -> CookieSecrets {
+    let fresh = || {
+        let mut bytes = vec![0; COOKIE_SECRET];
+        SystemEntropy.fill(&mut bytes);
+        Secret::new(bytes)
+    };
+    CookieSecrets {
+        current: fresh(),
+        previous: before.map_or_else(fresh, |b| b.current.clone()),
+    }
+}
+
+fn plane_config(config: &Config, member: &Member) -> UserspaceConfig {
+    UserspaceConfig {
+        tun_name: config.dataplane.tun.clone(),
+        tun_mtu: u32::from(config.dataplane.mtu),
+        ike_port: member.ike_port,
+        nat_port: member.nat_port,
+        mark: config.dataplane.mark,
+        route_table: config.dataplane.route_table,
+        rule_priority: config.dataplane.route_table,
+        ..UserspaceConfig::default()
+    }
+}
+
+impl Running {
+    /// Takes the SAs over and starts everything that serves them.
+    fn serve(&self, events: mpsc::Receiver<PlaneEvent>) {
+        let shared = &self.shared;
+        shared
+            .protection
+            .set_policy(&shared.plane, &shared.policy.load());
+        let mut shares: Vec<Vec<Arc<Record>>> = vec![Vec::new(); shared.worker_count];
+        let records: Vec<Arc<Record>> =
+            shared.read(|s| s.sas().filter(|r| r.gateway == GATEWAY).cloned().collect());
+        let (sas, children) = (
+            records.len(),
+            records.iter().map(|r| r.children().len()).sum::<usize>(),
+        );
+        for record in records {
+            shares[worker_of(record.id, shared.worker_count)].push(record);
+        }
+        let mut queues = Vec::new();
+        let mut inboxes = Vec::new();
+        for _ in 0..shared.worker_count {
+            let (queue, inbox) = mpsc::channel(worker::QUEUE);
+            queues.push(queue);
+            inboxes.push(inbox);
+        }
+        // Set once, here.
+        let _ = shared.workers.set(queues);
+        for (index, (inbox, records)) in inboxes.into_iter().zip(shares).enumerate() {
+            let worker = Worker::resume(Arc::clone(shared), index, records);
+            self.tasks.spawn(worker.run(inbox, self.stop.clone()));
+        }
+        if sas != 0 {
+            info!(
+                event = "resumed",
+                sas, children, "resumed {sas} IKE SAs with {children} Child SAs"
+            );
+        }
+        self.tasks
+            .spawn(Dispatcher::new(Arc::clone(shared)).run(events, self.stop.clone()));
+        self.tasks
+            .spawn(starter::run(Arc::clone(shared), self.stop.clone()));
+        self.tasks
+            .spawn(change_cookies(Arc::clone(shared), self.stop.clone()));
+        self.tasks
+            .spawn(watch_log(Arc::clone(shared), self.stop.clone()));
+    }
+
+    /// Becomes true when the member serves nothing any more, because the gateway is somebody else's or the log failed.
+    pub(crate) async fn passive(&self) {
+        self.shared.passive.cancelled().await;
+    }
+
+    /// Stops in an orderly way. Peers are told nothing: their SAs wait in the log for the next start.
+    pub(crate) async fn stop(self) {
+        self.stop.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(Duration::from_secs(5), self.tasks.wait())
+            .await
+            .is_err()
+        {
+            warn!(event = "stop-incomplete", "some tasks did not end in time");
+        }
+        if !self.keep_closed
+            && let Err(e) = self.shared.plane.protect(Vec::new())
+        {
+            error!(event = "protect-failed", "cannot remove routes: {e}");
+        }
+        let plane = Arc::clone(&self.shared.plane);
+        let _ = tokio::task::spawn_blocking(move || plane.shutdown()).await;
+        self.shared.replica.close().await;
+        info!(
+            event = "stopped",
+            "stopped; tunnels go on with the next start"
+        );
+    }
+}
+
+/// Changes the cookie secrets from time to time.
+async fn change_cookies(shared: Arc<Shared>, stop: CancellationToken) {
+    let mut period = interval(COOKIE_LIFE);
+    period.tick().await; // the first comes at once, and the secrets are new
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = shared.passive.cancelled() => return,
+            _ = period.tick() => {}
+        }
+        let fresh = fresh_cookies(Some(&shared.cookies.load()));
+        match shared
+            .propose(Command::SetCookieSecrets(fresh.clone()))
+            .await
+        {
+            Ok(_) => shared.cookies.store(Arc::new(fresh)),
+            Err(e) => return shared.go_passive(&e),
+        }
+    }
+}
+
+/// A member whose log fails stops serving at once.
+async fn watch_log(shared: Arc<Shared>, stop: CancellationToken) {
+    let mut failed = shared.replica.failed();
+    tokio::select! {
+        () = stop.cancelled() => {}
+        reason = failed.wait_for(Option::is_some) => {
+            let reason = reason.ok().and_then(|r| r.clone());
+            shared.go_passive(&reason.as_deref().unwrap_or("the log ended"));
+        }
+    }
+}

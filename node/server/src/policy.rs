@@ -1,0 +1,139 @@
+//! The policy on its way from files into the replicated state.
+//!
+//! A member remembers which policy it last applied from its file. At the start the file wins if it says something else than then;
+//! otherwise what an operator applied meanwhile stays.
+
+use crate::{config::Member, shared::Shared, worker::Message};
+use anyhow::Context;
+use aws_lc_rs::digest;
+use evergate_cluster::Replica;
+use evergate_ike::config::Policy;
+use evergate_state::{Command, Outcome, Refusal};
+use std::{fs, path::Path, sync::Arc};
+use tracing::info;
+
+/// Where the digest of the policy stands that was last applied from the file.
+const APPLIED: &str = "policy-of-file";
+
+/// A digest of a policy, to know it again. It covers secrets, so that it stays in a file that only the owner can read.
+fn fingerprint(policy: &Policy) -> anyhow::Result<Vec<u8>> {
+    let text = zeroize::Zeroizing::new(serde_json::to_vec(policy)?);
+    Ok(digest::digest(&digest::SHA256, &text).as_ref().to_vec())
+}
+
+/// Applies the policy of the configuration file at the start, if it is not what was applied from there before.
+///
+/// # Errors
+/// If the log fails or the state directory cannot be written.
+pub(crate) async fn apply_file(
+    replica: &Replica,
+    policy: &Policy,
+    member: &Member,
+) -> anyhow::Result<()> {
+    let path = member.state_dir.join(APPLIED);
+    let fingerprint = fingerprint(policy)?;
+    let known = fs::read(&path).is_ok_and(|before| before == fingerprint);
+    let (version, same) = replica.read(|s| (s.policy_version(), **s.policy() == *policy));
+    if known && version != 0 {
+        if !same {
+            info!(
+                event = "policy-kept",
+                version, "the file is as it was; the policy that was applied since then stays"
+            );
+        }
+        return Ok(());
+    }
+    if !same || version == 0 {
+        let command = Command::SetPolicy {
+            expected: version,
+            policy: Arc::new(policy.clone()),
+        };
+        let outcome = replica.propose(vec![command]).await?.into_iter().next();
+        if let Some(Outcome::Refused(refusal)) = outcome {
+            return Err(refusal).context("cannot apply the policy of the file");
+        }
+        info!(
+            event = "policy-applied",
+            version = version + 1,
+            "applied the policy of the file"
+        );
+    }
+    write_private(&path, &fingerprint).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Writes a small file as a whole.
+fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    use std::{io::Write, os::unix::fs::OpenOptionsExt};
+    let beside = path.with_extension("new");
+    let mut options = fs::OpenOptions::new();
+    let mut file = options
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&beside)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&beside, path)
+}
+
+/// What became of a policy that an operator applied.
+pub(crate) struct Applied {
+    /// The version that there is now.
+    pub(crate) version: u64,
+    /// Whether it is another policy than before.
+    pub(crate) changed: bool,
+}
+
+/// Why a policy was not applied.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApplyError {
+    /// It was refused.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The log failed.
+    #[error("{0}")]
+    Log(String),
+}
+
+/// Replaces the policy at run time; workers, routes and timers follow.
+///
+/// # Errors
+/// If the version is not the expected one, or the log fails.
+pub(crate) async fn apply(
+    shared: &Shared,
+    policy: Policy,
+    expected: Option<u64>,
+) -> Result<Applied, ApplyError> {
+    let (version, same) = shared.read(|s| (s.policy_version(), **s.policy() == policy));
+    let expected = expected.unwrap_or(version);
+    if same && expected == version {
+        return Ok(Applied {
+            version,
+            changed: false,
+        });
+    }
+    let command = Command::SetPolicy {
+        expected,
+        policy: Arc::new(policy),
+    };
+    match shared
+        .propose(command)
+        .await
+        .map_err(|e| ApplyError::Log(e.to_string()))?
+    {
+        Outcome::Refused(refusal) => return Err(refusal.into()),
+        outcome => debug_assert_eq!(outcome, Outcome::Applied),
+    }
+    let (version, policy) = shared.read(|s| (s.policy_version(), Arc::clone(s.policy())));
+    shared.policy.store(Arc::clone(&policy));
+    shared.protection.set_policy(&shared.plane, &policy);
+    for worker in shared.workers.get().into_iter().flatten() {
+        let _ = worker.send(Message::PolicyChanged).await;
+    }
+    info!(event = "policy-applied", version, "applied a new policy");
+    Ok(Applied {
+        version,
+        changed: true,
+    })
+}

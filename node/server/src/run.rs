@@ -1,0 +1,116 @@
+//! `evergate run`.
+
+use crate::{
+    config::{self, Config},
+    gateway,
+};
+use anyhow::Context;
+use clap::ValueEnum;
+use evergate_cluster::ClusterKey;
+use nix::sys::{
+    resource::{Resource, setrlimit},
+    stat::{Mode, umask},
+};
+use std::{io::Write, path::PathBuf, process::ExitCode};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{error, info, warn};
+use tracing_subscriber::EnvFilter;
+
+/// Arguments of `evergate run`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// The configuration file
+    #[arg(long, default_value = "/etc/evergate/evergate.toml")]
+    config: PathBuf,
+    /// How log lines are written
+    #[arg(long, value_enum, default_value_t = LogFormat::Human)]
+    log_format: LogFormat,
+    /// What is logged, as in "info" or "info,evergate=debug"
+    #[arg(long, env = "EVERGATE_LOG", default_value = "info")]
+    log: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    /// Lines to read
+    Human,
+    /// One JSON object a line
+    Json,
+}
+
+/// Runs a member until SIGTERM or SIGINT.
+pub(crate) fn run(arguments: &Arguments) -> ExitCode {
+    match member(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            let _ = writeln!(std::io::stderr(), "error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn member(arguments: &Arguments) -> anyhow::Result<()> {
+    // What this process makes is for its owner alone. Set before there are threads.
+    umask(Mode::from_bits_truncate(0o077));
+    forbid_dumps().context("cannot forbid core dumps")?;
+    start_logging(arguments)?;
+    let config = config::load(&arguments.config)?;
+    for warning in &config.warnings {
+        warn!(event = "config", "{}:{warning}", arguments.config.display());
+    }
+    #[cfg(feature = "drills")]
+    crate::keylog::announce();
+    let key_file = config
+        .member
+        .as_ref()
+        .map(|m| m.key_file.clone())
+        .context("the configuration has no [member] table")?;
+    let key = ClusterKey::from_file(&key_file)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(until_stopped(config, key))
+}
+
+async fn until_stopped(config: Config, key: ClusterKey) -> anyhow::Result<()> {
+    // Taken first, so that a signal during the start is not lost.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let running = gateway::start(config, key).await?;
+    let stop = async {
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        }
+    };
+    tokio::pin!(stop);
+    let name = tokio::select! {
+        name = &mut stop => name,
+        () = running.passive() => {
+            error!(event = "passive", "this member serves nothing any more; waiting to be stopped");
+            stop.await
+        }
+    };
+    info!(event = "stopping", signal = name, "stopping");
+    running.stop().await;
+    Ok(())
+}
+
+/// Keys must not reach a disk by a core dump, nor another process by a debugger (invariant 7).
+fn forbid_dumps() -> nix::Result<()> {
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    nix::sys::prctl::set_dumpable(false)
+}
+
+fn start_logging(arguments: &Arguments) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&arguments.log)
+        .with_context(|| format!("{:?} is no log filter", arguments.log))?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match arguments.log_format {
+        LogFormat::Human => builder.with_ansi(false).with_target(false).init(),
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+    Ok(())
+}

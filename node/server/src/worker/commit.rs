@@ -1,0 +1,257 @@
+//! Commit before reply: what is proposed, and what happens when it was decided.
+
+use super::{
+    Worker,
+    slot::{Committing, Queued},
+};
+use crate::{drills, shared::LogFailed};
+use evergate_ike::{
+    record::{Record, SaId},
+    sa::{Effect, NoAddress, Question},
+    wire::ExchangeType,
+};
+use evergate_state::{Command, Counters, Outcome, Refusal};
+use futures::FutureExt;
+use std::{sync::Arc, time::Duration};
+use tracing::warn;
+
+/// An SA whose change was refused rests this long before its timers run again.
+const REST: Duration = Duration::from_secs(1);
+
+/// So many Message IDs go into one command.
+const COUNTERS_AT_ONCE: usize = 4096;
+
+/// A proposal that was decided.
+pub(super) enum Done {
+    /// New records of an SA.
+    Put {
+        sa: SaId,
+        outcome: Result<Outcome, LogFailed>,
+    },
+    /// Message IDs.
+    Counted {
+        counters: Vec<Counters>,
+        outcome: Result<Outcome, LogFailed>,
+    },
+    /// Records that are no longer needed.
+    Removed { outcome: Result<Outcome, LogFailed> },
+    /// Addresses for an SA.
+    Leased {
+        sa: SaId,
+        outcome: Result<Outcome, LogFailed>,
+    },
+}
+
+/// The exchange that effects belong to: that of the first message which they send.
+fn exchange_of_effects(effects: &[Effect]) -> Option<ExchangeType> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Send { datagram, .. } => drills::exchange_of(datagram),
+        _ => None,
+    })
+}
+
+impl Worker {
+    /// Proposes new records; the effects wait.
+    pub(super) fn commit(&mut self, id: SaId, records: Vec<Record>, effects: Vec<Effect>) {
+        let exchange = exchange_of_effects(&effects);
+        drills::pass("before-commit", exchange);
+        let records: Vec<Arc<Record>> = records.into_iter().map(Arc::new).collect();
+        let command = Command::PutSas {
+            epoch: self.shared.epoch,
+            records: records.clone(),
+        };
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return;
+        };
+        slot.committing = Some(Committing {
+            records,
+            effects,
+            exchange,
+        });
+        let proposal = self.shared.propose(command);
+        self.pending.push(
+            proposal
+                .map(move |outcome| Done::Put { sa: id, outcome })
+                .boxed(),
+        );
+    }
+
+    /// Whether something waits for the next tick.
+    pub(super) fn has_changes(&self) -> bool {
+        !self.dirty.is_empty() || !self.forgotten.is_empty()
+    }
+
+    /// Proposes what came together since the last tick.
+    pub(super) fn propose_changes(&mut self) {
+        self.propose_counters();
+        if !self.forgotten.is_empty() {
+            let proposal = self.shared.propose(Command::RemoveSas {
+                gateway: self.shared.gateway,
+                epoch: self.shared.epoch,
+                sas: std::mem::take(&mut self.forgotten),
+            });
+            self.pending
+                .push(proposal.map(|outcome| Done::Removed { outcome }).boxed());
+        }
+    }
+
+    /// Message IDs that moved.
+    fn propose_counters(&mut self) {
+        let mut counters = Vec::new();
+        while counters.len() < COUNTERS_AT_ONCE
+            && let Some(id) = self.dirty.pop_first()
+        {
+            let Some(slot) = self.slots.get_mut(&id) else {
+                continue;
+            };
+            let record = slot.sa.record();
+            let next = (record.inbound.next, record.outbound.next);
+            if next != slot.proposed {
+                slot.proposed = next;
+                counters.push(Counters {
+                    sa: id,
+                    inbound_next: next.0,
+                    outbound_next: next.1,
+                });
+            }
+        }
+        if counters.is_empty() {
+            return;
+        }
+        let proposal = self.shared.propose(Command::Counters {
+            gateway: self.shared.gateway,
+            epoch: self.shared.epoch,
+            counters: counters.clone(),
+        });
+        self.pending.push(
+            proposal
+                .map(move |outcome| Done::Counted { counters, outcome })
+                .boxed(),
+        );
+    }
+
+    /// Asks for what only the replicated state can decide.
+    pub(super) fn ask(&mut self, id: SaId, question: Question) {
+        let Question::Addresses {
+            pools,
+            identity,
+            v4,
+            v6,
+        } = question;
+        let proposal = self.shared.propose(Command::LeaseAddresses {
+            epoch: self.shared.epoch,
+            sa: id,
+            gateway: self.shared.gateway,
+            identity,
+            pools,
+            v4,
+            v6,
+        });
+        self.pending.push(
+            proposal
+                .map(move |outcome| Done::Leased { sa: id, outcome })
+                .boxed(),
+        );
+    }
+
+    /// A proposal was decided.
+    pub(super) fn done(&mut self, done: Done) {
+        match done {
+            Done::Put { sa, outcome } => match self.decided(outcome) {
+                Some(Ok(_)) => self.applied(sa),
+                Some(Err(refusal)) => self.refused(sa, &refusal),
+                None => {}
+            },
+            Done::Counted { counters, outcome } => {
+                if let Some(Ok(_)) = self.decided(outcome) {
+                    for counted in counters {
+                        if let Some(slot) = self.slots.get_mut(&counted.sa) {
+                            slot.sa.outbound_committed(counted.outbound_next);
+                            self.reschedule(counted.sa);
+                        }
+                    }
+                }
+            }
+            Done::Removed { outcome } => {
+                if let Some(Err(refusal)) = self.decided(outcome) {
+                    warn!(event = "refused", "records could not be removed: {refusal}");
+                }
+            }
+            Done::Leased { sa, outcome } => match self.decided(outcome) {
+                Some(Ok(Outcome::Leased(addresses))) => {
+                    self.feed(sa, Queued::Addresses(Ok(addresses)))
+                }
+                Some(_) => self.feed(sa, Queued::Addresses(Err(NoAddress))),
+                None => {}
+            },
+        }
+    }
+
+    /// What was decided; `None` if it means that this process serves the gateway no longer.
+    fn decided(&self, outcome: Result<Outcome, LogFailed>) -> Option<Result<Outcome, Refusal>> {
+        match outcome {
+            Ok(Outcome::Refused(refusal @ Refusal::StaleEpoch { .. })) => {
+                self.shared.go_passive(&refusal)
+            }
+            Ok(Outcome::Refused(refusal)) => return Some(Err(refusal)),
+            Ok(outcome) => return Some(Ok(outcome)),
+            // Time-outs and failures decide nothing: the change may be in the log.
+            Err(failed) => self.shared.go_passive(&failed),
+        }
+        None
+    }
+
+    /// A change is committed: it counts now, and what follows from it happens.
+    fn applied(&mut self, id: SaId) {
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return;
+        };
+        let Some(Committing {
+            records,
+            effects,
+            exchange,
+        }) = slot.committing.take()
+        else {
+            return;
+        };
+        drills::pass("after-commit", exchange);
+        let mut records = records.into_iter().map(Arc::unwrap_or_clone);
+        if let Some(own) = records.next() {
+            slot.proposed = (own.inbound.next, own.outbound.next);
+            slot.sa.adopt(own);
+        }
+        if !slot.is_half_open() {
+            slot.permit = None;
+        }
+        for created in records {
+            self.admit(created);
+        }
+        self.log_keys(id);
+        self.perform(id, effects);
+        self.resume_inputs(id);
+    }
+
+    /// A change is refused: nothing of it happens, and the SA stays as it was.
+    fn refused(&mut self, id: SaId, refusal: &Refusal) {
+        let rest_until = self.shared.clock.now() + REST;
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return;
+        };
+        let record = slot.sa.record();
+        warn!(event = "refused", sa = %id, connection = record.connection, peer = %record.path.remote, "a change was refused: {refusal}");
+        slot.committing = None;
+        slot.not_before = rest_until;
+        // What this process just made up and nobody has heard of is gone with its first record.
+        if self.shared.read(|state| state.sa(id).is_none()) {
+            return self.remove(id);
+        }
+        self.resume_inputs(id);
+    }
+
+    fn resume_inputs(&mut self, id: SaId) {
+        while let Some(input) = self.slots.get_mut(&id).and_then(super::slot::Slot::dequeue) {
+            self.step(id, input.as_input());
+        }
+        self.reschedule(id);
+    }
+}

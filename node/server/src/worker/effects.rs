@@ -1,0 +1,154 @@
+//! What happens once a change is committed.
+
+use super::Worker;
+use crate::{children, clock::millis, counters::IkeDrop, drills, shared::Shared};
+use evergate_dataplane::PlaneError;
+use evergate_ike::{
+    env::UnixMillis,
+    record::{Record, SaId},
+    sa::{Effect, Event},
+    wire::Header,
+};
+use std::net::SocketAddr;
+use tracing::{debug, error};
+
+impl Shared {
+    /// When the data plane last received an authentic packet of this SA's peer.
+    pub(super) fn last_inbound(&self, record: &Record) -> Option<UnixMillis> {
+        let times = record
+            .children()
+            .iter()
+            .filter_map(|c| self.plane.stats(c.spi_in)?.last_inbound);
+        times.max().map(millis)
+    }
+}
+
+impl Worker {
+    /// Carries out effects, in their order.
+    pub(super) fn perform(&mut self, id: SaId, effects: Vec<Effect>) {
+        for effect in effects {
+            self.effect(id, effect);
+        }
+    }
+
+    fn effect(&mut self, id: SaId, effect: Effect) {
+        match effect {
+            Effect::Send {
+                datagram,
+                local,
+                remote,
+            } => self.send(local, remote, &datagram),
+            Effect::Keepalive { local, remote } => {
+                if let Err(e) = self.shared.plane.keepalive(local, remote) {
+                    debug!(event = "send-failed", sa = %id, peer = %remote, "cannot send a keepalive: {e}");
+                }
+            }
+            Effect::InstallChild {
+                ike,
+                child,
+                path,
+                connection,
+                ..
+            } => {
+                let done = children::install(&self.shared, &child, &path, &connection);
+                self.plane_said(ike, "install", child.spi_in, done);
+            }
+            Effect::RemoveChild { spi_in, grace } => {
+                let done = children::remove(&self.shared, spi_in, grace);
+                self.plane_said(id, "remove", spi_in, done);
+            }
+            Effect::MoveChildren { spis_in, path } => {
+                for spi_in in spis_in {
+                    let done = self.shared.plane.move_child(spi_in, children::outer(&path));
+                    self.plane_said(id, "move", spi_in, done);
+                }
+            }
+            Effect::AssignAddresses { addresses, .. } => {
+                for address in addresses {
+                    if let Err(e) = self.shared.plane.assign_address(address) {
+                        error!(event = "address-failed", sa = %id, %address, "cannot take a virtual address: {e}");
+                    }
+                }
+            }
+            Effect::ReleaseAddresses { addresses } => {
+                for address in addresses {
+                    if let Err(e) = self.shared.plane.release_address(address) {
+                        error!(event = "address-failed", sa = %id, %address, "cannot give a virtual address up: {e}");
+                    }
+                }
+            }
+            Effect::Ask(question) => self.ask(id, question),
+            Effect::Forget => self.forget(id),
+            Effect::Report(event) => self.happened(id, &event),
+        }
+    }
+
+    /// Sends an IKE message. One that the kernel does not take is repeated by whoever waits for it.
+    pub(super) fn send(&self, local: SocketAddr, remote: SocketAddr, datagram: &[u8]) {
+        if let Err(e) = self.shared.plane.send_ike(local, remote, datagram) {
+            self.shared.dropped(IkeDrop::SendFailed, local, remote, &e);
+            return;
+        }
+        if let Ok(header) = Header::parse(datagram)
+            && !header.is_response
+        {
+            drills::pass("request-sent", Some(header.exchange));
+        }
+    }
+
+    fn plane_said(&self, id: SaId, what: &'static str, spi_in: u32, done: Result<(), PlaneError>) {
+        match done {
+            // What is gone needs no removing.
+            Err(PlaneError::NoSuchChild(_)) if what == "remove" => {}
+            Err(e) => {
+                let spi_in = format_args!("{spi_in:08x}");
+                error!(event = "plane-refused", sa = %id, spi_in, what, "the data plane refused a Child SA: {e}");
+            }
+            Ok(()) => {}
+        }
+    }
+
+    /// Drops an SA for good.
+    fn forget(&mut self, id: SaId) {
+        self.forgotten.push(id);
+        self.remove(id);
+    }
+
+    /// Something happened: a line in the log, and notice to who waits for it.
+    fn happened(&mut self, id: SaId, event: &Event) {
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return;
+        };
+        super::report::report(&self.shared, slot.sa.record(), event);
+        slot.tell(Some(event));
+        if let Event::IkeRekeyed { by } = event {
+            let watchers = slot.take_watchers();
+            if let Some(successor) = self.slots.get_mut(by) {
+                for watcher in watchers {
+                    successor.watch(watcher);
+                }
+            }
+        }
+    }
+
+    /// The Child SAs of an SA that this process has taken over.
+    pub(super) fn install_children(&self, record: &Record) {
+        for child in record.children() {
+            let done = children::install(&self.shared, child, &record.path, &record.connection);
+            self.plane_said(record.id, "install", child.spi_in, done);
+        }
+    }
+
+    /// Writes the keys of an SA to the key log of the drills, once.
+    #[cfg(feature = "drills")]
+    pub(super) fn log_keys(&mut self, id: SaId) {
+        if let Some(slot) = self.slots.get_mut(&id) {
+            slot.keys_logged = slot.keys_logged || crate::keylog::ike(slot.sa.record());
+        }
+    }
+
+    /// There is no key log.
+    #[cfg(not(feature = "drills"))]
+    #[expect(clippy::unused_self, reason = "the drills' one needs it")]
+    pub(super) fn log_keys(&mut self, _id: SaId) {}
+}

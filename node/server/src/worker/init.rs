@@ -1,0 +1,213 @@
+//! New IKE SAs: first messages of peers, and our own.
+
+use super::{
+    Worker,
+    commit::Done,
+    limits::Admission,
+    slot::{Committing, Slot, Watcher},
+};
+use crate::{counters::IkeDrop, drills};
+use evergate_ike::{
+    config::Policy,
+    record::{Phase, Record, SaId},
+    sa::{Env, Failure, IkeSa, InitAnswer, answer_init, initiate},
+    wire::{ExchangeType, Header},
+};
+use evergate_state::Command;
+use futures::FutureExt;
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    sync::Arc,
+    time::Instant,
+};
+use tokio::sync::oneshot;
+use tracing::{info, warn};
+
+const INIT: Option<ExchangeType> = Some(ExchangeType::IKE_SA_INIT);
+
+impl Worker {
+    /// Answers a first message (RFC 7296 §1.2).
+    pub(super) fn init(
+        &mut self,
+        bytes: &[u8],
+        header: &Header,
+        local: SocketAddr,
+        remote: SocketAddr,
+    ) {
+        drills::pass("request-arrived", INIT);
+        if let Some(known) = self.inits.get(&(remote, header.initiator_spi)) {
+            return self.repeated_init(*known, bytes, local, remote);
+        }
+        let shared = Arc::clone(&self.shared);
+        let demand_cookie = match shared.half_open.admission(remote.ip()) {
+            Admission::Free => false,
+            Admission::WithCookie => true,
+            Admission::Full => {
+                return shared.dropped(
+                    IkeDrop::HalfOpenLimit,
+                    local,
+                    remote,
+                    &"too many half-open IKE SAs",
+                );
+            }
+        };
+        let policy = shared.policy.load_full();
+        let cookies = shared.cookies.load_full();
+        let mut env = Env {
+            now: shared.clock.now(),
+            ivs: &shared.ivs,
+            policy: &policy,
+            rng: &mut self.rng,
+            spis: &mut self.spis,
+            nat_port: shared.ports.nat,
+        };
+        let answer = answer_init(
+            bytes,
+            (local, remote),
+            shared.gateway,
+            demand_cookie,
+            &cookies,
+            &mut env,
+        );
+        match answer {
+            InitAnswer::Stateless { datagram, failure } => {
+                if let Some(failure) = failure {
+                    self.refused_init(local, remote, &failure);
+                }
+                self.send(local, remote, &datagram);
+            }
+            InitAnswer::HalfOpen(record) => self.half_open(*record, local, remote),
+            InitAnswer::Silent(failure) => {
+                shared.dropped(IkeDrop::BadInit, local, remote, &failure)
+            }
+        }
+    }
+
+    /// The same first message again gets the same answer, until the peer is past it (RFC 7296 §2.1).
+    fn repeated_init(&mut self, known: SaId, bytes: &[u8], local: SocketAddr, remote: SocketAddr) {
+        let answer = self
+            .slots
+            .get(&known)
+            .and_then(|slot| match &slot.sa.record().phase {
+                Phase::HalfOpen(h) if h.negotiated.init_request == bytes => {
+                    Some(h.negotiated.init_response.clone())
+                }
+                _ => None,
+            });
+        match answer {
+            Some(datagram) => self.send(local, remote, &datagram),
+            None => self.shared.dropped(
+                IkeDrop::LateInit,
+                local,
+                remote,
+                &"a first message of an SA that is past it",
+            ),
+        }
+    }
+
+    fn refused_init(&self, local: SocketAddr, remote: SocketAddr, failure: &Failure) {
+        if let Some(suppressed) = self.shared.stranger_lines.pass(Instant::now()) {
+            warn!(event = "init-refused", %local, peer = %remote, suppressed, "refused a new IKE SA: {failure}");
+        }
+    }
+
+    /// A half-open SA: its record follows lazily, the response leaves now.
+    fn half_open(&mut self, record: Record, local: SocketAddr, remote: SocketAddr) {
+        let id = record.id;
+        let response = record.inbound.last_response.clone();
+        drills::pass("before-commit", INIT);
+        let proposed = self.shared.propose_lazy(Command::PutSas {
+            epoch: self.shared.epoch,
+            records: vec![Arc::new(record.clone())],
+        });
+        if let Err(e) = proposed {
+            return self
+                .shared
+                .dropped(IkeDrop::HalfOpenLimit, local, remote, &e);
+        }
+        let now = self.shared.clock.now();
+        self.insert(id, Slot::new(IkeSa::created(record, now)));
+        drills::pass("after-commit", INIT);
+        if let Some(datagram) = response {
+            self.send(local, remote, &datagram);
+        }
+    }
+
+    /// Starts an IKE SA of our own: its first message is committed before it leaves.
+    pub(super) fn initiate(
+        &mut self,
+        connection: &str,
+        child: &str,
+        watcher: Option<Watcher>,
+        reply: oneshot::Sender<Result<SaId, Failure>>,
+    ) {
+        let shared = Arc::clone(&self.shared);
+        let policy = shared.policy.load_full();
+        let local = own_address(&policy, connection);
+        let mut env = Env {
+            now: shared.clock.now(),
+            ivs: &shared.ivs,
+            policy: &policy,
+            rng: &mut self.rng,
+            spis: &mut self.spis,
+            nat_port: shared.ports.nat,
+        };
+        let started = initiate(
+            connection,
+            child,
+            local,
+            shared.ports.ike,
+            shared.gateway,
+            &mut env,
+        );
+        let record = match started {
+            Ok(record) => record,
+            Err(failure) => {
+                warn!(
+                    event = "initiate-failed",
+                    connection, child, "cannot initiate: {failure}"
+                );
+                let _ = reply.send(Err(failure));
+                return;
+            }
+        };
+        let id = record.id;
+        info!(event = "initiating", sa = %id, connection, child, peer = %record.path.remote, "initiating an IKE SA");
+        drills::pass("before-commit", INIT);
+        let mut slot = Slot::new(IkeSa::created(record.clone(), env.now));
+        if let Some(watcher) = watcher {
+            slot.watch(watcher);
+        }
+        let records = vec![Arc::new(record)];
+        let proposal = shared.propose(Command::PutSas {
+            epoch: shared.epoch,
+            records: records.clone(),
+        });
+        // Once it is committed the SA's own timer sends the message.
+        slot.committing = Some(Committing {
+            records,
+            effects: Vec::new(),
+            exchange: INIT,
+        });
+        self.insert(id, slot);
+        self.pending.push(
+            proposal
+                .map(move |outcome| Done::Put { sa: id, outcome })
+                .boxed(),
+        );
+        let _ = reply.send(Ok(id));
+    }
+}
+
+/// The address from which this host reaches the peer of a connection, where the connection does not say it.
+fn own_address(policy: &Policy, connection: &str) -> Option<IpAddr> {
+    let remote = policy.connection(connection)?.remote_host()?;
+    let any: IpAddr = match remote {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    // Nothing is sent: the kernel only chooses the source address.
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect((remote, 500)).ok()?;
+    socket.local_addr().ok().map(|a| a.ip())
+}
