@@ -1,7 +1,7 @@
 //! Points at which a drill can make the process die, as if by `kill -9`, at exactly the worst moment.
 //!
 //! Without the feature `drills`, [`hit`] is nothing. With it, the environment variable `EVERGATE_FAILPOINT` names the point and
-//! optionally the how-manieth passage is meant: `after-append` or `after-append:7`.
+//! optionally the how-manieth passage is meant: `after-append` or `after-append:7`, `after-commit:IKE_AUTH:2`.
 
 /// Passes a point. The process may not survive it.
 #[cfg(not(feature = "drills"))]
@@ -45,14 +45,38 @@ mod armed {
         }
     }
 
+    /// What follows the last colon counts only if it is a number: names have colons of their own.
     fn parse(text: &str) -> Option<Point> {
-        let (name, nth) = match text.split_once(':') {
-            Some((name, nth)) => (name, nth.parse().ok()?),
-            None => (text, 1),
-        };
+        let numbered = text
+            .rsplit_once(':')
+            .and_then(|(name, nth)| Some((name, nth.parse().ok()?)));
+        let (name, nth) = numbered.unwrap_or((text, 1));
         (nth > 0 && !name.is_empty()).then(|| Point {
             name: name.to_owned(),
             left: AtomicU64::new(nth),
         })
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn names_may_have_colons() {
+            let parsed = |text| parse(text).map(|p| (p.name, p.left.into_inner()));
+            let point = |name: &str, nth| Some((name.to_owned(), nth));
+            assert_eq!(parsed("after-append"), point("after-append", 1));
+            assert_eq!(parsed("after-append:7"), point("after-append", 7));
+            assert_eq!(
+                parsed("after-commit:IKE_AUTH"),
+                point("after-commit:IKE_AUTH", 1)
+            );
+            assert_eq!(
+                parsed("after-commit:IKE_AUTH:2"),
+                point("after-commit:IKE_AUTH", 2)
+            );
+            assert_eq!(parsed("after-append:0"), None);
+            assert_eq!(parsed(""), None);
+        }
     }
 }
