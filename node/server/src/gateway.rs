@@ -107,7 +107,7 @@ pub(crate) async fn start(config: Config, state_key: ClusterKey) -> anyhow::Resu
         tasks: TaskTracker::new(),
         keep_closed: config.dataplane.keep_closed,
     };
-    running.serve(events);
+    serve(&running.shared, events, &running.stop, &running.tasks);
     admin::serve(
         Arc::clone(&running.shared),
         &member.admin_socket,
@@ -181,52 +181,46 @@ fn plane_config(config: &Config, member: &Member) -> UserspaceConfig {
     }
 }
 
-impl Running {
-    /// Takes the SAs over and starts everything that serves them.
-    fn serve(&self, events: mpsc::Receiver<PlaneEvent>) {
-        let shared = &self.shared;
-        shared
-            .protection
-            .set_policy(&shared.plane, &shared.policy.load());
-        let mut shares: Vec<Vec<Arc<Record>>> = vec![Vec::new(); shared.worker_count];
-        let records: Vec<Arc<Record>> =
-            shared.read(|s| s.sas().filter(|r| r.gateway == GATEWAY).cloned().collect());
-        let (sas, children) = (
-            records.len(),
-            records.iter().map(|r| r.children().len()).sum::<usize>(),
-        );
-        for record in records {
-            shares[worker_of(record.id, shared.worker_count)].push(record);
-        }
-        let mut queues = Vec::new();
-        let mut inboxes = Vec::new();
-        for _ in 0..shared.worker_count {
-            let (queue, inbox) = mpsc::channel(worker::QUEUE);
-            queues.push(queue);
-            inboxes.push(inbox);
-        }
-        // Set once, here.
-        let _ = shared.workers.set(queues);
-        for (index, (inbox, records)) in inboxes.into_iter().zip(shares).enumerate() {
-            let worker = Worker::resume(Arc::clone(shared), index, records);
-            self.tasks.spawn(worker.run(inbox, self.stop.clone()));
-        }
-        if sas != 0 {
-            info!(
-                event = "resumed",
-                sas, children, "resumed {sas} IKE SAs with {children} Child SAs"
-            );
-        }
-        self.tasks
-            .spawn(Dispatcher::new(Arc::clone(shared)).run(events, self.stop.clone()));
-        self.tasks
-            .spawn(starter::run(Arc::clone(shared), self.stop.clone()));
-        self.tasks
-            .spawn(change_cookies(Arc::clone(shared), self.stop.clone()));
-        self.tasks
-            .spawn(watch_log(Arc::clone(shared), self.stop.clone()));
+/// Takes the SAs of the gateway over and starts everything that serves them.
+pub(crate) fn serve(
+    shared: &Arc<Shared>,
+    events: mpsc::Receiver<PlaneEvent>,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) {
+    let policy = shared.policy.load_full();
+    shared.protection.set_policy(&shared.plane, &policy);
+    let records: Vec<Arc<Record>> = shared.read(|state| {
+        let own = state.sas().filter(|r| r.gateway == shared.gateway);
+        own.cloned().collect()
+    });
+    let sas = records.len();
+    let children: usize = records.iter().map(|r| r.children().len()).sum();
+    let mut shares: Vec<Vec<Arc<Record>>> = vec![Vec::new(); shared.worker_count];
+    for record in records {
+        shares[worker_of(record.id, shared.worker_count)].push(record);
     }
+    let channels = shares.iter().map(|_| mpsc::channel(worker::QUEUE));
+    let (queues, inboxes): (Vec<_>, Vec<_>) = channels.unzip();
+    // Set once, here.
+    let _ = shared.workers.set(queues);
+    for (index, (inbox, records)) in inboxes.into_iter().zip(shares).enumerate() {
+        let worker = Worker::resume(Arc::clone(shared), index, records);
+        tasks.spawn(worker.run(inbox, stop.clone()));
+    }
+    if sas != 0 {
+        info!(
+            event = "resumed",
+            sas, children, "resumed {sas} IKE SAs with {children} Child SAs"
+        );
+    }
+    tasks.spawn(Dispatcher::new(Arc::clone(shared)).run(events, stop.clone()));
+    tasks.spawn(starter::run(Arc::clone(shared), stop.clone()));
+    tasks.spawn(change_cookies(Arc::clone(shared), stop.clone()));
+    tasks.spawn(watch_log(Arc::clone(shared), stop.clone()));
+}
 
+impl Running {
     /// Becomes true when the member serves nothing any more, because the gateway is somebody else's or the log failed.
     pub(crate) async fn passive(&self) {
         self.shared.passive.cancelled().await;

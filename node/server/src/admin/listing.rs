@@ -76,13 +76,19 @@ fn drops(drops: &Drops) -> HashMap<String, u64> {
 /// The records that a request asks for.
 pub(super) fn select(shared: &Shared, request: &ListSasRequest) -> Vec<Arc<Record>> {
     let wanted = |record: &&Arc<Record>| {
-        let established = matches!(record.phase, Phase::Established(_));
+        let of_phase = match &record.phase {
+            Phase::Established(_) => true,
+            Phase::Closed(_) => request.closed && !request.established_only,
+            Phase::InitSent(_) | Phase::AuthSent(_) | Phase::HalfOpen(_) => {
+                !request.established_only
+            }
+        };
         request
             .connection
             .as_ref()
             .is_none_or(|name| record.connection == *name)
             && request.ike.is_none_or(|id| record.id.0 == id)
-            && (established || !request.established_only)
+            && of_phase
     };
     shared.read(|state| state.sas().filter(wanted).cloned().collect())
 }

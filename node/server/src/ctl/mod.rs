@@ -57,6 +57,9 @@ enum Command {
         /// Only established ones
         #[arg(long)]
         established: bool,
+        /// Also those that are gone, but still answer retransmissions
+        #[arg(long, conflicts_with = "established")]
+        all: bool,
     },
     /// Set up a Child SA, and its IKE SA if there is none; wait until it is up
     Initiate {
@@ -146,113 +149,162 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
 
 async fn call(arguments: &Arguments) -> Result<String, String> {
     let mut client = connect(&arguments.socket).await?;
-    let text = match &arguments.command {
-        Command::Status => {
-            let status = client
-                .get_status(timed(arguments, GetStatusRequest {}))
-                .await
-                .map_err(|e| said(arguments, &e))?;
-            tables::status(&status.into_inner(), arguments.json)
-        }
-        Command::Sas {
-            connection,
-            ike,
-            established,
-        } => {
-            let request = ListSasRequest {
-                connection: connection.clone(),
-                ike: *ike,
-                established_only: *established,
-            };
-            let stream = client.list_sas(timed(arguments, request)).await;
-            let mut stream = stream.map_err(|e| said(arguments, &e))?.into_inner();
-            let mut sas = Vec::new();
-            while let Some(sa) = stream.message().await.map_err(|e| said(arguments, &e))? {
-                sas.push(sa);
-            }
-            tables::sas(&sas, arguments.json)
-        }
+    let called = match &arguments.command {
+        Command::Status => status(&mut client, arguments).await,
+        Command::Sas { .. } => sas(&mut client, arguments).await,
         Command::Initiate { connection, child } => {
-            let request = InitiateRequest {
-                connection: connection.clone(),
-                child: child.clone(),
-            };
-            let up = client
-                .initiate(timed(arguments, request))
-                .await
-                .map_err(|e| said(arguments, &e))?
-                .into_inner();
-            let (ike, child) = (tables::spi64(up.ike), tables::spi32(up.child));
-            let line = format!("Child SA {child} is up, in IKE SA {ike}\n");
-            tables::either(arguments.json, &json!({ "ike": ike, "child": child }), line)
+            initiate(&mut client, arguments, connection, child.as_deref()).await
         }
-        Command::Terminate(target) => {
-            let target = match (target.ike, target.child, &target.connection) {
-                (Some(id), ..) => terminate_request::Target::Ike(id),
-                (_, Some(spi), _) => terminate_request::Target::Child(spi),
-                (.., name) => {
-                    terminate_request::Target::Connection(name.clone().unwrap_or_default())
-                }
-            };
-            let request = TerminateRequest {
-                target: Some(target),
-            };
-            let done = client
-                .terminate(timed(arguments, request))
-                .await
-                .map_err(|e| said(arguments, &e))?
-                .into_inner();
-            let line = format!("{} terminated\n", done.count);
-            tables::either(arguments.json, &json!({ "count": done.count }), line)
-        }
-        Command::Rekey(target) => {
-            let target = match (target.ike, target.child) {
-                (Some(id), _) => rekey_request::Target::Ike(id),
-                (None, spi) => rekey_request::Target::Child(spi.unwrap_or_default()),
-            };
-            let of_ike = matches!(target, rekey_request::Target::Ike(_));
-            let request = RekeyRequest {
-                target: Some(target),
-            };
-            let new = client
-                .rekey(timed(arguments, request))
-                .await
-                .map_err(|e| said(arguments, &e))?
-                .into_inner()
-                .spi;
-            let spi = if of_ike {
-                tables::spi64(new)
-            } else {
-                format!("0x{new:08x}")
-            };
-            let line = format!("replaced by {spi}\n");
-            tables::either(arguments.json, &json!({ "spi": spi }), line)
-        }
+        Command::Terminate(target) => terminate(&mut client, arguments, target).await,
+        Command::Rekey(target) => rekey(&mut client, arguments, target).await,
         Command::Config(ConfigCommand::Apply {
             file,
             expected_version,
         }) => {
             let request = document(file, *expected_version)?;
-            let name = file.display();
-            let done = client.apply_config(timed(arguments, request)).await;
-            let done = done
-                .map_err(|e| in_file(&name, arguments, &e))?
-                .into_inner();
-            let mut text: String = done
-                .warnings
-                .iter()
-                .map(|w| format!("{name}:{w}\n"))
-                .collect();
-            let what = if done.changed { "applied" } else { "unchanged" };
-            text += &format!("policy version {} {what}\n", done.version);
-            let json = json!({ "version": done.version, "changed": done.changed, "warnings": done.warnings });
-            tables::either(arguments.json, &json, text)
+            let applied = apply(&mut client, arguments, file, request).await;
+            return applied.map_err(|status| in_file(&file.display(), arguments, &status));
         }
     };
-    Ok(text)
+    called.map_err(|status| said(arguments, &status))
 }
 
-async fn connect(socket: &Path) -> Result<AdminClient<Channel>, String> {
+type Client = AdminClient<Channel>;
+
+async fn status(client: &mut Client, arguments: &Arguments) -> Result<String, Status> {
+    let status = client
+        .get_status(timed(arguments, GetStatusRequest {}))
+        .await?;
+    Ok(tables::status(&status.into_inner(), arguments.json))
+}
+
+async fn sas(client: &mut Client, arguments: &Arguments) -> Result<String, Status> {
+    let Command::Sas {
+        connection,
+        ike,
+        established,
+        all,
+    } = &arguments.command
+    else {
+        return Ok(String::new());
+    };
+    let request = ListSasRequest {
+        connection: connection.clone(),
+        ike: *ike,
+        established_only: *established,
+        closed: *all,
+    };
+    let mut stream = client
+        .list_sas(timed(arguments, request))
+        .await?
+        .into_inner();
+    let mut sas = Vec::new();
+    while let Some(sa) = stream.message().await? {
+        sas.push(sa);
+    }
+    Ok(tables::sas(&sas, arguments.json))
+}
+
+async fn initiate(
+    client: &mut Client,
+    arguments: &Arguments,
+    connection: &str,
+    child: Option<&str>,
+) -> Result<String, Status> {
+    let request = InitiateRequest {
+        connection: connection.to_owned(),
+        child: child.map(str::to_owned),
+    };
+    let up = client
+        .initiate(timed(arguments, request))
+        .await?
+        .into_inner();
+    let (ike, child) = (tables::spi64(up.ike), tables::spi32(up.child));
+    let line = format!("Child SA {child} is up, in IKE SA {ike}\n");
+    Ok(tables::either(
+        arguments.json,
+        &json!({ "ike": ike, "child": child }),
+        line,
+    ))
+}
+
+async fn terminate(
+    client: &mut Client,
+    arguments: &Arguments,
+    target: &Terminate,
+) -> Result<String, Status> {
+    let target = match (target.ike, target.child, &target.connection) {
+        (Some(id), ..) => terminate_request::Target::Ike(id),
+        (_, Some(spi), _) => terminate_request::Target::Child(spi),
+        (.., name) => terminate_request::Target::Connection(name.clone().unwrap_or_default()),
+    };
+    let request = TerminateRequest {
+        target: Some(target),
+    };
+    let done = client
+        .terminate(timed(arguments, request))
+        .await?
+        .into_inner();
+    let line = format!("{} terminated\n", done.count);
+    Ok(tables::either(
+        arguments.json,
+        &json!({ "count": done.count }),
+        line,
+    ))
+}
+
+async fn rekey(
+    client: &mut Client,
+    arguments: &Arguments,
+    target: &Rekey,
+) -> Result<String, Status> {
+    let target = match (target.ike, target.child) {
+        (Some(id), _) => rekey_request::Target::Ike(id),
+        (None, spi) => rekey_request::Target::Child(spi.unwrap_or_default()),
+    };
+    let of_ike = matches!(target, rekey_request::Target::Ike(_));
+    let request = RekeyRequest {
+        target: Some(target),
+    };
+    let new = client
+        .rekey(timed(arguments, request))
+        .await?
+        .into_inner()
+        .spi;
+    let spi = if of_ike {
+        tables::spi64(new)
+    } else {
+        format!("0x{new:08x}")
+    };
+    let line = format!("replaced by {spi}\n");
+    Ok(tables::either(arguments.json, &json!({ "spi": spi }), line))
+}
+
+async fn apply(
+    client: &mut Client,
+    arguments: &Arguments,
+    file: &Path,
+    request: ApplyConfigRequest,
+) -> Result<String, Status> {
+    let done = client
+        .apply_config(timed(arguments, request))
+        .await?
+        .into_inner();
+    let name = file.display();
+    let mut text: String = done
+        .warnings
+        .iter()
+        .map(|w| format!("{name}:{w}\n"))
+        .collect();
+    let what = if done.changed { "applied" } else { "unchanged" };
+    text += &format!("policy version {} {what}\n", done.version);
+    let value =
+        json!({ "version": done.version, "changed": done.changed, "warnings": done.warnings });
+    Ok(tables::either(arguments.json, &value, text))
+}
+
+/// A client of the member behind a socket.
+pub(crate) async fn connect(socket: &Path) -> Result<AdminClient<Channel>, String> {
     let path = socket.to_owned();
     // The address is of no meaning: the connector goes to the socket.
     let endpoint = Endpoint::from_static("http://evergate").connect_timeout(Duration::from_secs(5));

@@ -1,200 +1,6 @@
+//! Every message and its place.
+
 use super::*;
-use evergate_ike::{
-    config::StartAction,
-    identity::{IdPattern, Identity},
-};
-use std::{net::IpAddr, time::Duration};
-
-/// A document that uses every key.
-const FULL: &str = r#"
-[member]
-name = "m1"
-state_dir = "/tmp/state"
-key_file = "/tmp/key"
-admin_socket = "/tmp/admin.sock"
-ike_port = 1500
-nat_port = 14500
-workers = 3
-
-[dataplane]
-tun = "eg1"
-mtu = 1380
-
-[limits]
-cookie_threshold = 5
-block_threshold = 2
-half_open = 100
-
-[connections.zulu]
-local_addrs = ["192.0.2.1"]
-remote_addrs = ["192.0.2.2", "198.51.100.0/24"]
-remote_port = 1501
-proposals = ["aes256gcm16-prfsha384-x25519"]
-encap = true
-vips = ["0.0.0.0", "::"]
-pools = ["v4"]
-rekey_time = "8h"
-over_time = "30m"
-rand_time = "10m"
-dpd_delay = "30s"
-message_id_sync = false
-local = { auth = "psk", id = "a.test" }
-remote = { auth = "psk", id = "*.test" }
-
-[connections.zulu.children.net]
-local_ts = ["10.1.0.0/16"]
-remote_ts = ["dynamic"]
-esp_proposals = ["aes256gcm16-x25519"]
-rekey_time = "2h"
-life_time = "3h"
-rand_time = "7m"
-start_action = "start"
-replay_window = 2048
-copy_dscp = false
-
-[connections.alpha]
-[connections.alpha.children.net]
-
-[secrets.s]
-ids = ["a.test", "b.test"]
-secret = "0x0aff"
-[secrets.any]
-secret = "0sAP8="
-
-[pools.v4]
-addrs = "10.99.0.0/24"
-dns = ["10.1.0.53"]
-[pools.v6]
-addrs = "2001:db8::10-2001:db8::1f"
-"#;
-
-fn good(text: &str) -> Config {
-    parse(text, Path::new("/nonexistent")).unwrap_or_else(|p| panic!("{}", render("test", &p)))
-}
-
-/// The only problem of a document that is refused, as `LINE:COLUMN: error: MESSAGE`.
-#[track_caller]
-fn refused(text: &str) -> String {
-    let problems = parse(text, Path::new("/nonexistent")).expect_err("accepted");
-    let errors: Vec<String> = problems
-        .iter()
-        .filter(|p| p.severity == Severity::Error)
-        .map(ToString::to_string)
-        .collect();
-    assert_eq!(errors.len(), 1, "{errors:?}");
-    errors[0].clone()
-}
-
-#[test]
-fn every_key_arrives() {
-    let config = good(FULL);
-    let member = config.member.unwrap();
-    assert_eq!(
-        (member.name.as_str(), member.ike_port, member.nat_port),
-        ("m1", 1500, 14500)
-    );
-    assert_eq!(member.state_dir, Path::new("/tmp/state"));
-    assert_eq!(member.key_file, Path::new("/tmp/key"));
-    assert_eq!(member.admin_socket, Path::new("/tmp/admin.sock"));
-    assert_eq!(member.workers, Some(3));
-    assert_eq!(
-        (config.dataplane.tun.as_str(), config.dataplane.mtu),
-        ("eg1", 1380)
-    );
-    let limits = config.limits;
-    assert_eq!(
-        (
-            limits.cookie_threshold,
-            limits.block_threshold,
-            limits.half_open
-        ),
-        (5, 2, 100)
-    );
-    let c = &config.policy.connections[0];
-    assert_eq!(c.local_addrs, ["192.0.2.1/32".parse().unwrap()]);
-    assert_eq!(
-        c.remote_addrs,
-        [
-            "192.0.2.2/32".parse().unwrap(),
-            "198.51.100.0/24".parse().unwrap()
-        ]
-    );
-    assert_eq!(
-        (c.remote_port, c.encap, c.message_id_sync),
-        (1501, true, false)
-    );
-    assert_eq!(
-        c.proposals,
-        ["aes256gcm16-prfsha384-x25519".parse().unwrap()]
-    );
-    assert_eq!(
-        c.vips,
-        ["0.0.0.0".parse::<IpAddr>().unwrap(), "::".parse().unwrap()]
-    );
-    assert_eq!(c.pools, ["v4"]);
-    assert_eq!(c.rekey_time, Duration::from_secs(8 * 3600));
-    assert_eq!(c.over_time, Duration::from_secs(30 * 60));
-    assert_eq!(c.rand_time, Duration::from_secs(10 * 60));
-    assert_eq!(c.dpd_delay, Duration::from_secs(30));
-    assert_eq!(c.local_id, Some(Identity::Fqdn("a.test".to_owned())));
-    assert!(c.remote_id.matches(&Identity::Fqdn("b.test".to_owned())));
-    let child = &c.children[0];
-    assert_eq!(child.local_ts, ["10.1.0.0/16".parse().unwrap()]);
-    assert_eq!(child.remote_ts, ["dynamic".parse().unwrap()]);
-    assert_eq!(child.esp_proposals, ["aes256gcm16-x25519".parse().unwrap()]);
-    assert_eq!(child.rekey_time, Duration::from_secs(2 * 3600));
-    assert_eq!(child.life_time, Duration::from_secs(3 * 3600));
-    assert_eq!(child.rand_time, Duration::from_secs(7 * 60));
-    assert_eq!(child.start_action, StartAction::Start);
-    assert_eq!((child.replay_window, child.copy_dscp), (2048, false));
-    assert_eq!(config.policy.secrets[0].ids.len(), 2);
-    assert_eq!(config.policy.secrets[0].secret.expose(), [0x0a, 0xff]);
-    assert_eq!(config.policy.secrets[1].secret.expose(), [0x00, 0xff]);
-    let (v4, v6) = (&config.policy.pools[0], &config.policy.pools[1]);
-    assert_eq!(
-        (v4.first.to_string(), v4.last.to_string()),
-        ("10.99.0.1".into(), "10.99.0.254".into())
-    );
-    assert_eq!(v4.dns, ["10.1.0.53".parse::<IpAddr>().unwrap()]);
-    assert_eq!(v6.last, "2001:db8::1f".parse::<IpAddr>().unwrap());
-}
-
-#[test]
-fn connections_are_tried_in_the_order_of_the_document() {
-    let config = good(FULL);
-    let names: Vec<&str> = config
-        .policy
-        .connections
-        .iter()
-        .map(|c| c.name.as_str())
-        .collect();
-    assert_eq!(names, ["zulu", "alpha"]);
-}
-
-#[test]
-fn defaults_are_those_of_swanctl() {
-    let config = good("[member]\nname='m'\n[connections.c.children.x]\n[secrets.s]\nsecret='k'");
-    let c = &config.policy.connections[0];
-    assert_eq!(c.rekey_time, Duration::from_secs(4 * 3600));
-    assert_eq!(
-        (c.over_time, c.rand_time),
-        (Duration::from_secs(1440), Duration::from_secs(1440))
-    );
-    assert_eq!((c.dpd_delay, c.remote_port), (Duration::ZERO, 500));
-    assert_eq!((&c.remote_id, &c.local_id), (&IdPattern::Any, &None));
-    assert!(!c.proposals.is_empty());
-    let child = &c.children[0];
-    assert_eq!(child.rekey_time, Duration::from_secs(3600));
-    assert_eq!(
-        (child.life_time, child.rand_time),
-        (Duration::from_secs(3960), Duration::from_secs(360))
-    );
-    assert_eq!(child.start_action, StartAction::None);
-    assert_eq!(child.local_ts, ["dynamic".parse().unwrap()]);
-    assert_eq!(config.warnings, []);
-    let member = config.member.unwrap();
-    assert_eq!(member.admin_socket, Path::new("/run/evergate/admin.sock"));
-}
 
 #[test]
 fn unknown_keys_are_refused_where_they_stand() {
@@ -321,6 +127,10 @@ fn wrong_values_are_refused_where_they_stand() {
         let expected = format!("{row}:{column}: error: {expected}");
         assert!(message.starts_with(&expected), "{line:?}: {message}");
     }
+}
+
+#[test]
+fn wrong_values_of_children_are_refused_where_they_stand() {
     let in_child = [
         (
             "local_ts = ['10.0.0.0/99']",
@@ -392,6 +202,13 @@ fn wrong_documents_are_refused_where_they_are_wrong() {
             "[limits]\nhalf_open = 0",
             "1:1: error: half_open is zero, expected how many",
         ),
+    ];
+    all_refused(&cases);
+}
+
+#[test]
+fn wrong_pools_are_refused_where_they_are_wrong() {
+    let cases = [
         (
             "[pools.a]\naddrs='10.0.0.9-10.0.0.1'",
             "2:7: error: \"10.0.0.9-10.0.0.1\" ends before it begins, expected a network",
@@ -413,6 +230,13 @@ fn wrong_documents_are_refused_where_they_are_wrong() {
             "[pools.a]\naddrs='10.0.0.0/24'\n[pools.a]\naddrs='10.1.0.0/24'",
             "3:",
         ),
+    ];
+    all_refused(&cases);
+}
+
+#[test]
+fn wrong_secrets_and_references_are_refused_where_they_are_wrong() {
+    let cases = [
         (
             "[secrets.a]\nids=['x']",
             "1:1: error: expected either \"secret\" or \"secret_file\"",
@@ -455,6 +279,11 @@ fn wrong_documents_are_refused_where_they_are_wrong() {
         ),
         ("[member\n", "1:8: error: "),
     ];
+    all_refused(&cases);
+}
+
+#[track_caller]
+fn all_refused(cases: &[(&str, &str)]) {
     for (text, expected) in cases {
         let message = refused(text);
         assert!(message.starts_with(expected), "{text:?}: {message}");
@@ -489,66 +318,9 @@ fn messages_never_show_secrets() {
 }
 
 #[test]
-fn what_is_probably_not_meant_is_a_warning() {
-    let warnings = |text: &str| -> Vec<String> {
-        good(text)
-            .warnings
-            .iter()
-            .map(ToString::to_string)
-            .collect()
-    };
-    let no_secret = "[connections.c]\nremote.id = 'b.test'\n[connections.c.children.x]\n[secrets.s]\nids=['a.test','d.test']\nsecret='k'";
-    assert_eq!(
-        warnings(no_secret),
-        ["1:14: warning: no secret fits connection \"c\": its peers cannot authenticate"]
-    );
-    assert_eq!(
-        warnings(&no_secret.replace("d.test", "b.test")),
-        Vec::<String>::new()
-    );
-    assert_eq!(
-        warnings("[connections.c]\n[secrets.s]\nsecret='k'"),
-        ["1:14: warning: connection \"c\" has no children: it carries nothing"]
-    );
-}
-
-#[test]
-fn secrets_in_files_lose_one_newline() {
-    let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("psk"), "geheim\n\n").unwrap();
-    let config = parse("[secrets.a]\nsecret_file = 'psk'", dir.path()).unwrap();
-    assert_eq!(config.policy.secrets[0].secret.expose(), b"geheim\n");
-    fs::write(dir.path().join("psk"), "\n").unwrap();
-    let problems = parse("[secrets.a]\nsecret_file = 'psk'", dir.path()).unwrap_err();
-    assert!(
-        problems[0].message.ends_with("is empty, expected a secret"),
-        "{problems:?}"
-    );
-}
-
-#[test]
 fn columns_count_characters() {
     let message = refused("[connections.\"käse\"]\nvips = [\"ä\"]\nlocal.auth = 'x'");
     assert!(message.starts_with("2:9: "), "{message}");
     let message = refused("[connections.\"käse\"]\nlocal = { id = 'ä.test', auth = 'x' }");
     assert!(message.starts_with("2:33: "), "{message}");
-}
-
-#[test]
-fn base64_is_read_with_and_without_padding_and_in_one_form_only() {
-    let secret = |text: &str| parse(&format!("[secrets.a]\nsecret = '0s{text}'"), Path::new("."));
-    let bytes = |text: &str| {
-        secret(text).unwrap().policy.secrets[0]
-            .secret
-            .expose()
-            .to_vec()
-    };
-    assert_eq!(bytes("Zm9v"), b"foo");
-    assert_eq!(bytes("Zm9vYg=="), b"foob");
-    assert_eq!(bytes("Zm9vYg"), b"foob");
-    assert_eq!(bytes("Zm9vYmE="), b"fooba");
-    assert_eq!(bytes("+/+/"), [0xfb, 0xff, 0xbf]);
-    for wrong in ["Zm9vYh==", "Zm9v=Yg", "Zm9vY", "====", "Zm 9v"] {
-        assert!(secret(wrong).is_err(), "{wrong}");
-    }
 }
