@@ -1,0 +1,103 @@
+//! The network with plain routing instead of gateways: what the demo measures must be there, and what it must notice is noticed.
+
+use super::{
+    capture::Capture,
+    network::Network,
+    topology::{OFFICE, Topology},
+    traffic::{Host, Traffic},
+};
+use std::{
+    net::Ipv4Addr,
+    thread,
+    time::{Duration, Instant},
+};
+
+/// Network namespaces of single threads need root; a user namespace cannot be had in a process with threads.
+fn may_make_namespaces() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+fn wait(traffic: &Traffic, since: u64) -> bool {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while Instant::now() < deadline {
+        if traffic.flows(since, 50) {
+            return true;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    false
+}
+
+#[test]
+fn unprotected_traffic_is_carried_and_found_in_the_clear() {
+    if !may_make_namespaces() {
+        return;
+    }
+    let topology = Topology::new(2);
+    let network = Network::new(&topology).unwrap();
+    let member = topology.members[0].outer;
+    for (peer, ns) in topology.peers.iter().zip(&network.peers) {
+        let [a, b, c, _] = peer.inner.octets();
+        let behind = Ipv4Addr::new(a, b, c, 0);
+        network.members[0].route((behind, 24), peer.outer).unwrap();
+        ns.route((Ipv4Addr::new(10, 1, 0, 0), 16), member).unwrap();
+    }
+    let capture = Capture::start(&network.internet).unwrap();
+    let office = Host {
+        ns: network.office.clone(),
+        address: OFFICE,
+    };
+    let hosts = topology.peers.iter().zip(&network.peer_hosts);
+    let pairs: Vec<_> = hosts
+        .map(|(peer, ns)| {
+            let host = Host {
+                ns: ns.clone(),
+                address: peer.host,
+            };
+            (office.clone(), host)
+        })
+        .collect();
+    let mut traffic = Traffic::start(&pairs).unwrap();
+    assert!(wait(&traffic, 0), "the hosts do not reach each other");
+    let cut = traffic.now();
+    thread::sleep(Duration::from_millis(100));
+    assert!(traffic.longest_gap(cut) < Duration::from_secs(1));
+    traffic.stop_sending().unwrap();
+    thread::sleep(Duration::from_millis(200));
+    assert!(traffic.silence() >= Duration::from_millis(150));
+    let totals = traffic.finish().unwrap();
+    assert_eq!((totals.duplicated, totals.damaged), (0, 0));
+    let found = capture.finish().unwrap();
+    let arrived = totals.sent - totals.lost;
+    assert!(arrived >= 200, "{totals:?}");
+    assert!(found.in_clear >= arrived, "{found:?} {totals:?}");
+    assert!(found.unexplained >= arrived, "{found:?}");
+    // Each frame once, not once for each device that it crosses.
+    assert!(found.in_clear <= totals.sent + 50, "{found:?} {totals:?}");
+    assert_eq!((found.esp, found.iv_reuse), (0, 0));
+}
+
+#[test]
+fn without_a_tunnel_nothing_arrives_and_the_leak_is_seen() {
+    if !may_make_namespaces() {
+        return;
+    }
+    let topology = Topology::new(1);
+    let network = Network::new(&topology).unwrap();
+    let capture = Capture::start(&network.internet).unwrap();
+    let host = |ns: &super::network::NetNs, address| Host {
+        ns: ns.clone(),
+        address,
+    };
+    let pair = (
+        host(&network.office, OFFICE),
+        host(&network.peer_hosts[0], topology.peers[0].host),
+    );
+    let traffic = Traffic::start(&[pair]).unwrap();
+    thread::sleep(Duration::from_millis(300));
+    assert_eq!(traffic.first_packets(0), None);
+    let totals = traffic.finish().unwrap();
+    assert_eq!(totals.lost, totals.sent);
+    // A gateway that lets packets out unprotected sends them along its default route.
+    assert!(capture.finish().unwrap().in_clear > 0);
+}
