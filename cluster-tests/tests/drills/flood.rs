@@ -12,7 +12,9 @@ use evergate_cluster_tests::{Result, millis};
 
 #[test]
 fn a_flood_of_first_messages_costs_the_peer_one_round_trip() -> Result<()> {
-    let mut duo = Duo::start(&Setup::new(V4))?;
+    let mut setup = Setup::new(V4);
+    setup.gateway.remote = "192.0.2.0/24".into();
+    let mut duo = Duo::start(&setup)?;
     let stranger = duo.lab.add_peer(9)?;
     duo.peer.initiate(C1, C1)?;
     duo.agree(1)?;

@@ -2,6 +2,7 @@
 //! fails with a member is the member's failure.
 
 use evergate_cluster_tests::capture::Capture;
+use evergate_cluster_tests::decrypt::decode;
 use evergate_cluster_tests::duo::{C1, Duo, Setup};
 use evergate_cluster_tests::lab::{Family, Lab};
 use evergate_cluster_tests::sa::Endpoint;
@@ -103,5 +104,63 @@ fn strongswan_with_itself_loses_nothing_when_it_rekeys() -> Result<()> {
     duo.agree(1)?;
     flow.stop().is_lossless()?;
     duo.finish()?;
+    Ok(())
+}
+
+/// An ESP packet and a protected IKE message, each right and with a wrong tag,
+/// sealed by another implementation under the keys of [`PROFILE`].
+const SEALED: [&str; 4] = [
+    "0000000000000000000000000800450000600001000040320000c0000201c0000202c0ffee01000000010000\
+     00000000000195ed8240bd25f7791ded5dd91a7e370255b1d1c56f4c0e5ec519ccc0258e991ae40403ee7ed5\
+     bb9e2d25b70af3d8838654034ff5ec26897bdb27d1f5",
+    "0000000000000000000000000800450000600001000040320000c0000201c0000202c0ffee01000000040000\
+     0000000000040b958533895619cad0edae42941432593b19e57b96bd354ba42a0e20afd7dc9fb35874777ddb\
+     069a0a2ffc8a8e94a2ca77d15e4d39592823ced0c8e0",
+    "0000000000000000000000000800450000610001000040110000c0000201c000020211941194004d00000000\
+     0000000000000000000100000000000000022e202508000000010000004129000025000000000000000214d1\
+     71d2420708d25083943459d0bcef1a6fb2363b9ce0ba69",
+    "00000000000000000000000008004500005d0001000040110000c0000201c000020201f401f4004900000000\
+     00000000000100000000000000022e202508000000030000004129000025000000000000000450c1584ded45\
+     89bd0f38c7893ac3be221c19b43b1fe943a516",
+];
+
+/// The tables of Wireshark for [`SEALED`].
+const PROFILE: [(&str, &str); 2] = [
+    (
+        "esp_sa",
+        "\"IPv4\",\"*\",\"*\",\"0xc0ffee01\",\"AES-GCM with 16 octet ICV [RFC4106]\",\
+         \"0x000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f53414c54\",\"NULL\",\"\"\n",
+    ),
+    (
+        "ikev2_decryption_table",
+        "0000000000000001,0000000000000002,6465666768696a6b6c6d6e6f707172737475767778797a7b7c7d7e7f8081828384858687,\
+         6465666768696a6b6c6d6e6f707172737475767778797a7b7c7d7e7f8081828384858687,\
+         \"AES-GCM-256 with 16 octet ICV [RFC5282]\",,,\"NONE [RFC4306]\"\n",
+    ),
+];
+
+#[test]
+fn a_wrong_tag_is_found_by_wireshark() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    for (name, table) in PROFILE {
+        std::fs::write(dir.path().join(name), table)?;
+    }
+    let words = |list: &[u32]| -> Vec<u8> { list.iter().flat_map(|w| w.to_le_bytes()).collect() };
+    let mut pcap = words(&[0xa1b2_c3d4, 0x0004_0002, 0, 0, 65535, 1]);
+    for hex in SEALED {
+        let octet = |at| u8::from_str_radix(&hex[at..at + 2], 16);
+        let frame = (0..hex.len())
+            .step_by(2)
+            .map(octet)
+            .collect::<std::result::Result<Vec<u8>, _>>()?;
+        let length = u32::try_from(frame.len())?;
+        pcap.extend(words(&[0, 0, length, length]));
+        pcap.extend(frame);
+    }
+    let file = dir.path().join("sealed.pcap");
+    std::fs::write(&file, pcap)?;
+    let decoded = decode(&file, dir.path())?;
+    assert_eq!((decoded.esp, decoded.esp_failed), (1, 1));
+    assert_eq!((decoded.ike, decoded.ike_failed), (1, 1));
     Ok(())
 }
