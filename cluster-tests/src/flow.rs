@@ -93,9 +93,11 @@ impl Flow {
         let at =
             |end: End<'_>| -> Result<SocketAddr> { Ok((end.1.parse::<IpAddr>()?, port).into()) };
         let addresses = [at(a)?, at(b)?];
-        for (index, (host, _)) in [a, b].into_iter().enumerate() {
-            let (own, other) = (addresses[index], addresses[1 - index]);
-            let socket = lab.on(host, || Ok(UdpSocket::bind(own)?))?;
+        // Both listen before either sends.
+        let open = |host: &str, own| lab.on(host, move || Ok(UdpSocket::bind(own)?));
+        let sockets = [open(a.0, addresses[0])?, open(b.0, addresses[1])?];
+        for (index, socket) in sockets.into_iter().enumerate() {
+            let other = addresses[1 - index];
             socket.set_read_timeout(Some(millis(50)))?;
             let receiving = socket.try_clone()?;
             let (sends, receives) = (flow.sides[index].clone(), flow.sides[1 - index].clone());
