@@ -9,33 +9,27 @@ use crate::{
     config::{Config, Member},
     dispatch::Dispatcher,
     policy,
-    protection::Protection,
-    shared::{Ports, Shared},
+    shared::{Ports, Setup, Shared},
     starter,
-    worker::{self, HalfOpenLimits, Worker, worker_of},
+    worker::{self, Worker, worker_of},
 };
 use anyhow::{Context, bail};
-use arc_swap::ArcSwap;
 use evergate_cluster::{ClusterKey, Replica};
 use evergate_dataplane::{DataPlane, PlaneEvent, Userspace, UserspaceConfig};
 use evergate_ike::{
     env::Entropy,
     record::{GatewayId, Record},
-    sa::{CookieSecrets, IvCounter},
+    sa::CookieSecrets,
     secret::Secret,
 };
 use evergate_state::{Command, Outcome};
-use std::{
-    sync::{Arc, OnceLock},
-    thread,
-    time::Duration,
-};
+use std::{sync::Arc, thread, time::Duration};
 use tokio::{sync::mpsc, time::interval};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
 /// The only virtual gateway there is for now.
-const GATEWAY: GatewayId = GatewayId(0);
+pub(crate) const GATEWAY: GatewayId = GatewayId(0);
 
 /// Cookie secrets are changed this often (RFC 7296 §2.6).
 const COOKIE_LIFE: Duration = Duration::from_secs(600);
@@ -79,27 +73,20 @@ pub(crate) async fn start(config: Config, state_key: ClusterKey) -> anyhow::Resu
     let workers = member
         .workers
         .unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
-    let shared = Arc::new(Shared {
+    let shared = Shared::new(Setup {
         member: member.name.clone(),
         gateway: GATEWAY,
         epoch,
-        ivs: IvCounter::new(epoch),
-        policy: ArcSwap::new(replica.read(|s| Arc::clone(s.policy()))),
-        cookies: ArcSwap::from_pointee(cookies),
         replica,
         plane,
-        protection: Protection::default(),
-        half_open: HalfOpenLimits::new(config.limits.clone()),
+        cookies,
         clock,
         ports: Ports {
             ike: member.ike_port,
             nat: member.nat_port,
         },
-        drops: crate::counters::IkeDrops::default(),
-        stranger_lines: Shared::stranger_limit(),
-        worker_count: workers,
-        workers: OnceLock::new(),
-        passive: CancellationToken::new(),
+        limits: config.limits.clone(),
+        workers,
     });
     let running = Running {
         shared,
@@ -133,7 +120,10 @@ async fn open(member: &Member, key: ClusterKey, clock: Arc<Clock>) -> anyhow::Re
 }
 
 /// Proposes a command that must not be refused.
-async fn commit(replica: &Replica, command: Command) -> anyhow::Result<Outcome> {
+///
+/// # Errors
+/// If it is, or the log fails.
+pub(crate) async fn commit(replica: &Replica, command: Command) -> anyhow::Result<Outcome> {
     let outcome = replica.propose(vec![command]).await?.into_iter().next();
     match outcome.context("a command has no outcome")? {
         Outcome::Refused(refusal) => Err(refusal.into()),
@@ -141,7 +131,11 @@ async fn commit(replica: &Replica, command: Command) -> anyhow::Result<Outcome> 
     }
 }
 
-async fn take_gateway(replica: &Replica, member: &str) -> anyhow::Result<u32> {
+/// Makes the gateway this process's own: a new epoch.
+///
+/// # Errors
+/// If the log fails.
+pub(crate) async fn take_gateway(replica: &Replica, member: &str) -> anyhow::Result<u32> {
     let command = Command::TakeGateway {
         gateway: GATEWAY,
         member: member.to_owned(),
@@ -156,7 +150,7 @@ async fn take_gateway(replica: &Replica, member: &str) -> anyhow::Result<u32> {
 }
 
 /// New cookie secrets; what was issued under the ones before stays good for a while.
-fn fresh_cookies(before: Option<&CookieSecrets>) -> CookieSecrets {
+pub(crate) fn fresh_cookies(before: Option<&CookieSecrets>) -> CookieSecrets {
     let fresh = || {
         let mut bytes = vec![0; COOKIE_SECRET];
         SystemEntropy.fill(&mut bytes);

@@ -2,6 +2,7 @@
 
 use crate::{
     clock::Clock,
+    config::Limits,
     counters::{IkeDrop, IkeDrops},
     protection::Protection,
     worker::{HalfOpenLimits, Message, RateLimit},
@@ -66,6 +67,30 @@ pub(crate) struct Shared {
     pub(crate) passive: CancellationToken,
 }
 
+/// What a running member is made of.
+pub(crate) struct Setup {
+    /// The member's name.
+    pub(crate) member: String,
+    /// The virtual gateway that it serves.
+    pub(crate) gateway: GatewayId,
+    /// The epoch that it took it with.
+    pub(crate) epoch: u32,
+    /// The replicated state; its policy is the one in force.
+    pub(crate) replica: Replica,
+    /// What carries packets.
+    pub(crate) plane: Arc<dyn DataPlane>,
+    /// The secrets of cookies.
+    pub(crate) cookies: CookieSecrets,
+    /// Time.
+    pub(crate) clock: Arc<Clock>,
+    /// Our UDP ports.
+    pub(crate) ports: Ports,
+    /// Bounds of half-open SAs.
+    pub(crate) limits: Limits,
+    /// Number of workers.
+    pub(crate) workers: usize,
+}
+
 /// UDP ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ports {
@@ -81,9 +106,27 @@ pub(crate) struct Ports {
 pub(crate) struct LogFailed(String);
 
 impl Shared {
-    /// The log lines about strangers that a second may have.
-    pub(crate) fn stranger_limit() -> RateLimit {
-        RateLimit::new(STRANGER_LINES)
+    /// What the parts of a member share, before any of them runs.
+    pub(crate) fn new(setup: Setup) -> Arc<Self> {
+        Arc::new(Self {
+            member: setup.member,
+            gateway: setup.gateway,
+            epoch: setup.epoch,
+            ivs: IvCounter::new(setup.epoch),
+            policy: ArcSwap::new(setup.replica.read(|s| Arc::clone(s.policy()))),
+            cookies: ArcSwap::from_pointee(setup.cookies),
+            replica: setup.replica,
+            plane: setup.plane,
+            protection: Protection::default(),
+            half_open: HalfOpenLimits::new(setup.limits),
+            clock: setup.clock,
+            ports: setup.ports,
+            drops: IkeDrops::default(),
+            stranger_lines: RateLimit::new(STRANGER_LINES),
+            worker_count: setup.workers,
+            workers: OnceLock::new(),
+            passive: CancellationToken::new(),
+        })
     }
 
     /// Proposes a command. The future says what became of it, once it was applied here.

@@ -1,7 +1,7 @@
 //! The administration API on a Unix socket.
 
 mod listing;
-mod operations;
+pub(crate) mod operations;
 
 use crate::{
     config,

@@ -27,7 +27,7 @@ const NOTICES: usize = 64;
 const LONGEST: Duration = Duration::from_secs(300);
 
 /// Sets up a Child SA, and an IKE SA if there is none.
-pub(super) async fn initiate(
+pub(crate) async fn initiate(
     shared: &Arc<Shared>,
     request: InitiateRequest,
 ) -> Result<InitiateResponse, Status> {
@@ -113,7 +113,7 @@ async fn start(
 }
 
 /// Deletes SAs, and waits until their peers know, or are given up.
-pub(super) async fn terminate(
+pub(crate) async fn terminate(
     shared: &Arc<Shared>,
     request: TerminateRequest,
 ) -> Result<TerminateResponse, Status> {
@@ -166,7 +166,7 @@ pub(super) async fn terminate(
 }
 
 /// Rekeys an SA, and waits for the new one.
-pub(super) async fn rekey(
+pub(crate) async fn rekey(
     shared: &Arc<Shared>,
     request: RekeyRequest,
 ) -> Result<RekeyResponse, Status> {

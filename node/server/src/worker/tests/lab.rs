@@ -1,0 +1,315 @@
+//! Whole members in one process: their workers, dispatchers and logs are real, wires and data planes are not.
+
+use crate::{
+    clock::Clock,
+    config::{Limits, parse},
+    gateway::{self, GATEWAY},
+    shared::{Ports, Setup, Shared},
+};
+use evergate_cluster::{ClusterKey, Config, Replica, store::Disk};
+use evergate_dataplane::{
+    Capabilities, ChildSa, ChildStats, DataPlane, Outer, PlaneError, PlaneEvent, Protected, Totals,
+};
+use evergate_ike::record::{Record, SaId};
+use evergate_state::Command;
+use std::{
+    collections::{BTreeMap, HashMap},
+    future::Future,
+    net::{IpAddr, SocketAddr},
+    ops::Range,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+use tokio::sync::mpsc;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub(super) const A: &str = "192.0.2.1";
+pub(super) const B: &str = "192.0.2.2";
+
+type Check = Box<dyn Fn(&[u8]) + Send + Sync>;
+
+/// A wire between members. Nothing is lost on it.
+#[derive(Default)]
+pub(super) struct Net {
+    ends: Mutex<HashMap<IpAddr, mpsc::Sender<PlaneEvent>>>,
+    /// Everything that was sent: from, to, what.
+    pub(super) sent: Mutex<Vec<(SocketAddr, SocketAddr, Vec<u8>)>>,
+    /// Looks at what a member sends, at the moment when it leaves.
+    checks: Mutex<HashMap<IpAddr, Check>>,
+}
+
+impl Net {
+    pub(super) fn check(&self, from: &str, check: impl Fn(&[u8]) + Send + Sync + 'static) {
+        self.checks
+            .lock()
+            .unwrap()
+            .insert(from.parse().unwrap(), Box::new(check));
+    }
+
+    pub(super) fn sent_by(&self, from: &str) -> Vec<Vec<u8>> {
+        let from: IpAddr = from.parse().unwrap();
+        self.sent
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|(f, ..)| f.ip() == from)
+            .map(|(_, _, m)| m.clone())
+            .collect()
+    }
+
+    /// Puts a message on the wire.
+    pub(super) fn send(&self, local: SocketAddr, remote: SocketAddr, message: &[u8]) {
+        if let Some(check) = self.checks.lock().unwrap().get(&local.ip()) {
+            check(message);
+        }
+        self.sent
+            .lock()
+            .unwrap()
+            .push((local, remote, message.to_vec()));
+        if let Some(end) = self.ends.lock().unwrap().get(&remote.ip()) {
+            let _ = end.try_send(PlaneEvent::Ike {
+                local: remote,
+                remote: local,
+                bytes: message.to_vec(),
+            });
+        }
+    }
+}
+
+/// A data plane that only remembers.
+#[derive(Default)]
+pub(super) struct Plane {
+    net: Arc<Net>,
+    pub(super) children: Mutex<BTreeMap<u32, ChildSa>>,
+    /// Every reservation that a Child SA was ever installed or extended with.
+    pub(super) reservations: Mutex<Vec<(u32, Range<u64>)>>,
+}
+
+impl DataPlane for Plane {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            name: "none",
+            ciphers: &[],
+            esn: true,
+            max_replay_window: 4096,
+            udp_encapsulation: true,
+            plain_esp: true,
+        }
+    }
+    fn install(&self, child: ChildSa) -> Result<(), PlaneError> {
+        self.reservations
+            .lock()
+            .unwrap()
+            .push((child.spi_in, child.reservation.clone()));
+        match self.children.lock().unwrap().insert(child.spi_in, child) {
+            None => Ok(()),
+            Some(before) => Err(PlaneError::SpiInUse(before.spi_in)),
+        }
+    }
+    fn set_outbound(&self, spi_in: u32, active: bool) -> Result<(), PlaneError> {
+        let mut children = self.children.lock().unwrap();
+        children
+            .get_mut(&spi_in)
+            .ok_or(PlaneError::NoSuchChild(spi_in))?
+            .outbound_active = active;
+        Ok(())
+    }
+    fn move_child(&self, spi_in: u32, outer: Outer) -> Result<(), PlaneError> {
+        let mut children = self.children.lock().unwrap();
+        children
+            .get_mut(&spi_in)
+            .ok_or(PlaneError::NoSuchChild(spi_in))?
+            .outer = outer;
+        Ok(())
+    }
+    fn remove(&self, spi_in: u32, _: Duration) -> Result<(), PlaneError> {
+        let removed = self.children.lock().unwrap().remove(&spi_in);
+        removed.map(drop).ok_or(PlaneError::NoSuchChild(spi_in))
+    }
+    fn extend(&self, spi_in: u32, range: Range<u64>) -> Result<(), PlaneError> {
+        self.reservations.lock().unwrap().push((spi_in, range));
+        Ok(())
+    }
+    fn stats(&self, spi_in: u32) -> Option<ChildStats> {
+        self.children
+            .lock()
+            .unwrap()
+            .get(&spi_in)
+            .map(|_| ChildStats::default())
+    }
+    fn totals(&self) -> Totals {
+        Totals::default()
+    }
+    fn protect(&self, _: Vec<Protected>) -> Result<(), PlaneError> {
+        Ok(())
+    }
+    fn assign_address(&self, _: IpAddr) -> Result<(), PlaneError> {
+        Ok(())
+    }
+    fn release_address(&self, _: IpAddr) -> Result<(), PlaneError> {
+        Ok(())
+    }
+    fn send_ike(
+        &self,
+        local: SocketAddr,
+        remote: SocketAddr,
+        message: &[u8],
+    ) -> Result<(), PlaneError> {
+        self.net.send(local, remote, message);
+        Ok(())
+    }
+    fn keepalive(&self, _: SocketAddr, _: SocketAddr) -> Result<(), PlaneError> {
+        Ok(())
+    }
+    fn shutdown(&self) {}
+}
+
+/// A member.
+pub(super) struct Host {
+    pub(super) shared: Arc<Shared>,
+    pub(super) plane: Arc<Plane>,
+    pub(super) disk: Disk,
+    address: &'static str,
+    text: String,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Host {
+    /// Starts a member with a configuration, on an empty disk.
+    pub(super) async fn start(net: &Arc<Net>, address: &'static str, text: &str) -> Self {
+        Self::on(net, address, text, Disk::new()).await
+    }
+
+    async fn on(net: &Arc<Net>, address: &'static str, text: &str, disk: Disk) -> Self {
+        let clock = Arc::new(Clock::new());
+        let of_replica = Arc::clone(&clock);
+        let (store, recovered) = disk.open();
+        let config = Config::new(ClusterKey::from_bytes([7; 32]), move || of_replica.now());
+        let replica = Replica::with_store(config, Box::new(store), recovered).unwrap();
+        let epoch = gateway::take_gateway(&replica, "m").await.unwrap();
+        let config = parse(text, std::path::Path::new(".")).unwrap();
+        let version = replica.read(evergate_state::State::policy_version);
+        let set = Command::SetPolicy {
+            expected: version,
+            policy: Arc::new(config.policy),
+        };
+        gateway::commit(&replica, set).await.unwrap();
+        let plane = Arc::new(Plane {
+            net: Arc::clone(net),
+            ..Plane::default()
+        });
+        let (sender, events) = mpsc::channel(1024);
+        net.ends
+            .lock()
+            .unwrap()
+            .insert(address.parse().unwrap(), sender);
+        let shared = Shared::new(Setup {
+            member: "m".into(),
+            gateway: GATEWAY,
+            epoch,
+            replica,
+            plane: Arc::clone(&plane) as Arc<dyn DataPlane>,
+            cookies: gateway::fresh_cookies(None),
+            clock,
+            ports: Ports {
+                ike: 500,
+                nat: 4500,
+            },
+            limits: config.limits,
+            workers: 3,
+        });
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        gateway::serve(&shared, events, &stop, &tasks);
+        Self {
+            shared,
+            plane,
+            disk,
+            address,
+            text: text.to_owned(),
+            stop,
+            tasks,
+        }
+    }
+
+    /// Kills the member and starts it again: only what is on its disk remains.
+    pub(super) async fn killed_and_started(self, net: &Arc<Net>) -> Self {
+        // From here on the old process cannot commit, and what it sends nobody gets: that is what being dead means.
+        net.ends
+            .lock()
+            .unwrap()
+            .remove(&self.address.parse().unwrap());
+        self.shared.passive.cancel();
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        Self::on(net, self.address, &self.text, self.disk).await
+    }
+
+    /// The records of established SAs.
+    pub(super) fn established(&self) -> Vec<Arc<Record>> {
+        let usable = |r: &&Arc<Record>| matches!(&r.phase, evergate_ike::record::Phase::Established(e) if e.replaced_by.is_none());
+        self.shared
+            .read(|s| s.sas().filter(usable).cloned().collect())
+    }
+
+    /// The only established SA, and its only child's SPI.
+    pub(super) fn only(&self) -> (SaId, u32) {
+        let all = self.established();
+        assert_eq!(all.len(), 1, "{all:?}");
+        assert_eq!(all[0].children().len(), 1, "{all:?}");
+        (all[0].id, all[0].children()[0].spi_in)
+    }
+
+    /// SPIs in and out of the Child SAs that are installed and send.
+    pub(super) fn sending(&self) -> Vec<(u32, u32)> {
+        let children = self.plane.children.lock().unwrap();
+        children
+            .values()
+            .filter(|c| c.outbound_active)
+            .map(|c| (c.spi_in, c.spi_out))
+            .collect()
+    }
+}
+
+/// A configuration of one end: who it is, and who the other is.
+pub(super) fn config(local: &str, remote: &str, more: &str) -> String {
+    let (id, peer) = if local == A {
+        ("a.test", "b.test")
+    } else {
+        ("b.test", "a.test")
+    };
+    format!(
+        "[connections.c]\nlocal_addrs = ['{local}']\nremote_addrs = ['{remote}']\nproposals = ['aes256gcm16-prfsha256-x25519']\n\
+         local.id = '{id}'\nremote.id = '{peer}'\n{more}\n\
+         [connections.c.children.x]\nlocal_ts = ['{local}']\nremote_ts = ['{remote}']\n\
+         [secrets.s]\nids = ['a.test', 'b.test']\nsecret = 'secret'\n"
+    )
+}
+
+/// Limits of half-open SAs.
+pub(super) fn limits(cookie_threshold: usize, block_threshold: usize) -> String {
+    let all = Limits::default().half_open;
+    format!(
+        "[limits]\ncookie_threshold = {cookie_threshold}\nblock_threshold = {block_threshold}\nhalf_open = {all}\n"
+    )
+}
+
+/// Waits until something holds.
+#[track_caller]
+pub(super) fn until(
+    what: &'static str,
+    mut holds: impl FnMut() -> bool,
+) -> impl Future<Output = ()> {
+    let caller = std::panic::Location::caller();
+    async move {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !holds() {
+            assert!(
+                Instant::now() < deadline,
+                "{caller}: not within 20 s: {what}"
+            );
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
