@@ -1,12 +1,14 @@
 //! The `evergate` binary.
 
 mod admin;
+mod bench;
 mod check;
 mod children;
 mod clock;
 mod config;
 mod counters;
 mod ctl;
+mod demo;
 mod dispatch;
 mod drills;
 mod gateway;
@@ -21,7 +23,10 @@ mod starter;
 mod worker;
 
 use clap::{Parser, Subcommand};
-use std::process::ExitCode;
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
 
 /// A clustered IKEv2/IPsec gateway.
 #[derive(Debug, Parser)]
@@ -39,6 +44,10 @@ enum Command {
     Check(check::Arguments),
     /// Administer a running member
     Ctl(ctl::Arguments),
+    /// Show on this machine alone that a killed member's tunnels go on
+    Demo(demo::Args),
+    /// Load a responder, and say what it costs
+    Bench(bench::Args),
     /// Make a cluster key
     Keygen(keygen::Arguments),
 }
@@ -48,6 +57,19 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Ctl(arguments) => ctl::run(&arguments),
+        Command::Demo(arguments) => finish(demo::run(arguments)),
+        Command::Bench(arguments) => finish(bench::run(arguments)),
         Command::Keygen(arguments) => keygen::run(&arguments),
+    }
+}
+
+/// Says what went wrong, with everything that led to it.
+fn finish(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

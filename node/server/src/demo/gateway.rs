@@ -1,0 +1,210 @@
+//! A gateway as a process of its own: started, killed, and asked over its administration API.
+
+use super::network::NetNs;
+use crate::ctl;
+use anyhow::{Context, Error, Result, bail, ensure};
+use evergate_proto::admin::{
+    ChildFate, GetStatusRequest, IkeSa, ListSasRequest, admin_client::AdminClient,
+};
+use std::{
+    ffi::OsStr,
+    fs::{self, File, OpenOptions},
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+use tokio::time::timeout;
+use tonic::transport::Channel;
+
+/// Longest wait for an answer of the administration API.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Lines of the log that an error shows.
+const LOG_LINES: usize = 12;
+
+/// A member or a peer.
+pub(super) struct Gateway {
+    name: String,
+    ns: NetNs,
+    dir: PathBuf,
+    process: Option<Child>,
+}
+
+/// What must not change: SPIs, from the view of one gateway.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Sa {
+    /// Of the initiator and of the responder.
+    pub(super) ike: (u64, u64),
+    /// When both ends were authenticated, in milliseconds of Unix time.
+    pub(super) authenticated_ms: Option<u64>,
+    /// Of the pairs of ESP SAs, the smaller one first, so that both ends say the same.
+    pub(super) children: Vec<(u32, u32)>,
+}
+
+impl Gateway {
+    /// Writes its files; it keeps everything in `dir`.
+    pub(super) fn new(name: &str, ns: &NetNs, dir: &Path, config: &str) -> Result<Self> {
+        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let gateway = Self {
+            name: name.to_owned(),
+            ns: ns.clone(),
+            dir: dir.to_owned(),
+            process: None,
+        };
+        fs::write(gateway.path("evergate.toml"), config)?;
+        let key = gateway.path("cluster.key");
+        let made = evergate(["keygen".as_ref(), "--out".as_ref(), key.as_os_str()])
+            .stdout(Stdio::null())
+            .status();
+        ensure!(made?.success(), "evergate keygen failed");
+        Ok(gateway)
+    }
+
+    /// Its name.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Starts it, or starts it again with the state that it had.
+    pub(super) fn start(&mut self) -> Result<()> {
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.path("evergate.log"))?;
+        let mut command = self.command(log)?;
+        self.process = Some(self.ns.run(|| Ok(command.spawn()?))?);
+        Ok(())
+    }
+
+    fn command(&self, log: File) -> Result<Command> {
+        let config = self.path("evergate.toml");
+        let mut command = evergate(["run".as_ref(), "--config".as_ref(), config.as_os_str()]);
+        command.stdin(Stdio::null());
+        command.stdout(log.try_clone()?).stderr(log);
+        Ok(command)
+    }
+
+    /// Kills it with SIGKILL; afterwards it is gone.
+    pub(super) fn kill(&mut self) -> Result<()> {
+        let mut process = self.process.take().context("it does not run")?;
+        process.kill()?;
+        process.wait()?;
+        Ok(())
+    }
+
+    /// Whether it runs.
+    ///
+    /// # Errors
+    /// If it ended by itself.
+    pub(super) fn runs(&mut self) -> Result<bool> {
+        let Some(process) = &mut self.process else {
+            return Ok(false);
+        };
+        if let Some(status) = process.try_wait()? {
+            self.process = None;
+            bail!("{} ended by itself ({status})", self.name);
+        }
+        Ok(true)
+    }
+
+    /// The end of its log.
+    pub(super) fn log(&self) -> String {
+        let text = fs::read(self.path("evergate.log")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<&str> = text.lines().collect();
+        let shown = &lines[lines.len().saturating_sub(LOG_LINES)..];
+        format!(
+            "the end of the log of {}:\n  {}",
+            self.name,
+            shown.join("\n  ")
+        )
+    }
+
+    /// Whether it answers.
+    pub(super) async fn serves(&self) -> bool {
+        let ask = async {
+            let mut client = self.client().await?;
+            client.get_status(GetStatusRequest {}).await?;
+            Ok::<_, Error>(())
+        };
+        matches!(timeout(PATIENCE, ask).await, Ok(Ok(())))
+    }
+
+    /// Its established SAs.
+    pub(super) async fn sas(&self) -> Result<Vec<Sa>> {
+        let sas = timeout(PATIENCE, self.list_sas()).await;
+        sas.with_context(|| format!("{} does not answer", self.name))?
+    }
+
+    async fn list_sas(&self) -> Result<Vec<Sa>> {
+        let mut client = self.client().await?;
+        let request = ListSasRequest {
+            established_only: true,
+            ..Default::default()
+        };
+        let mut stream = client.list_sas(request).await?.into_inner();
+        let mut sas = Vec::new();
+        while let Some(sa) = stream.message().await? {
+            sas.push(Sa::new(&sa));
+        }
+        sas.sort();
+        Ok(sas)
+    }
+
+    async fn client(&self) -> Result<AdminClient<Channel>> {
+        ctl::connect(&self.path("admin.sock"))
+            .await
+            .map_err(Error::msg)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if self.process.is_some() {
+            let _ = self.kill();
+        }
+    }
+}
+
+impl Sa {
+    fn new(sa: &IkeSa) -> Self {
+        let live = sa.children.iter().filter(|c| c.fate() == ChildFate::Live);
+        let pair = |(a, b): (u32, u32)| (a.min(b), a.max(b));
+        let mut children: Vec<_> = live.map(|c| pair((c.spi_in, c.spi_out))).collect();
+        children.sort_unstable();
+        Self {
+            ike: if sa.initiator {
+                (sa.id, sa.remote_spi)
+            } else {
+                (sa.remote_spi, sa.id)
+            },
+            authenticated_ms: sa.authenticated_ms,
+            children,
+        }
+    }
+
+    /// For people.
+    pub(super) fn describe(&self) -> String {
+        let mut text = format!("ike {:016x}/{:016x}", self.ike.0, self.ike.1);
+        for (a, b) in &self.children {
+            text.push_str(&format!(" child {a:08x}/{b:08x}"));
+        }
+        text
+    }
+
+    /// Only the SPIs.
+    pub(super) fn spis(&self) -> ((u64, u64), &[(u32, u32)]) {
+        (self.ike, &self.children)
+    }
+}
+
+/// This program, also when its file was replaced meanwhile. In a process group of its own: a terminal's signals are not for it.
+fn evergate<'a>(arguments: impl IntoIterator<Item = &'a OsStr>) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("evergate").args(arguments).process_group(0);
+    command
+}

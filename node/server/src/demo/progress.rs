@@ -1,0 +1,73 @@
+//! What is going on, on the standard error output: a line that changes on a terminal, else a line for each event.
+
+use super::traffic::Traffic;
+use std::{
+    io::{self, IsTerminal, Write},
+    time::{Duration, Instant},
+};
+
+/// How often the line changes.
+const INTERVAL: Duration = Duration::from_millis(80);
+
+/// Shows what is going on.
+pub(super) struct Progress {
+    terminal: bool,
+    drawn: Option<Instant>,
+}
+
+/// What the changing line shows.
+pub(super) struct Scene<'a> {
+    /// The active member, if one is.
+    pub(super) active: Option<&'a str>,
+    /// Kills until now, and in all.
+    pub(super) kills: (usize, usize),
+    /// The traffic, once there is some.
+    pub(super) traffic: Option<&'a Traffic>,
+}
+
+impl Progress {
+    pub(super) fn new() -> Self {
+        Self {
+            terminal: io::stderr().is_terminal(),
+            drawn: None,
+        }
+    }
+
+    /// Something happened.
+    pub(super) fn event(&mut self, text: &str) {
+        self.clear();
+        let _ = writeln!(io::stderr(), "{text}");
+    }
+
+    /// Time goes by.
+    pub(super) fn tick(&mut self, scene: &Scene<'_>) {
+        if !self.terminal || self.drawn.is_some_and(|d| d.elapsed() < INTERVAL) {
+            return;
+        }
+        let mut line = format!(
+            "active: {:<5}  kills: {}/{}",
+            scene.active.unwrap_or("nobody"),
+            scene.kills.0,
+            scene.kills.1
+        );
+        if let Some(traffic) = scene.traffic {
+            let (sent, arrived) = traffic.counts();
+            let silence = traffic.silence().as_millis();
+            line.push_str(&format!("  packets: {sent} sent, {arrived} arrived"));
+            if silence >= 20 {
+                line.push_str(&format!("  silent for {silence} ms"));
+            }
+        }
+        // Back to the first column, and nothing left of what stood there.
+        let _ = write!(io::stderr(), "\r\x1b[2K{line}");
+        let _ = io::stderr().flush();
+        self.drawn = Some(Instant::now());
+    }
+
+    /// Removes the changing line.
+    pub(super) fn clear(&mut self) {
+        if self.drawn.take().is_some() {
+            let _ = write!(io::stderr(), "\r\x1b[2K");
+        }
+    }
+}

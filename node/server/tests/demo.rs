@@ -1,0 +1,146 @@
+//! `evergate demo` as a user runs it. It needs root, or a kernel that allows user namespaces.
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Child, ChildStderr, Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// A demo that keeps its files in a directory of the test.
+struct Demo {
+    process: Child,
+    events: BufReader<ChildStderr>,
+}
+
+impl Demo {
+    fn start(dir: &Path, kills: u32) -> Self {
+        let mut process = Command::new(env!("CARGO_BIN_EXE_evergate"))
+            .args(["demo", "--json", "--kills", &kills.to_string(), "--keep"])
+            .arg(dir)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let events = BufReader::new(process.stderr.take().unwrap());
+        Self { process, events }
+    }
+
+    /// Waits for an event that has this text.
+    fn wait_for(&mut self, text: &str) {
+        let mut all = String::new();
+        while !all.contains(text) {
+            let read = self.events.read_line(&mut all).unwrap();
+            assert_ne!(read, 0, "no {text:?} in:\n{all}");
+        }
+    }
+
+    fn finish(mut self) -> (Output, Value) {
+        let mut events = String::new();
+        while self.events.read_line(&mut events).unwrap() != 0 {}
+        let output = self.process.wait_with_output().unwrap();
+        let report = serde_json::from_slice(&output.stdout);
+        let report = report.unwrap_or_else(|e| panic!("{e}: {output:?}\n{events}"));
+        (output, report)
+    }
+}
+
+/// Processes whose command line names this directory.
+fn processes_of(dir: &Path) -> usize {
+    let dir = dir.to_str().unwrap();
+    let all = fs::read_dir("/proc").unwrap().flatten();
+    let lines = all.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+    let named = lines.filter(|line| String::from_utf8_lossy(line).contains(dir));
+    named.count()
+}
+
+#[test]
+fn a_killed_member_goes_on_with_its_tunnels() {
+    let dir = tempfile::tempdir().unwrap();
+    let keep = dir.path().join("demo");
+    let (output, report) = Demo::start(&keep, 2).finish();
+    assert!(output.status.success(), "{report:#}");
+    for (name, value) in [
+        ("kills", 2),
+        ("sas_before", 2),
+        ("sas_after", 2),
+        ("reauthentications", 0),
+        ("iv_reuse", 0),
+        ("in_clear", 0),
+        ("packets_duplicated", 0),
+    ] {
+        assert_eq!(report[name], value, "{name} in {report:#}");
+    }
+    assert_eq!(report["same_spis"], true);
+    assert_eq!(report["spis_before"], report["spis_after"]);
+    assert!(report["esp_checked"].as_u64() > Some(1000), "{report:#}");
+    assert!(report["gap_ms_max"].as_f64() > Some(0.0), "{report:#}");
+    assert_eq!(processes_of(&keep), 0);
+}
+
+/// The state of an earlier moment is put back, so that the member opens the same reservation again: the one thing that must never happen.
+#[test]
+fn ivs_that_are_used_again_are_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let keep = dir.path().join("demo");
+    let state = keep.join("m1/state");
+    let mut demo = Demo::start(&keep, 2);
+    demo.wait_for("up;");
+    // What comes with the SAs has been written by then; the next epoch has not.
+    thread::sleep(Duration::from_millis(300));
+    copy(&state, &keep.join("copy"));
+    demo.wait_for("kill 1");
+    fs::rename(&state, keep.join("later")).unwrap();
+    copy(&keep.join("copy"), &state);
+    let (output, report) = demo.finish();
+    assert_eq!(output.status.code(), Some(1), "{report:#}");
+    assert!(report["iv_reuse"].as_u64() > Some(100), "{report:#}");
+    assert_eq!(report["ok"], false);
+}
+
+#[test]
+fn an_interrupted_demo_leaves_nothing_behind() {
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGKILL] {
+        let dir = tempfile::tempdir().unwrap();
+        let keep = dir.path().join("demo");
+        let mut demo = Demo::start(&keep, 100);
+        demo.wait_for("up;");
+        // The command, itself again inside, the member and the peer.
+        assert_eq!(processes_of(&keep), 4);
+        let pid = Pid::from_raw(demo.process.id().try_into().unwrap());
+        kill(pid, signal).unwrap();
+        let status = demo.process.wait().unwrap();
+        let expected = if signal == Signal::SIGKILL {
+            None
+        } else {
+            Some(130)
+        };
+        assert_eq!(status.code(), expected);
+        // Who is killed cannot wait for the others.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while processes_of(&keep) != 0 {
+            assert!(Instant::now() < deadline, "{signal}: something is left");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
