@@ -126,9 +126,8 @@ impl Clients {
                 ids: vec![],
                 secret: common.psk.clone(),
             }],
-            pools: vec![],
             retransmit: RETRANSMIT,
-            gateways: vec![],
+            ..Policy::default()
         };
         Self { common, policy }
     }
