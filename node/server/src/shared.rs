@@ -146,16 +146,6 @@ impl Shared {
         proposal.boxed()
     }
 
-    /// Proposes a command whose outcome nobody waits for.
-    ///
-    /// # Errors
-    /// If too much waits already: then it is not proposed.
-    pub(crate) fn propose_lazy(&self, command: Command) -> Result<(), LogFailed> {
-        self.replica
-            .propose_lazy(vec![command])
-            .map_err(|e| LogFailed(e.to_string()))
-    }
-
     /// Looks at the replicated state.
     pub(crate) fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
         self.replica.read(look)

@@ -10,7 +10,7 @@ use crate::{counters::IkeDrop, drills};
 use evergate_ike::{
     config::Policy,
     record::{Phase, Record, SaId},
-    sa::{Env, Failure, IkeSa, InitAnswer, answer_init, initiate},
+    sa::{Effect, Env, Failure, IkeSa, InitAnswer, answer_init, initiate},
     wire::{ExchangeType, Header},
 };
 use evergate_state::Command;
@@ -88,6 +88,7 @@ impl Worker {
         let answer = self
             .slots
             .get(&known)
+            .filter(|slot| slot.committing.is_none())
             .and_then(|slot| match &slot.sa.record().phase {
                 Phase::HalfOpen(h) if h.negotiated.init_request == bytes => {
                     Some(h.negotiated.init_response.clone())
@@ -111,26 +112,39 @@ impl Worker {
         }
     }
 
-    /// A half-open SA: its record follows lazily, the response leaves now.
+    /// A half-open SA. Its response waits for the record like any other: a peer that sends IKE_AUTH at once must find an SA also when this process
+    /// dies in between. It costs a moment, but no more writes: what comes at the same time goes into one.
     fn half_open(&mut self, record: Record, local: SocketAddr, remote: SocketAddr) {
-        let id = record.id;
         let response = record.inbound.last_response.clone();
-        drills::pass("before-commit", INIT);
-        let proposed = self.shared.propose_lazy(Command::PutSas {
-            epoch: self.shared.epoch,
-            records: vec![Arc::new(record.clone())],
+        let effects = response.map(|datagram| Effect::Send {
+            datagram,
+            local,
+            remote,
         });
-        if let Err(e) = proposed {
-            return self
-                .shared
-                .dropped(IkeDrop::HalfOpenLimit, local, remote, &e);
-        }
-        let now = self.shared.clock.now();
-        self.insert(id, Slot::new(IkeSa::created(record, now)));
-        drills::pass("after-commit", INIT);
-        if let Some(datagram) = response {
-            self.send(local, remote, &datagram);
-        }
+        let slot = Slot::new(IkeSa::created(record.clone(), self.shared.clock.now()));
+        self.propose_new(slot, record, effects.into_iter().collect());
+    }
+
+    /// An SA that starts with the commit of its first record.
+    fn propose_new(&mut self, mut slot: Slot, record: Record, effects: Vec<Effect>) {
+        drills::pass("before-commit", INIT);
+        let id = record.id;
+        let records = vec![Arc::new(record)];
+        let proposal = self.shared.propose(Command::PutSas {
+            epoch: self.shared.epoch,
+            records: records.clone(),
+        });
+        slot.committing = Some(Committing {
+            records,
+            effects,
+            exchange: INIT,
+        });
+        self.insert(id, slot);
+        self.pending.push(
+            proposal
+                .map(move |outcome| Done::Put { sa: id, outcome })
+                .boxed(),
+        );
     }
 
     /// Starts an IKE SA of our own: its first message is committed before it leaves.
@@ -173,28 +187,12 @@ impl Worker {
         };
         let id = record.id;
         info!(event = "initiating", sa = %id, connection, child, peer = %record.path.remote, "initiating an IKE SA");
-        drills::pass("before-commit", INIT);
         let mut slot = Slot::new(IkeSa::created(record.clone(), env.now));
         if let Some(watcher) = watcher {
             slot.watch(watcher);
         }
-        let records = vec![Arc::new(record)];
-        let proposal = shared.propose(Command::PutSas {
-            epoch: shared.epoch,
-            records: records.clone(),
-        });
         // Once it is committed the SA's own timer sends the message.
-        slot.committing = Some(Committing {
-            records,
-            effects: Vec::new(),
-            exchange: INIT,
-        });
-        self.insert(id, slot);
-        self.pending.push(
-            proposal
-                .map(move |outcome| Done::Put { sa: id, outcome })
-                .boxed(),
-        );
+        self.propose_new(slot, record, Vec::new());
         let _ = reply.send(Ok(id));
     }
 }
