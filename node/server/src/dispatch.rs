@@ -9,7 +9,7 @@ use evergate_dataplane::PlaneEvent;
 use evergate_ike::{
     record::SaId,
     sa,
-    wire::{self, ExchangeType, Header, Notify, NotifyType, Payload, Protocol},
+    wire::{ExchangeType, Header},
 };
 use evergate_state::{Command, Outcome};
 use std::{
@@ -52,7 +52,7 @@ enum Way {
     /// To the SA that has this SPI of ours.
     Sa(SaId),
     /// A request of another major version.
-    OtherVersion(Header),
+    OtherVersion,
     /// Nowhere.
     Drop(IkeDrop, &'static str),
 }
@@ -66,7 +66,7 @@ impl Way {
             return if header.is_response {
                 Self::Drop(IkeDrop::Version, "a response of another major version")
             } else {
-                Self::OtherVersion(header)
+                Self::OtherVersion
             };
         }
         if header.initiator_spi == 0 {
@@ -176,7 +176,7 @@ impl Dispatcher {
                     remote,
                 },
             ),
-            Way::OtherVersion(header) => return self.other_version(&header, local, remote),
+            Way::OtherVersion => return self.other_version(&bytes, local, remote),
             Way::Drop(reason, why) => return self.shared.dropped(reason, local, remote, &why),
         };
         let queue = self.shared.workers.get().and_then(|all| all.get(worker));
@@ -199,7 +199,7 @@ impl Dispatcher {
     }
 
     /// Says which version we speak (RFC 7296 §2.5): the header of the answer does.
-    fn other_version(&self, header: &Header, local: SocketAddr, remote: SocketAddr) {
+    fn other_version(&self, bytes: &[u8], local: SocketAddr, remote: SocketAddr) {
         self.shared.dropped(
             IkeDrop::Version,
             local,
@@ -209,24 +209,9 @@ impl Dispatcher {
         if self.version_answers.pass(Instant::now()).is_none() {
             return;
         }
-        let answer = Header {
-            minor_version: 0,
-            exchange: ExchangeType::INFORMATIONAL,
-            from_initiator: !header.from_initiator,
-            is_response: true,
-            higher_version: false,
-            ..*header
-        };
-        let notify = Payload::Notify(Notify {
-            protocol: Protocol::NONE,
-            spi: Vec::new(),
-            kind: NotifyType::INVALID_MAJOR_VERSION,
-            data: Vec::new(),
-        });
-        let _ = self
-            .shared
-            .plane
-            .send_ike(local, remote, &wire::emit(&answer, &[notify]));
+        if let Some(answer) = sa::answer_stray(bytes) {
+            let _ = self.shared.plane.send_ike(local, remote, &answer);
+        }
     }
 }
 
@@ -370,7 +355,7 @@ mod tests {
     fn other_versions_and_fragments_of_headers_are_told_apart() {
         let mut bytes = header(1, 2, true, false).to_bytes(PayloadType::NONE, 28);
         bytes[17] = 0x10;
-        assert!(matches!(Way::of(&bytes), Way::OtherVersion(h) if h.initiator_spi == 1));
+        assert_eq!(Way::of(&bytes), Way::OtherVersion);
         bytes[19] |= 0x20;
         assert!(matches!(Way::of(&bytes), Way::Drop(IkeDrop::Version, _)));
         for len in 0..28 {

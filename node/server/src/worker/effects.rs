@@ -5,11 +5,11 @@ use crate::{children, clock::millis, counters::IkeDrop, drills, shared::Shared};
 use evergate_dataplane::PlaneError;
 use evergate_ike::{
     env::UnixMillis,
-    record::{Record, SaId},
+    record::{Phase, Record, SaId},
     sa::{Effect, Event},
     wire::Header,
 };
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use tracing::{debug, error};
 
 impl Shared {
@@ -63,13 +63,7 @@ impl Worker {
                     self.plane_said(id, "move", spi_in, done);
                 }
             }
-            Effect::AssignAddresses { addresses, .. } => {
-                for address in addresses {
-                    if let Err(e) = self.shared.plane.assign_address(address) {
-                        error!(event = "address-failed", sa = %id, %address, "cannot take a virtual address: {e}");
-                    }
-                }
-            }
+            Effect::AssignAddresses { addresses, .. } => self.assign(id, &addresses),
             Effect::ReleaseAddresses { addresses } => {
                 for address in addresses {
                     if let Err(e) = self.shared.plane.release_address(address) {
@@ -131,8 +125,19 @@ impl Worker {
         }
     }
 
-    /// The Child SAs of an SA that this process has taken over.
-    pub(super) fn install_children(&self, record: &Record) {
+    fn assign(&self, id: SaId, addresses: &[IpAddr]) {
+        for address in addresses {
+            if let Err(e) = self.shared.plane.assign_address(*address) {
+                error!(event = "address-failed", sa = %id, %address, "cannot take a virtual address: {e}");
+            }
+        }
+    }
+
+    /// What an SA that this process has taken over has in the data plane: our virtual addresses, then its Child SAs.
+    pub(super) fn install_all(&self, record: &Record) {
+        if let Phase::Established(e) = &record.phase {
+            self.assign(record.id, &e.our_vips);
+        }
         for child in record.children() {
             let done = children::install(&self.shared, child, &record.path, &record.connection);
             self.plane_said(record.id, "install", child.spi_in, done);

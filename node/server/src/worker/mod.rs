@@ -140,7 +140,7 @@ impl Worker {
         };
         let now = worker.shared.clock.now();
         for record in records {
-            worker.install_children(&record);
+            worker.install_all(&record);
             let id = record.id;
             let sa = IkeSa::resume(Arc::unwrap_or_clone(record), now);
             worker.insert(id, Slot::new(sa));
