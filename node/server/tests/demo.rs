@@ -1,4 +1,5 @@
 //! `evergate demo` as a user runs it. It needs root, or a kernel that allows user namespaces.
+#![allow(clippy::unwrap_used)]
 
 use nix::{
     sys::signal::{Signal, kill},

@@ -75,7 +75,7 @@ pub(super) async fn play(args: &Args, dir: &Path) -> Result<Report> {
     traffic.stop_sending()?;
     tokio::time::sleep(DRAIN).await;
     let totals = traffic.finish()?;
-    let wire = stage.capture.finish()?;
+    let (wire, frames_missed) = stage.capture.finish()?;
     let begun_anew = (wire.handshakes - handshakes).max(before.authenticated_again(&after));
     Ok(Report::new(Facts {
         members: stage.members.len(),
@@ -88,6 +88,7 @@ pub(super) async fn play(args: &Args, dir: &Path) -> Result<Report> {
         before: before.summary(),
         after: after.summary(),
         wire,
+        frames_missed,
         took: began.elapsed(),
     }))
 }
