@@ -137,3 +137,54 @@ pub(crate) async fn apply(
         changed: true,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::parse;
+    use evergate_cluster::{ClusterKey, Config, store::Disk};
+    use evergate_ike::env::UnixMillis;
+
+    fn policy(name: &str) -> Policy {
+        let text = format!("[secrets.{name}]\nsecret = '{name}'");
+        parse(&text, Path::new(".")).unwrap().policy
+    }
+
+    #[tokio::test]
+    async fn the_file_wins_only_when_it_says_something_else_than_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = format!(
+            "[member]\nname = 'm'\nstate_dir = '{}'",
+            dir.path().display()
+        );
+        let member = parse(&text, Path::new(".")).unwrap().member.unwrap();
+        let (store, recovered) = Disk::new().open();
+        let config = Config::new(ClusterKey::from_bytes([7; 32]), || UnixMillis(1));
+        let replica = Replica::with_store(config, Box::new(store), recovered).unwrap();
+        let now = || {
+            replica.read(|s| {
+                (
+                    s.policy_version(),
+                    s.policy().secrets.first().map(|s| s.name.clone()),
+                )
+            })
+        };
+        let named = |name: &str| Some(name.to_owned());
+        apply_file(&replica, &policy("a"), &member).await.unwrap();
+        assert_eq!(now(), (1, named("a")));
+        apply_file(&replica, &policy("a"), &member).await.unwrap();
+        assert_eq!(now(), (1, named("a")));
+        // An operator applies another; the file is as it was.
+        let set = Command::SetPolicy {
+            expected: 1,
+            policy: Arc::new(policy("b")),
+        };
+        replica.propose(vec![set]).await.unwrap();
+        apply_file(&replica, &policy("a"), &member).await.unwrap();
+        assert_eq!(now(), (2, named("b")));
+        apply_file(&replica, &policy("c"), &member).await.unwrap();
+        assert_eq!(now(), (3, named("c")));
+        let stored = fs::read(dir.path().join(APPLIED)).unwrap();
+        assert_eq!(stored.len(), 32);
+    }
+}

@@ -324,3 +324,21 @@ fn columns_count_characters() {
     let message = refused("[connections.\"käse\"]\nlocal = { id = 'ä.test', auth = 'x' }");
     assert!(message.starts_with("2:33: "), "{message}");
 }
+
+#[test]
+fn times_between_repetitions_stay_reasonable() {
+    for wrong in [
+        "timeout = '0s'",
+        "base = 0.5",
+        "base = nan",
+        "base = 20.0",
+        "tries = 101",
+        "timeout = '1h'",
+    ] {
+        let message = refused(&format!("[retransmit]\n{wrong}"));
+        assert!(
+            message.starts_with("1:1: error: these times cannot be used, expected a timeout"),
+            "{wrong}: {message}"
+        );
+    }
+}

@@ -21,6 +21,14 @@ workers = 3
 [dataplane]
 tun = "eg1"
 mtu = 1380
+mark = 7
+route_table = 99
+keep_closed = false
+
+[retransmit]
+timeout = "500ms"
+base = 1.5
+tries = 3
 
 [limits]
 cookie_threshold = 5
@@ -103,6 +111,14 @@ fn every_key_arrives() {
         (config.dataplane.tun.as_str(), config.dataplane.mtu),
         ("eg1", 1380)
     );
+    let plane = &config.dataplane;
+    assert_eq!(
+        (plane.mark, plane.route_table, plane.keep_closed),
+        (7, 99, false)
+    );
+    let retransmit = config.policy.retransmit;
+    assert_eq!(retransmit.timeout, Duration::from_millis(500));
+    assert_eq!((retransmit.growth_percent, retransmit.tries), (150, 3));
     let limits = config.limits;
     assert_eq!(
         (

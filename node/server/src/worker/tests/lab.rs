@@ -13,7 +13,7 @@ use evergate_dataplane::{
 use evergate_ike::record::{Record, SaId};
 use evergate_state::Command;
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     future::Future,
     net::{IpAddr, SocketAddr},
     ops::Range,
@@ -81,6 +81,8 @@ impl Net {
 pub(super) struct Plane {
     net: Arc<Net>,
     pub(super) children: Mutex<BTreeMap<u32, ChildSa>>,
+    /// The virtual addresses that are ours.
+    pub(super) addresses: Mutex<BTreeSet<IpAddr>>,
     /// Every reservation that a Child SA was ever installed or extended with.
     pub(super) reservations: Mutex<Vec<(u32, Range<u64>)>>,
 }
@@ -143,10 +145,12 @@ impl DataPlane for Plane {
     fn protect(&self, _: Vec<Protected>) -> Result<(), PlaneError> {
         Ok(())
     }
-    fn assign_address(&self, _: IpAddr) -> Result<(), PlaneError> {
+    fn assign_address(&self, address: IpAddr) -> Result<(), PlaneError> {
+        self.addresses.lock().unwrap().insert(address);
         Ok(())
     }
-    fn release_address(&self, _: IpAddr) -> Result<(), PlaneError> {
+    fn release_address(&self, address: IpAddr) -> Result<(), PlaneError> {
+        self.addresses.lock().unwrap().remove(&address);
         Ok(())
     }
     fn send_ike(

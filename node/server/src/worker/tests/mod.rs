@@ -187,6 +187,32 @@ async fn a_killed_member_goes_on_with_the_same_sas_and_other_sequence_numbers() 
 }
 
 #[tokio::test]
+async fn virtual_addresses_are_leased_and_taken_again_after_a_restart() {
+    let net = Arc::new(Net::default());
+    let text = config(A, B, "vips = ['0.0.0.0']").replace(&format!("local_ts = ['{A}']"), "");
+    let a = Host::start(&net, A, &text).await;
+    let pool = "[pools.p]\naddrs = '10.9.0.1-10.9.0.1'\n";
+    let text = config(B, A, "pools = ['p']").replace(&format!("remote_ts = ['{A}']"), "");
+    let b = Host::start(&net, B, &(text + pool)).await;
+    initiate(&a.shared, child_of_c()).await.unwrap();
+    let ours = |host: &Host| -> Vec<String> {
+        let addresses = host.plane.addresses.lock().unwrap();
+        addresses.iter().map(ToString::to_string).collect()
+    };
+    assert_eq!(ours(&a), ["10.9.0.1"]);
+    let a = a.killed_and_started(&net).await;
+    assert_eq!(ours(&a), ["10.9.0.1"]);
+    let target = Some(terminate_request::Target::Connection("c".into()));
+    terminate(&a.shared, TerminateRequest { target })
+        .await
+        .unwrap();
+    until("the address is free again", || {
+        ours(&a).is_empty() && b.shared.read(|s| s.leases().count()) == 0
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn who_lost_the_gateway_sends_nothing_any_more() {
     let (net, a, b) = tunnel().await;
     let (_, spi) = b.only();
