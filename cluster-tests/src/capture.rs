@@ -30,16 +30,9 @@ impl Capture {
         let path = file.to_str().context("path")?;
         let mut command = vec!["ip", "netns", "exec", &namespace];
         // As root: tcpdump would otherwise drop to a user that cannot write here.
-        command.extend([
-            "tcpdump",
-            "--immediate-mode",
-            "-i",
-            "br0",
-            "-U",
-            "-B",
-            "16384",
-        ]);
-        command.extend(["-Z", "root", "-w", path]);
+        command.extend(["tcpdump", "--immediate-mode", "-i", "br0", "-U", "-w", path]);
+        // Slots of one whole frame, and enough of them for a busy machine.
+        command.extend(["-s", "2048", "-B", "65536", "-Z", "root"]);
         let tcpdump = Process::start(&command, &[], &log)?;
         until(secs(10), "tcpdump listens", || {
             Ok(std::fs::read_to_string(&log)?.contains("listening on"))

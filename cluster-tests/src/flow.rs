@@ -227,7 +227,9 @@ fn send(
         } else {
             side.unsent.fetch_add(1, Ordering::Relaxed);
         }
-        next += interval;
+        // After a stall of the machine no burst makes up for it: that would
+        // overflow queues, and is another test.
+        next = (next + interval).max(Instant::now());
         std::thread::sleep(next.saturating_duration_since(Instant::now()));
     }
 }

@@ -7,6 +7,7 @@ use evergate_cluster_tests::lab::Family::{V4, V6};
 use evergate_cluster_tests::raw::Random;
 use evergate_cluster_tests::sa::{Endpoint, Spis};
 use evergate_cluster_tests::strongswan::Esp;
+use evergate_cluster_tests::wire::{Exchange, Kind, Loss, lose};
 use evergate_cluster_tests::{Result, millis, secs, until};
 
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -134,7 +135,16 @@ fn drive(duo: &Duo, by: By, during: During) -> Result<()> {
 fn at_failpoint(by: By, during: During, point: &str) -> Result<()> {
     let mut duo = Duo::start_with(&Setup::new(V4), &[("EVERGATE_FAILPOINT", point)])?;
     let mut flow = None;
-    if during != During::Establish {
+    if during == During::Establish {
+        // Half-open SAs are committed lazily: here IKE_AUTH comes after that.
+        let lost = Loss {
+            from: &V4.outer(1),
+            exchange: Exchange::Auth,
+            kind: Kind::Request,
+            count: 1,
+        };
+        lose(&duo.lab, &[lost])?;
+    } else {
         initiate(&duo, By::Peer)?;
         duo.agree(1)?;
         let running = duo.traffic(V4, 5)?;
@@ -246,6 +256,8 @@ macro_rules! failpoints {
     )*};
 }
 
+// A failure point has the name of the exchange in which it is about to send:
+// what follows the answer to an own rekey is the delete of the old SA.
 failpoints! {
     killed_at_the_peers_init_before_commit: By::Peer, Establish, "before-commit:IKE_SA_INIT:1";
     killed_at_the_peers_init_after_commit: By::Peer, Establish, "after-commit:IKE_SA_INIT:1";
@@ -263,18 +275,38 @@ failpoints! {
     killed_at_the_delete_after_the_peers_ike_rekey: By::Peer, RekeyIke, "after-commit:INFORMATIONAL:1";
     killed_at_own_child_rekey_before_commit: By::Member, RekeyChild, "before-commit:CREATE_CHILD_SA:1";
     killed_at_own_child_rekey_after_commit: By::Member, RekeyChild, "after-commit:CREATE_CHILD_SA:1";
-    killed_at_the_answer_to_own_child_rekey: By::Member, RekeyChild, "before-commit:CREATE_CHILD_SA:2";
-    killed_after_the_answer_to_own_child_rekey: By::Member, RekeyChild, "after-commit:CREATE_CHILD_SA:2";
+    killed_at_the_answer_to_own_child_rekey: By::Member, RekeyChild, "before-commit:INFORMATIONAL:1";
+    killed_after_the_answer_to_own_child_rekey: By::Member, RekeyChild, "after-commit:INFORMATIONAL:1";
     killed_at_own_ike_rekey_before_commit: By::Member, RekeyIke, "before-commit:CREATE_CHILD_SA:1";
     killed_at_own_ike_rekey_after_commit: By::Member, RekeyIke, "after-commit:CREATE_CHILD_SA:1";
-    killed_at_the_answer_to_own_ike_rekey: By::Member, RekeyIke, "before-commit:CREATE_CHILD_SA:2";
-    killed_after_the_answer_to_own_ike_rekey: By::Member, RekeyIke, "after-commit:CREATE_CHILD_SA:2";
+    killed_at_the_answer_to_own_ike_rekey: By::Member, RekeyIke, "before-commit:INFORMATIONAL:1";
+    killed_after_the_answer_to_own_ike_rekey: By::Member, RekeyIke, "after-commit:INFORMATIONAL:1";
     killed_at_the_peers_child_delete_before_commit: By::Peer, DeleteChild, "before-commit:INFORMATIONAL:1";
     killed_at_the_peers_child_delete_after_commit: By::Peer, DeleteChild, "after-commit:INFORMATIONAL:1";
     killed_at_the_peers_ike_delete_before_commit: By::Peer, DeleteIke, "before-commit:INFORMATIONAL:1";
     killed_at_the_peers_ike_delete_after_commit: By::Peer, DeleteIke, "after-commit:INFORMATIONAL:1";
     killed_at_own_ike_delete_before_commit: By::Member, DeleteIke, "before-commit:INFORMATIONAL:1";
     killed_at_own_ike_delete_after_commit: By::Member, DeleteIke, "after-commit:INFORMATIONAL:1";
+}
+
+#[test]
+fn a_half_open_sa_that_is_lost_costs_the_peer_another_attempt() -> Result<()> {
+    // IKE_AUTH comes at once, before the half-open SA is committed.
+    let point = [("EVERGATE_FAILPOINT", "request-arrived:IKE_AUTH:1")];
+    let mut duo = Duo::start_with(&Setup::new(V4), &point)?;
+    let first = duo.peer.initiate_within(C1, 3);
+    duo.member.wait_for_failpoint()?;
+    duo.member.start_again(&[])?;
+    if first.is_err() {
+        duo.peer.terminate(C1).ok();
+        duo.peer.initiate(C1, C1)?;
+    }
+    assert_eq!(duo.agree(1)?.ike.len(), 1);
+    let flow = duo.traffic(V4, 5)?;
+    flow.runs(50, secs(10))?;
+    flow.stop().is_lossless()?;
+    duo.finish()?;
+    Ok(())
 }
 
 #[test]
