@@ -66,14 +66,23 @@ fn record(id: u64) -> Arc<Record> {
 async fn child_appends() {
     let Ok(dir) = std::env::var(DIR) else { return };
     let replica = open(dir.as_ref());
+    let before = replica.read(|s| s.epoch(GW));
     let outcome = replica
-        .propose(vec![Command::TakeGateway {
-            gateway: GW,
-            member: "a".into(),
-        }])
+        .propose(vec![
+            Command::RegisterMember {
+                member: "a".into(),
+                incarnation: u128::from(before) + 1,
+            },
+            Command::AssignGateway {
+                gateway: GW,
+                member: "a".into(),
+                incarnation: u128::from(before) + 1,
+                expected_epoch: before,
+            },
+        ])
         .await
         .unwrap();
-    let [Outcome::Epoch { epoch }] = outcome[..] else {
+    let [Outcome::Applied, Outcome::Epoch { epoch }] = outcome[..] else {
         panic!("{outcome:?}")
     };
     println!("epoch {epoch}");

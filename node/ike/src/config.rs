@@ -6,6 +6,7 @@
 use crate::{
     identity::{IdPattern, Identity},
     proposal::{EspProposal, IkeProposal},
+    record::GatewayId,
     secret::Secret,
     selector::SelectorTemplate,
 };
@@ -27,6 +28,31 @@ pub struct Policy {
     pub pools: Vec<Pool>,
     /// How requests are repeated.
     pub retransmit: Retransmit,
+    /// Virtual gateways. When there is none, number 0 exists, with whatever addresses its member has.
+    pub gateways: Vec<GatewayConfig>,
+}
+
+/// A virtual gateway: what one member at a time serves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GatewayConfig {
+    /// Its number, which SAs are marked with: another number is another gateway.
+    pub id: GatewayId,
+    /// Its name.
+    pub name: String,
+    /// Addresses that peers connect to, with the lengths of their prefixes on the link.
+    pub outer: Vec<IpNet>,
+    /// Addresses that the protected network routes to, with the lengths of their prefixes on the link.
+    pub inner: Vec<IpNet>,
+}
+
+impl Policy {
+    /// The numbers of the virtual gateways that there are.
+    pub fn gateway_ids(&self) -> Vec<GatewayId> {
+        if self.gateways.is_empty() {
+            return vec![GatewayId(0)];
+        }
+        self.gateways.iter().map(|g| g.id).collect()
+    }
 }
 
 /// How a request of ours is repeated while it is not answered (RFC 7296 §2.1, §2.4).

@@ -239,9 +239,7 @@ async fn extend(shared: Arc<Shared>, spi_in: u32, rate: u64) {
                 rekey_if_short(&shared, spi, end).await;
             }
         }
-        Ok(Outcome::Refused(refusal @ evergate_state::Refusal::StaleEpoch { .. })) => {
-            shared.go_passive(&refusal)
-        }
+        Ok(Outcome::Refused(refusal)) if refusal.is_loss() => shared.go_passive(&refusal),
         Ok(other) => warn!(
             event = "extend-refused",
             spi_in = format_args!("{spi_in:08x}"),

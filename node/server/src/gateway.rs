@@ -136,9 +136,21 @@ pub(crate) async fn commit(replica: &Replica, command: Command) -> anyhow::Resul
 /// # Errors
 /// If the log fails.
 pub(crate) async fn take_gateway(replica: &Replica, member: &str) -> anyhow::Result<u32> {
-    let command = Command::TakeGateway {
+    let mut bytes = [0; 16];
+    SystemEntropy.fill(&mut bytes);
+    let incarnation = u128::from_be_bytes(bytes);
+    let register = Command::RegisterMember {
+        member: member.to_owned(),
+        incarnation,
+    };
+    commit(replica, register)
+        .await
+        .context("cannot register this process")?;
+    let command = Command::AssignGateway {
         gateway: GATEWAY,
         member: member.to_owned(),
+        incarnation,
+        expected_epoch: replica.read(|state| state.epoch(GATEWAY)),
     };
     match commit(replica, command)
         .await

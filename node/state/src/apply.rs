@@ -3,9 +3,9 @@
 use crate::{
     command::{Command, Counters, Entry, Outcome, Refusal},
     lease::{Claim, Wish},
-    limits::{MAX_CHILDREN, MAX_GATEWAYS, MAX_SAS, MAX_VIPS},
+    limits::{MAX_CHILDREN, MAX_SAS, MAX_VIPS},
     reservation::Reservation,
-    state::{Gateway, State},
+    state::{Owner, State},
 };
 use evergate_ike::{
     config::Policy,
@@ -64,7 +64,28 @@ impl State {
 
     fn carry_out(&mut self, command: &Command) -> Result<Outcome, Refusal> {
         match command {
-            Command::TakeGateway { gateway, member } => self.take_gateway(*gateway, member),
+            Command::RegisterMember {
+                member,
+                incarnation,
+            } => self.register(member, *incarnation),
+            Command::RemoveMember {
+                member,
+                incarnation,
+            } => self.remove_member(member, *incarnation),
+            Command::SetDraining { member, draining } => self.set_draining(member, *draining),
+            Command::AssignGateway {
+                gateway,
+                member,
+                incarnation,
+                expected_epoch,
+            } => {
+                let owner = Owner {
+                    member: member.clone(),
+                    incarnation: *incarnation,
+                };
+                self.assign(*gateway, owner, *expected_epoch)
+            }
+            Command::ReleaseGateway { gateway, epoch } => self.release(*gateway, *epoch),
             Command::PutSas { epoch, records } => self.put_sas(*epoch, records),
             Command::Counters {
                 gateway,
@@ -90,8 +111,6 @@ impl State {
                 v4,
                 v6,
             } => {
-                self.check_epoch(*gateway, *epoch)?;
-                self.check_gateway(*gateway, *sa)?;
                 let policy = Arc::clone(&self.body.policy);
                 let existing = pools
                     .iter()
@@ -105,10 +124,7 @@ impl State {
                     v4: *v4,
                     v6: *v6,
                 };
-                self.body
-                    .leases
-                    .lease(&wish, self.body.clock)
-                    .map(Outcome::Leased)
+                self.lease(*gateway, *epoch, &wish)
             }
             Command::SetPolicy { expected, policy } => self.set_policy(*expected, policy),
             Command::SetCookieSecrets(secrets) => {
@@ -118,30 +134,18 @@ impl State {
         }
     }
 
-    fn take_gateway(&mut self, gateway: GatewayId, member: &str) -> Result<Outcome, Refusal> {
-        let current = self.gateway(gateway).map_or(0, |g| g.epoch);
-        let epoch = current
-            .checked_add(1)
-            .ok_or(Refusal::Limit("epochs of a gateway"))?;
-        if current == 0 && self.body.gateways.len() >= MAX_GATEWAYS {
-            return Err(Refusal::Limit("gateways"));
-        }
-        self.body.gateways.insert(
-            gateway,
-            Gateway {
-                epoch,
-                owner: member.to_owned(),
-            },
-        );
-        for reservation in self
-            .body
-            .reservations
-            .values_mut()
-            .filter(|r| r.gateway() == gateway)
-        {
-            reservation.take(epoch);
-        }
-        Ok(Outcome::Epoch { epoch })
+    fn lease(
+        &mut self,
+        gateway: GatewayId,
+        epoch: u32,
+        wish: &Wish<'_>,
+    ) -> Result<Outcome, Refusal> {
+        self.check_epoch(gateway, epoch)?;
+        self.check_gateway(gateway, wish.sa)?;
+        self.body
+            .leases
+            .lease(wish, self.body.clock)
+            .map(Outcome::Leased)
     }
 
     fn put_sas(&mut self, epoch: u32, records: &[Arc<Record>]) -> Result<Outcome, Refusal> {

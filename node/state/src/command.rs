@@ -22,13 +22,47 @@ pub struct Entry {
 /// A change of the replicated state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
-    /// A process incarnation takes a virtual gateway: a new epoch, and in the same apply the next disjoint reservation
+    /// A process of a member says that it is the one now. What an earlier process of the member has or does is refused from then on.
+    /// Its gateways stay marked as its own until they are assigned again: its lease may still run.
+    RegisterMember {
+        /// The member's name.
+        member: String,
+        /// A random number of the process, made when it starts.
+        incarnation: u128,
+    },
+    /// Forgets a member, if it has no virtual gateway.
+    RemoveMember {
+        /// The member's name.
+        member: String,
+        /// Its process that is known to be over.
+        incarnation: u128,
+    },
+    /// Whether a member should have no virtual gateways, because it is about to go.
+    SetDraining {
+        /// The member's name.
+        member: String,
+        /// Whether.
+        draining: bool,
+    },
+    /// A process incarnation gets a virtual gateway: a new epoch, and in the same apply the next disjoint reservation
     /// for each of its Child SAs.
-    TakeGateway {
+    AssignGateway {
         /// Which.
         gateway: GatewayId,
         /// The member's name.
         member: String,
+        /// Its process, which must be the one that is registered.
+        incarnation: u128,
+        /// The epoch that the proposer saw; 0 if the gateway was never assigned.
+        expected_epoch: u32,
+    },
+    /// The owner of a virtual gateway gives it up. It has stopped using the addresses and sends nothing more under the epoch when it
+    /// proposes this, so that the next owner need not wait for a lease to end.
+    ReleaseGateway {
+        /// Which.
+        gateway: GatewayId,
+        /// The epoch in which it had it.
+        epoch: u32,
     },
     /// New records of SAs, all or none. Each must have the revision after the one that is there (1 if none is).
     PutSas {
@@ -108,7 +142,7 @@ pub struct Counters {
 pub enum Outcome {
     /// It was applied.
     Applied,
-    /// The gateway was taken.
+    /// The gateway was assigned.
     Epoch {
         /// The new epoch.
         epoch: u32,
@@ -134,6 +168,23 @@ pub enum Refusal {
         /// What it is.
         current: u32,
     },
+    /// The epoch is the last one, but its owner gave the gateway up, or a newer process of the same member runs.
+    #[error("epoch {epoch} of gateway {gateway:?} has no owner any more")]
+    NotOwned {
+        /// The gateway.
+        gateway: GatewayId,
+        /// The epoch.
+        epoch: u32,
+    },
+    /// Another process of the member is the registered one.
+    #[error("this process of member {0} is not the registered one")]
+    Superseded(String),
+    /// No process of the member ever registered.
+    #[error("member {0} is not known")]
+    UnknownMember(String),
+    /// The member has virtual gateways.
+    #[error("member {0} has virtual gateways")]
+    HasGateways(String),
     /// The record's revision does not follow the one that is there.
     #[error("revision {given} of SA {sa} does not follow {current}")]
     StaleRevision {
@@ -172,4 +223,14 @@ pub enum Refusal {
     /// A limit was reached.
     #[error("limit reached: {0}")]
     Limit(&'static str),
+}
+
+impl Refusal {
+    /// Whether it means that the asker has lost its virtual gateway (or never had it), and must act for it no more.
+    pub fn is_loss(&self) -> bool {
+        matches!(
+            self,
+            Self::StaleEpoch { .. } | Self::NotOwned { .. } | Self::Superseded(_)
+        )
+    }
 }

@@ -3,6 +3,15 @@
 /// IKE SAs, tombstones and half-open ones included: ten times what one cluster is meant to serve, and about 4 GB of records.
 pub const MAX_SAS: usize = 1_000_000;
 
+/// Members: far more than a quorum is good for; members that are gone for good are removed.
+pub const MAX_MEMBERS: usize = 256;
+
+/// Former processes of a member that are remembered. A registration that is late by more restarts than that is not recognised.
+pub const MAX_FORMER_INCARNATIONS: usize = 8;
+
+/// The last epoch of a virtual gateway: the IVs of IKE messages have 24 bits for it.
+pub const MAX_EPOCH: u32 = (1 << 24) - 1;
+
 /// Virtual gateways: a few per member suffice, and each takeover walks over all of them.
 pub const MAX_GATEWAYS: usize = 4096;
 

@@ -17,10 +17,30 @@ use std::{collections::BTreeMap, fmt, net::IpAddr, ops::Range, sync::Arc};
 /// Who has a virtual gateway.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gateway {
-    /// Grows by one with every taking; the first is 1.
+    /// Grows by one with every assignment; the first is 1.
     pub epoch: u32,
-    /// The member that took it last.
-    pub owner: String,
+    /// The process to which it was assigned last, unless it gave it up.
+    pub owner: Option<Owner>,
+}
+
+/// One process of one member.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Owner {
+    /// The member's name.
+    pub member: String,
+    /// Its process.
+    pub incarnation: u128,
+}
+
+/// What is known of a member.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Its latest process.
+    pub incarnation: u128,
+    /// Processes before, the latest last: a late repetition of their registration must not bring them back.
+    pub(crate) former: Vec<u128>,
+    /// Whether it should have no virtual gateways.
+    pub draining: bool,
 }
 
 /// The replicated state. Members that applied the same entries have equal states, and equal snapshots byte by byte.
@@ -35,6 +55,7 @@ pub struct State {
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Body {
     pub(crate) clock: UnixMillis,
+    pub(crate) members: BTreeMap<String, Member>,
     pub(crate) gateways: BTreeMap<GatewayId, Gateway>,
     pub(crate) sas: BTreeMap<SaId, Arc<Record>>,
     pub(crate) reservations: BTreeMap<u32, Reservation>,
@@ -55,12 +76,39 @@ impl State {
         self.body.clock
     }
 
-    /// A virtual gateway, if anybody ever took it.
+    /// What is known of a member, if a process of it ever registered.
+    pub fn member(&self, name: &str) -> Option<&Member> {
+        self.body.members.get(name)
+    }
+
+    /// All members that ever registered, in the order of their names.
+    pub fn members(&self) -> impl Iterator<Item = (&str, &Member)> {
+        self.body.members.iter().map(|(n, m)| (n.as_str(), m))
+    }
+
+    /// The epoch of a virtual gateway, as [`Command::AssignGateway`](crate::Command::AssignGateway) expects it: 0 if it was never assigned.
+    pub fn epoch(&self, id: GatewayId) -> u32 {
+        self.gateway(id).map_or(0, |g| g.epoch)
+    }
+
+    /// The epoch in which a process has a virtual gateway; `None` if it does not have it.
+    pub fn epoch_of(&self, id: GatewayId, owner: &Owner) -> Option<u32> {
+        let gateway = self.gateway(id)?;
+        (gateway.owner.as_ref() == Some(owner) && self.is_current(owner)).then_some(gateway.epoch)
+    }
+
+    /// Whether a process is the registered one of its member.
+    pub fn is_current(&self, owner: &Owner) -> bool {
+        self.member(&owner.member)
+            .is_some_and(|m| m.incarnation == owner.incarnation)
+    }
+
+    /// A virtual gateway, if it was ever assigned.
     pub fn gateway(&self, id: GatewayId) -> Option<&Gateway> {
         self.body.gateways.get(&id)
     }
 
-    /// All virtual gateways that anybody ever took.
+    /// All virtual gateways that were ever assigned.
     pub fn gateways(&self) -> impl Iterator<Item = (GatewayId, &Gateway)> {
         self.body.gateways.iter().map(|(id, g)| (*id, g))
     }
@@ -123,16 +171,23 @@ impl State {
         self.spis.get(&spi).copied()
     }
 
-    /// Refuses an epoch that is not the gateway's current one.
+    /// Refuses an epoch that is not the gateway's current one, or whose owner is no more.
     pub(crate) fn check_epoch(&self, gateway: GatewayId, given: u32) -> Result<(), Refusal> {
-        let current = self.gateway(gateway).map_or(0, |g| g.epoch);
-        if current == given && current != 0 {
+        let current = self.epoch(gateway);
+        if current != given || current == 0 {
+            return Err(Refusal::StaleEpoch {
+                gateway,
+                given,
+                current,
+            });
+        }
+        let owner = self.gateway(gateway).and_then(|g| g.owner.as_ref());
+        if owner.is_some_and(|o| self.is_current(o)) {
             return Ok(());
         }
-        Err(Refusal::StaleEpoch {
+        Err(Refusal::NotOwned {
             gateway,
-            given,
-            current,
+            epoch: given,
         })
     }
 }
@@ -142,6 +197,7 @@ impl fmt::Debug for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("State")
             .field("clock", &self.body.clock)
+            .field("members", &self.body.members)
             .field("gateways", &self.body.gateways)
             .field("sas", &self.body.sas.len())
             .field("reservations", &self.body.reservations.len())

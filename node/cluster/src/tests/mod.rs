@@ -42,16 +42,27 @@ fn on_disk(disk: &Disk) -> Replica {
     Replica::with_store(config(), Box::new(store), recovered).unwrap()
 }
 
-fn take() -> Command {
-    Command::TakeGateway {
+/// The gateway is assigned to the process of [`register`].
+fn assign(expected_epoch: u32) -> Command {
+    Command::AssignGateway {
         gateway: GW,
         member: "a".into(),
+        incarnation: 1,
+        expected_epoch,
+    }
+}
+
+fn register() -> Command {
+    Command::RegisterMember {
+        member: "a".into(),
+        incarnation: 1,
     }
 }
 
 async fn taken(replica: &Replica) -> u32 {
-    let outcome = replica.propose(vec![take()]).await.unwrap();
-    let [Outcome::Epoch { epoch }] = outcome[..] else {
+    let assign = assign(replica.read(|s| s.epoch(GW)));
+    let outcome = replica.propose(vec![register(), assign]).await.unwrap();
+    let [Outcome::Applied, Outcome::Epoch { epoch }] = outcome[..] else {
         panic!("{outcome:?}")
     };
     epoch

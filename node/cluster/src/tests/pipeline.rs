@@ -7,19 +7,28 @@ async fn outcomes_are_those_of_the_own_commands() {
     let disk = Disk::new();
     let replica = on_disk(&disk);
     let outcomes = replica
-        .propose(vec![take(), put(1, sa(1, b"s")), put(9, sa(2, b"s"))])
+        .propose(vec![
+            register(),
+            assign(0),
+            put(1, sa(1, b"s")),
+            put(9, sa(2, b"s")),
+        ])
         .await
         .unwrap();
     assert_eq!(
-        outcomes[..2],
-        [Outcome::Epoch { epoch: 1 }, Outcome::Applied]
+        outcomes[..3],
+        [
+            Outcome::Applied,
+            Outcome::Epoch { epoch: 1 },
+            Outcome::Applied
+        ]
     );
     let stale = Refusal::StaleEpoch {
         gateway: GW,
         given: 9,
         current: 1,
     };
-    assert_eq!(outcomes[2..], [Outcome::Refused(stale)]);
+    assert_eq!(outcomes[3..], [Outcome::Refused(stale)]);
     assert_eq!(replica.propose(vec![]).await, Ok(vec![]));
     assert!(replica.read(|s| s.sa(SaId(1)).is_some() && s.sa(SaId(2)).is_none()));
 }
@@ -36,7 +45,7 @@ async fn a_crash_keeps_what_was_answered() {
     // No close: the second opening is the death of the first process.
     let second = on_disk(&disk);
     assert_eq!(snapshot(&second), before);
-    let dead = first.propose(vec![take()]).await;
+    let dead = first.propose(vec![register()]).await;
     assert!(matches!(dead, Err(ProposeError::Failed(_))), "{dead:?}");
     assert_eq!(snapshot(&second), before);
     assert_eq!(taken(&second).await, 2);
@@ -122,13 +131,18 @@ async fn the_queue_is_bounded() {
         ..config()
     };
     let replica = Replica::with_store(config, Box::new(store), recovered).unwrap();
-    for _ in 0..10 {
-        replica.propose_lazy(vec![take()]).unwrap();
+    replica.propose(vec![register()]).await.unwrap();
+    for n in 0..10 {
+        replica.propose_lazy(vec![assign(n)]).unwrap();
     }
-    assert_eq!(replica.propose_lazy(vec![take()]), Err(ProposeError::Busy));
+    assert_eq!(
+        replica.propose_lazy(vec![assign(10)]),
+        Err(ProposeError::Busy)
+    );
     // Somebody who waits takes them along, and there is room again.
-    assert_eq!(taken(&replica).await, 11);
-    replica.propose_lazy(vec![take()]).unwrap();
+    let outcome = replica.propose(vec![assign(10)]).await;
+    assert_eq!(outcome, Ok(vec![Outcome::Epoch { epoch: 11 }]));
+    replica.propose_lazy(vec![assign(11)]).unwrap();
     let big = vec![put(1, sa(1, &vec![0; 5 << 20]))];
     assert!(matches!(
         replica.propose(big).await,
@@ -136,11 +150,11 @@ async fn the_queue_is_bounded() {
     ));
     replica.close().await;
     assert_eq!(
-        replica.propose_lazy(vec![take()]),
+        replica.propose_lazy(vec![register()]),
         Err(ProposeError::Closed)
     );
     assert_eq!(
-        replica.propose(vec![take()]).await,
+        replica.propose(vec![register()]).await,
         Err(ProposeError::Closed)
     );
     assert_eq!(
@@ -191,11 +205,11 @@ async fn a_full_disk_ends_the_service() {
     // Space that comes back does not bring it back: what the disk holds is not known.
     disk.set_full(false);
     assert_eq!(
-        replica.propose(vec![take()]).await,
+        replica.propose(vec![register()]).await,
         Err(ProposeError::Failed(why.clone()))
     );
     assert_eq!(
-        replica.propose_lazy(vec![take()]),
+        replica.propose_lazy(vec![register()]),
         Err(ProposeError::Failed(why))
     );
     assert_eq!(
@@ -215,7 +229,7 @@ async fn a_failed_append_may_have_been_written() {
         taken(&replica).await;
         disk.tear_next_append(written);
         assert!(matches!(
-            replica.propose(vec![take()]).await,
+            replica.propose(vec![assign(1)]).await,
             Err(ProposeError::Failed(_))
         ));
         assert_eq!(replica.read(|s| s.gateway(GW).unwrap().epoch), 1);

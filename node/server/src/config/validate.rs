@@ -66,6 +66,7 @@ pub(super) fn validate(
             secrets,
             pools,
             retransmit,
+            gateways: vec![],
         },
         warnings: problems,
     })

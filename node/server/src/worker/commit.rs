@@ -190,9 +190,7 @@ impl Worker {
     /// What was decided; `None` if it means that this process serves the gateway no longer.
     fn decided(&self, outcome: Result<Outcome, LogFailed>) -> Option<Result<Outcome, Refusal>> {
         match outcome {
-            Ok(Outcome::Refused(refusal @ Refusal::StaleEpoch { .. })) => {
-                self.shared.go_passive(&refusal)
-            }
+            Ok(Outcome::Refused(refusal)) if refusal.is_loss() => self.shared.go_passive(&refusal),
             Ok(Outcome::Refused(refusal)) => return Some(Err(refusal)),
             Ok(outcome) => return Some(Ok(outcome)),
             // Time-outs and failures decide nothing: the change may be in the log.

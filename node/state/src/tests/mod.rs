@@ -1,6 +1,7 @@
 //! Rules one by one, and properties over random histories.
 
 mod leases;
+mod ownership;
 mod properties;
 mod rules;
 
@@ -33,11 +34,27 @@ fn apply_at(state: &mut State, at: u64, command: Command) -> Outcome {
     outcomes.remove(0)
 }
 
-fn take(gateway: GatewayId) -> Command {
-    Command::TakeGateway {
-        gateway,
-        member: "a".into(),
+fn register(member: &str, incarnation: u128) -> Command {
+    Command::RegisterMember {
+        member: member.into(),
+        incarnation,
     }
+}
+
+fn assign(gateway: GatewayId, member: &str, incarnation: u128, expected_epoch: u32) -> Command {
+    Command::AssignGateway {
+        gateway,
+        member: member.into(),
+        incarnation,
+        expected_epoch,
+    }
+}
+
+/// The gateway is assigned to process 1 of member `a`.
+fn take(state: &mut State, gateway: GatewayId) -> Outcome {
+    apply(state, register("a", 1));
+    let epoch = state.epoch(gateway);
+    apply(state, assign(gateway, "a", 1, epoch))
 }
 
 fn put(epoch: u32, records: Vec<Record>) -> Command {
@@ -50,7 +67,7 @@ fn put(epoch: u32, records: Vec<Record>) -> Command {
 /// A state in which [`GW`] has epoch 1.
 fn taken() -> State {
     let mut state = State::new();
-    assert_eq!(apply(&mut state, take(GW)), Outcome::Epoch { epoch: 1 });
+    assert_eq!(take(&mut state, GW), Outcome::Epoch { epoch: 1 });
     state
 }
 

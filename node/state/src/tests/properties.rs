@@ -11,7 +11,12 @@ use std::{
 
 #[derive(Clone, Debug)]
 enum Wish {
-    Take(u32),
+    /// Gateway, member, whether its process is one before, staleness.
+    Assign(u32, u8, bool, Stale),
+    Release(u32, Stale),
+    /// Member, process.
+    Register(u8, u8),
+    Forget(u8),
     /// SA, Child SAs as a bit mask, whether it takes the addresses that it may, staleness.
     Put(u64, u8, bool, Stale),
     /// From, to.
@@ -38,7 +43,10 @@ fn stale() -> impl Strategy<Value = Stale> {
 fn wish() -> impl Strategy<Value = Wish> {
     let sa = 1..8u64;
     prop_oneof![
-        1 => (0..3u32).prop_map(Wish::Take),
+        2 => (0..3u32, 0..3u8, any::<bool>(), stale()).prop_map(|(a, b, c, d)| Wish::Assign(a, b, c, d)),
+        1 => (0..3u32, stale()).prop_map(|(a, b)| Wish::Release(a, b)),
+        1 => (0..3u8, 1..6u8).prop_map(|(a, b)| Wish::Register(a, b)),
+        1 => (0..3u8).prop_map(Wish::Forget),
         5 => (sa.clone(), any::<u8>(), any::<bool>(), stale()).prop_map(|(a, b, c, d)| Wish::Put(a, b, c, d)),
         1 => prop::sample::select(vec![(1, 7), (7, 1), (1, 4), (2, 3)]).prop_map(|(a, b)| Wish::Rekey(a, b)),
         1 => (sa.clone(), stale()).prop_map(|(a, b)| Wish::Close(a, b)),
@@ -109,6 +117,31 @@ fn command(state: &State, wish: &Wish) -> (Command, Stale) {
                 stale,
             )
         }
+        Wish::Assign(gateway, member, former, stale) => {
+            let gateway = GatewayId(gateway);
+            let name = format!("m{member}");
+            let known = state.member(&name);
+            let incarnation = match known {
+                Some(m) if former && !m.former.is_empty() => m.former[0],
+                Some(m) => m.incarnation,
+                None => 0,
+            };
+            let refused = known.is_none_or(|m| m.incarnation != incarnation);
+            let epoch = epoch_of(state, gateway).wrapping_sub(u32::from(stale == Stale::Epoch));
+            let stale = if refused { Stale::Epoch } else { stale };
+            (
+                assign(gateway, &name, incarnation, epoch),
+                stale_epoch(stale),
+            )
+        }
+        Wish::Release(gateway, stale) => {
+            let gateway = GatewayId(gateway);
+            let epoch = epoch_of(state, gateway).wrapping_sub(u32::from(stale == Stale::Epoch));
+            (
+                Command::ReleaseGateway { gateway, epoch },
+                stale_epoch(stale),
+            )
+        }
         _ => (quiet_command(state, wish), Stale::Not),
     }
 }
@@ -164,10 +197,15 @@ fn quiet_command(state: &State, wish: &Wish) -> Command {
                 policy,
             }
         }
-        Wish::Take(gateway) => Command::TakeGateway {
-            gateway: GatewayId(gateway),
-            member: format!("m{gateway}"),
-        },
+        Wish::Register(member, incarnation) => register(&format!("m{member}"), incarnation.into()),
+        Wish::Forget(member) => {
+            let member = format!("m{member}");
+            let incarnation = state.member(&member).map_or(0, |m| m.incarnation);
+            Command::RemoveMember {
+                member,
+                incarnation,
+            }
+        }
         Wish::Remove(sa) => {
             let gateway = gateway_of(sa);
             Command::RemoveSas {
@@ -176,7 +214,19 @@ fn quiet_command(state: &State, wish: &Wish) -> Command {
                 sas: vec![SaId(sa)],
             }
         }
-        Wish::Put(..) | Wish::Rekey(..) | Wish::Close(..) => unreachable!("may be stale"),
+        Wish::Put(..)
+        | Wish::Rekey(..)
+        | Wish::Close(..)
+        | Wish::Assign(..)
+        | Wish::Release(..) => unreachable!("may be stale"),
+    }
+}
+
+/// Commands without a revision cannot have a stale one.
+fn stale_epoch(stale: Stale) -> Stale {
+    match stale {
+        Stale::Revision => Stale::Not,
+        other => other,
     }
 }
 
@@ -222,6 +272,31 @@ impl Reserved {
             assert!(r.range().start >= 1 && (r.esn() || r.range().end <= 1 << 32));
         }
     }
+}
+
+/// Whether whoever may have made a command has the gateway that it is about.
+fn may_change(state: &State, command: &Command) -> bool {
+    let (gateway, epoch) = match command {
+        Command::PutSas { epoch, records } => match records.first() {
+            Some(first) => (first.gateway, *epoch),
+            None => return true,
+        },
+        Command::Counters { gateway, epoch, .. }
+        | Command::RemoveSas { gateway, epoch, .. }
+        | Command::ExtendReservations { gateway, epoch, .. }
+        | Command::LeaseAddresses { gateway, epoch, .. }
+        | Command::ReleaseGateway { gateway, epoch } => (*gateway, *epoch),
+        _ => return true,
+    };
+    let Some(held) = state.gateway(gateway) else {
+        return false;
+    };
+    held.epoch == epoch
+        && held.owner.as_ref().is_some_and(|o| {
+            state
+                .member(&o.member)
+                .is_some_and(|m| m.incarnation == o.incarnation)
+        })
 }
 
 /// What must hold at any time.
@@ -276,7 +351,7 @@ proptest! {
         let mut reserved = Reserved::default();
         for g in 0..3 {
             for s in [&mut state, &mut twin] {
-                apply(s, take(GatewayId(g)));
+                take(s, GatewayId(g));
             }
         }
         let mut now = 0;
@@ -287,6 +362,7 @@ proptest! {
             let before = state.clone();
             let outcome = state.apply(&entry);
             prop_assert_eq!(&outcome, &twin.apply(&entry));
+            prop_assert!(may_change(&before, &entry.commands[0]) || matches!(outcome[0], Outcome::Refused(_)));
             if stale != Stale::Not {
                 prop_assert!(matches!(outcome[0], Outcome::Refused(_)), "stale, but {:?}", outcome);
             }
