@@ -467,9 +467,9 @@ fn value(text: &str, name: &str) -> Option<String> {
     };
     let value = match expression
         .strip_prefix('(')
-        .and_then(|e| e.strip_suffix(") - 1"))
+        .and_then(|e| e.split_once(") - "))
     {
-        Some(all) => shifted(all)? - 1,
+        Some((all, less)) => shifted(all)?.checked_sub(number(less)?)?,
         None => shifted(expression)?,
     };
     Some(value.to_string())
