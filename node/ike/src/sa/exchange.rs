@@ -180,7 +180,7 @@ impl Turn<'_, '_> {
         if self.record.inbound.last_response.is_some() {
             return self.repeat_response(local, remote);
         }
-        // The response was to a harmless exchange of a former epoch: the same meaning, under a fresh IV.
+        // The response was to a harmless exchange of a former epoch: it comes out the same, byte for byte.
         let harmless = message.header.exchange == ExchangeType::INFORMATIONAL
             && opened.is_ok_and(|p| p.is_empty());
         if harmless {

@@ -30,6 +30,9 @@ pub struct IvCounter {
 impl IvCounter {
     const COUNTER_BITS: u32 = 40;
 
+    /// No epoch: these IVs belong to messages whose content follows from the IV.
+    const RESERVED: u32 = (1 << (64 - Self::COUNTER_BITS)) - 1;
+
     /// The IVs of an epoch. There must be one such counter for it in the cluster, ever.
     pub fn new(epoch: u32) -> Self {
         Self {
@@ -41,8 +44,16 @@ impl IvCounter {
     /// An IV that was never given out before; `None` when epoch or counter do not fit their bits: then nothing may be sealed.
     pub fn next(&self) -> Option<[u8; 8]> {
         let counter = self.next.fetch_add(1, Ordering::Relaxed);
-        (self.epoch < 1 << (64 - Self::COUNTER_BITS) && counter < 1 << Self::COUNTER_BITS)
-            .then(|| (u64::from(self.epoch) << Self::COUNTER_BITS | counter).to_be_bytes())
+        (self.epoch < Self::RESERVED && counter < 1 << Self::COUNTER_BITS)
+            .then(|| ((u64::from(self.epoch) << Self::COUNTER_BITS) | counter).to_be_bytes())
+    }
+
+    /// The IV of an empty INFORMATIONAL message. All that the AEAD covers of such a message follows from its Message ID and whether it is a
+    /// response, and so does this IV: whoever serves the SA seals the same bytes, without having been told of them. A peer that
+    /// compares a repeated request with the one that it answered (strongSwan does) finds them equal after a takeover, too.
+    pub(super) fn of_empty(message_id: u32, is_response: bool) -> [u8; 8] {
+        let low = (u64::from(is_response) << 32) | u64::from(message_id);
+        ((u64::from(Self::RESERVED) << Self::COUNTER_BITS) | low).to_be_bytes()
     }
 }
 

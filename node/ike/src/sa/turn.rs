@@ -1,6 +1,6 @@
 //! One step in the making: the next version of the record, and what goes with it.
 
-use super::{Change, Effect, Env, Event, Failure, Step, session::Session};
+use super::{Change, Effect, Env, Event, Failure, IvCounter, Step, session::Session};
 use crate::{
     crypto::{self, IkeKeys, IkeSuite},
     env::UnixMillis,
@@ -136,7 +136,10 @@ impl<'t, 'e> Turn<'t, 'e> {
             Role::Initiator => &keys.ei,
             Role::Responder => &keys.er,
         };
-        let iv = self.env.ivs.next()?;
+        let iv = match (exchange, payloads) {
+            (ExchangeType::INFORMATIONAL, []) => IvCounter::of_empty(message_id, is_response),
+            _ => self.env.ivs.next()?,
+        };
         Some(crypto::seal(suite.encryption, key, iv, &header, payloads))
     }
 

@@ -260,3 +260,38 @@ fn established(pair: &Pair) -> usize {
         .filter(|e| matches!(e, Event::IkeEstablished { .. }))
         .count()
 }
+
+/// What a predecessor said in harmless exchanges comes out of its successor the same, byte for byte, without having been replicated.
+#[test]
+fn harmless_messages_are_the_same_from_anyone() {
+    let dpd = |seconds| {
+        move |c: &mut crate::config::Connection| c.dpd_delay = Duration::from_secs(seconds)
+    };
+    let mut pair = Pair::with(dpd(10), dpd(9));
+    pair.connect();
+    pair.b.lazy = false;
+    let before = pair.sent.len();
+    pair.pass(Duration::from_secs(25));
+    let said: Vec<_> = pair.sent[before..].to_vec();
+    let (request, response) = (
+        said.iter().find(|p| !p.to_b && !p.is_response()),
+        said.iter().find(|p| !p.to_b && p.is_response()),
+    );
+    let (request, response) = (
+        request.expect("b asked").clone(),
+        response.expect("b answered").clone(),
+    );
+    let asked = said
+        .iter()
+        .find(|p| p.to_b && !p.is_response())
+        .expect("a asked")
+        .clone();
+    let now = pair.now;
+    pair.b.take_over(now);
+    let before = pair.sent.len();
+    pair.deliver(&asked);
+    pair.pass(Duration::from_secs(15));
+    let again: Vec<_> = pair.sent[before..].iter().map(|p| &p.bytes).collect();
+    assert!(again.contains(&&response.bytes), "the response");
+    assert!(again.contains(&&request.bytes), "the request");
+}
