@@ -171,6 +171,11 @@ impl Child {
         plane.dropped(reason);
     }
 
+    /// The highest sequence number that was received.
+    pub(crate) fn replay_edge(&self) -> u64 {
+        self.inbound.right_edge()
+    }
+
     pub(crate) fn stats(&self, outbound_active: bool) -> ChildStats {
         let path = *self.path();
         let remaining = self.outbound.remaining();
@@ -183,7 +188,7 @@ impl Child {
             last_outbound: time(self.last_outbound.get()),
             next_sequence: (remaining > 0).then(|| self.outbound.peek_seq()),
             remaining,
-            replay_edge: self.inbound.right_edge(),
+            replay_edge: self.replay_edge(),
             path_mtu: path.mtu.map(|(mtu, _)| mtu),
             outbound_active,
             seen_remote: path.seen,
@@ -237,6 +242,12 @@ impl Tables {
     /// The Child SA that receives with this SPI.
     pub(crate) fn inbound(&self, spi: u32) -> Option<&Arc<Child>> {
         self.sad.get(spi)
+    }
+
+    /// All Child SAs that receive.
+    pub(crate) fn receiving(&self) -> Vec<(u32, Arc<Child>)> {
+        let all = self.sad.iter();
+        all.map(|(spi, child)| (spi, Arc::clone(child))).collect()
     }
 
     /// The Child SA that sends this packet.

@@ -58,6 +58,10 @@ pub trait DataPlane: Send + Sync {
     /// What a Child SA did. `None` if there is none.
     fn stats(&self, spi_in: u32) -> Option<ChildStats>;
 
+    /// The right edges of the replay windows of all Child SAs that have received anything, by inbound SPI: what a successor should
+    /// know.
+    fn replay_edges(&self) -> Vec<(u32, u64)>;
+
     /// What the plane did since it started.
     fn totals(&self) -> Totals;
 

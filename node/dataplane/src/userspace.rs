@@ -186,6 +186,15 @@ impl DataPlane for Userspace {
         Some(child.stats(sending))
     }
 
+    fn replay_edges(&self) -> Vec<(u32, u64)> {
+        // Windows are read without the lock that packets need.
+        let children = self.shared.tables().receiving();
+        let edges = children
+            .iter()
+            .map(|(spi, child)| (*spi, child.replay_edge()));
+        edges.filter(|(_, edge)| *edge != 0).collect()
+    }
+
     fn totals(&self) -> Totals {
         let (traffic, control) = (&self.shared.traffic, &self.shared.control);
         Totals {

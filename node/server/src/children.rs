@@ -50,8 +50,7 @@ pub(crate) fn install(
         key_out: Zeroizing::new(child.key_out.expose().to_vec()),
         esn: child.suite.esn,
         replay_window: config.map_or(DEFAULT_WINDOW, |c| c.replay_window),
-        // What was received under a former epoch is not known here.
-        replay_edge: None,
+        replay_edge: shared.read(|state| state.received(child.spi_in)),
         outer: outer(path),
         source_hint: source_hint(&local_ts),
         local_ts,

@@ -8,7 +8,7 @@ use crate::{
     clock::{Clock, SystemEntropy},
     config::{Config, Member},
     dispatch::Dispatcher,
-    policy,
+    policy, received,
     shared::{Ports, Setup, Shared},
     starter,
     worker::{self, Worker, worker_of},
@@ -222,6 +222,7 @@ pub(crate) fn serve(
     }
     tasks.spawn(Dispatcher::new(Arc::clone(shared)).run(events, stop.clone()));
     tasks.spawn(starter::run(Arc::clone(shared), stop.clone()));
+    tasks.spawn(received::run(Arc::clone(shared), stop.clone()));
     tasks.spawn(change_cookies(Arc::clone(shared), stop.clone()));
     tasks.spawn(watch_log(Arc::clone(shared), stop.clone()));
 }

@@ -17,6 +17,7 @@ mod keygen;
 mod keylog;
 mod policy;
 mod protection;
+mod received;
 mod run;
 mod shared;
 mod starter;

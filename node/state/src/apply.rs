@@ -92,6 +92,11 @@ impl State {
                 epoch,
                 counters,
             } => self.count(*gateway, *epoch, counters),
+            Command::ReportReceived {
+                gateway,
+                epoch,
+                edges,
+            } => self.note_received(*gateway, *epoch, edges),
             Command::RemoveSas {
                 gateway,
                 epoch,
@@ -279,6 +284,7 @@ impl State {
             self.spis.remove(&spi);
             if spis.get(&spi).is_none_or(|(_, used)| used.esn.is_none()) {
                 self.body.reservations.remove(&spi);
+                self.body.received.remove(&spi);
             }
         }
         for (&spi, &(id, used)) in spis {
@@ -330,6 +336,7 @@ impl State {
             for used in spis_of(&record) {
                 self.spis.remove(&used.spi);
                 self.body.reservations.remove(&used.spi);
+                self.body.received.remove(&used.spi);
             }
         }
         Ok(Outcome::Applied)
@@ -354,6 +361,23 @@ impl State {
             }
         }
         Ok(Outcome::Reserved(added))
+    }
+
+    fn note_received(
+        &mut self,
+        gateway: GatewayId,
+        epoch: u32,
+        edges: &[(u32, u64)],
+    ) -> Result<Outcome, Refusal> {
+        self.check_epoch(gateway, epoch)?;
+        for &(spi, edge) in edges {
+            let reservation = self.body.reservations.get(&spi);
+            if reservation.is_some_and(|r| r.gateway() == gateway) {
+                let known = self.body.received.entry(spi).or_insert(0);
+                *known = edge.max(*known);
+            }
+        }
+        Ok(Outcome::Applied)
     }
 
     fn set_policy(&mut self, expected: u64, policy: &Arc<Policy>) -> Result<Outcome, Refusal> {

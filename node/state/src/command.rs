@@ -80,6 +80,16 @@ pub enum Command {
         /// What was counted.
         counters: Vec<Counters>,
     },
+    /// How far the packets of peers have come: the right edges of replay windows (coalesced, advisory). A successor refuses what lies at
+    /// or below them; what an attacker can replay after a takeover is bounded by the last report.
+    ReportReceived {
+        /// The gateway.
+        gateway: GatewayId,
+        /// The epoch of the gateway.
+        epoch: u32,
+        /// Our inbound SPI of the Child SA, and the highest sequence number that was received on it.
+        edges: Vec<(u32, u64)>,
+    },
     /// Forgets SAs: tombstones and half-open SAs whose time is over.
     RemoveSas {
         /// The gateway.

@@ -59,6 +59,8 @@ pub(crate) struct Body {
     pub(crate) gateways: BTreeMap<GatewayId, Gateway>,
     pub(crate) sas: BTreeMap<SaId, Arc<Record>>,
     pub(crate) reservations: BTreeMap<u32, Reservation>,
+    /// The highest sequence numbers that were received, by our inbound SPIs; for Child SAs that have a reservation.
+    pub(crate) received: BTreeMap<u32, u64>,
     pub(crate) leases: Leases,
     pub(crate) policy: Arc<Policy>,
     pub(crate) policy_version: u64,
@@ -134,6 +136,11 @@ impl State {
     pub fn reservation_in(&self, spi_in: u32, epoch: u32) -> Option<Range<u64>> {
         let reservation = self.body.reservations.get(&spi_in)?;
         (reservation.epoch() == epoch).then(|| reservation.range())
+    }
+
+    /// The highest sequence number that is known to have been received on a Child SA.
+    pub fn received(&self, spi_in: u32) -> Option<u64> {
+        self.body.received.get(&spi_in).copied()
     }
 
     /// All reservations, by our inbound SPIs.

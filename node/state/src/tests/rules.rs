@@ -57,7 +57,10 @@ fn each_taking_is_a_new_epoch_and_the_former_one_is_refused() {
         stale
     );
     let gateway = state.gateway(GW).unwrap();
-    assert_eq!((gateway.epoch, gateway.owner.clone().map(|o| o.member)), (2, Some("a".into())));
+    assert_eq!(
+        (gateway.epoch, gateway.owner.clone().map(|o| o.member)),
+        (2, Some("a".into()))
+    );
 }
 
 #[test]
@@ -428,6 +431,31 @@ fn counters_do_not_finish_what_only_a_record_finishes() {
     );
     assert_eq!(**state.sa(SaId(1)).unwrap(), first);
     assert_eq!(**state.sa(SaId(2)).unwrap(), closed(2, 1));
+}
+
+#[test]
+fn what_was_received_only_grows_and_ends_with_the_child() {
+    let mut state = taken();
+    let report = |epoch, edge| Command::ReportReceived {
+        gateway: GW,
+        epoch,
+        edges: vec![(100, edge), (999, edge)],
+    };
+    let with_child = established(1, 1, "p", vec![child(100, false)], vec![]);
+    apply(&mut state, put(1, vec![with_child]));
+    assert_eq!(state.received(100), None);
+    assert_eq!(apply(&mut state, report(1, 50)), Outcome::Applied);
+    apply(&mut state, report(1, 40));
+    assert_eq!(state.received(100), Some(50));
+    assert_eq!(state.received(999), None, "there is no such Child SA");
+    assert!(matches!(
+        apply(&mut state, report(7, 90)),
+        Outcome::Refused(Refusal::StaleEpoch { .. })
+    ));
+    take(&mut state, GW);
+    assert_eq!(state.received(100), Some(50), "a successor knows it");
+    apply(&mut state, put(2, vec![closed(1, 2)]));
+    assert_eq!(state.received(100), None);
 }
 
 #[test]

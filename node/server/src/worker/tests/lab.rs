@@ -132,6 +132,9 @@ impl DataPlane for Plane {
         self.reservations.lock().unwrap().push((spi_in, range));
         Ok(())
     }
+    fn replay_edges(&self) -> Vec<(u32, u64)> {
+        Vec::new()
+    }
     fn stats(&self, spi_in: u32) -> Option<ChildStats> {
         self.children
             .lock()
