@@ -1,16 +1,25 @@
 //! Compiles the protocol buffers with protox, so that no `protoc` is needed on the machine.
 
 use prost::Message as _;
+use prost_types::FileDescriptorSet;
 use std::{env, error::Error, fs, path::PathBuf};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    println!("cargo:rerun-if-changed=admin.proto");
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let admin = compile("admin.proto")?;
+    // Only this one is served with reflection.
+    fs::write(out.join("descriptors.bin"), admin.encode_to_vec())?;
+    tonic_prost_build::configure().compile_fds(admin)?;
+    tonic_prost_build::configure()
+        .bytes(".evergate.cluster.v1")
+        .compile_fds(compile("cluster.proto")?)?;
+    Ok(())
+}
+
+fn compile(file: &str) -> Result<FileDescriptorSet, Box<dyn Error>> {
+    println!("cargo:rerun-if-changed={file}");
     let mut compiler = protox::Compiler::new(["."])?;
     compiler.include_source_info(true).include_imports(true);
-    compiler.open_file("admin.proto")?;
-    let descriptors = compiler.file_descriptor_set();
-    let out = PathBuf::from(env::var("OUT_DIR")?);
-    fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
-    Ok(())
+    compiler.open_file(file)?;
+    Ok(compiler.file_descriptor_set())
 }

@@ -6,5 +6,10 @@ pub mod admin {
     tonic::include_proto!("evergate.admin.v1");
 }
 
-/// All services described, as reflection serves it: an encoded `FileDescriptorSet`.
+/// What members say to each other (`cluster.proto`).
+pub mod cluster {
+    tonic::include_proto!("evergate.cluster.v1");
+}
+
+/// The administration services described, as reflection serves it: an encoded `FileDescriptorSet`.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
