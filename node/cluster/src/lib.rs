@@ -7,7 +7,9 @@
 pub mod failpoint;
 mod key;
 mod pipeline;
+pub mod pki;
 mod queue;
+pub mod raft;
 mod recovery;
 mod replica;
 pub mod seal;

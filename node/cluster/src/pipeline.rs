@@ -5,7 +5,7 @@ use crate::{
     queue::{Proposal, ProposeError},
     recovery::ENTRY_FORMAT,
     replica::Shared,
-    seal::{Kind, SealError, Sealer},
+    seal::{Kind, Place, SealError, Sealer},
     store::{Store, StoreError},
 };
 use evergate_ike::env::UnixMillis;
@@ -38,8 +38,6 @@ enum Failure {
     Store(#[from] StoreError),
     #[error("sealing: {0}")]
     Seal(#[from] SealError),
-    #[error("entry cannot be encoded")]
-    Encode,
 }
 
 impl Pipeline {
@@ -84,17 +82,7 @@ impl Pipeline {
         failpoint::hit("before-append");
         let index = self.store.last_index() + 1;
         let at = (self.clock)();
-        let head = postcard::to_stdvec(&(
-            ENTRY_FORMAT,
-            at,
-            batch.iter().map(|p| p.commands.len()).sum::<usize>(),
-        ))
-        .map_err(|_| Failure::Encode)?;
-        let blob = self.sealer.seal(Kind::Entry, index, |out| {
-            out.reserve(head.len() + batch.iter().map(|p| p.encoded.len()).sum::<usize>() + 64);
-            out.extend(&head);
-            batch.iter().for_each(|p| out.extend(p.encoded.iter()));
-        })?;
+        let blob = seal_entry(&mut self.sealer, index, at, batch)?;
         self.bytes += blob.len() as u64;
         self.entries += 1;
         self.store.append(&[blob])?;
@@ -149,4 +137,20 @@ impl Pipeline {
         self.shared.snapshots.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
+}
+
+/// An entry with these proposals, sealed.
+pub(crate) fn seal_entry(
+    sealer: &mut Sealer,
+    place: impl Into<Place>,
+    at: UnixMillis,
+    batch: &[Proposal],
+) -> Result<Vec<u8>, SealError> {
+    let count = batch.iter().map(|p| p.commands.len()).sum::<usize>();
+    let head = postcard::to_stdvec(&(ENTRY_FORMAT, at, count)).expect("plain numbers into memory");
+    sealer.seal(Kind::Entry, place, |out| {
+        out.reserve(head.len() + batch.iter().map(|p| p.encoded.len()).sum::<usize>() + 64);
+        out.extend(&head);
+        batch.iter().for_each(|p| out.extend(p.encoded.iter()));
+    })
 }

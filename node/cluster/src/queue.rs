@@ -28,6 +28,10 @@ pub enum ProposeError {
     /// The proposal does not fit into an entry.
     #[error("the proposal has {0} bytes, more than an entry can hold")]
     TooBig(usize),
+    /// The proposal was committed, but this member was so far behind that it took it over with a snapshot, which does not say what
+    /// became of it.
+    #[error("the proposal was committed, but its outcome is not known here")]
+    OutcomeUnknown,
     /// The proposal cannot be encoded.
     #[error("the proposal cannot be encoded")]
     Unencodable,

@@ -75,7 +75,7 @@ pub(crate) fn replay(recovered: Recovered, sealer: &mut Sealer) -> Result<State,
 /// What an entry in the log begins with.
 pub(crate) const ENTRY_FORMAT: u8 = 1;
 
-fn decode(plain: &[u8]) -> Option<Entry> {
+pub(crate) fn decode(plain: &[u8]) -> Option<Entry> {
     let (&format, rest) = plain.split_first()?;
     let (entry, rest) = postcard::take_from_bytes(rest).ok()?;
     (format == ENTRY_FORMAT && rest.is_empty()).then_some(entry)

@@ -4,6 +4,7 @@ use crate::{
     key::ClusterKey,
     pipeline::Pipeline,
     queue::{Proposal, ProposeError, Queue},
+    raft::{self, Cluster, JoinError, Life, RaftConfig},
     recovery::{OpenError, replay},
     seal::Sealer,
     store::{Recovered, SledStore, Store},
@@ -74,6 +75,8 @@ struct Handle {
     eager: Arc<Semaphore>,
     lazy: Arc<Semaphore>,
     tick: Duration,
+    /// The cluster that it belongs to.
+    cluster: Option<(Cluster, Life)>,
 }
 
 /// What the handles and the pipeline share.
@@ -147,16 +150,54 @@ impl Replica {
             .name("commit".into())
             .spawn(move || pipeline.run())
             .map_err(OpenError::Thread)?;
-        Ok(Self(Arc::new(Handle {
+        Ok(Self::new(shared, config.queue, config.tick, None))
+    }
+
+    /// Starts a member of a cluster. The state is as it was after the last entry that is known to be committed; what follows it becomes
+    /// visible as soon as there is a leader. A member whose log is empty waits here until it could ask all others.
+    ///
+    /// # Errors
+    /// If the log cannot be opened, is damaged, is shorter than it was, or is sealed with another key; or if the configuration or the
+    /// credentials cannot be used.
+    pub async fn join(config: RaftConfig) -> Result<Self, JoinError> {
+        let (queue, tick) = (config.replica.queue, config.replica.tick);
+        let (shared, cluster, life) = raft::start(config).await?;
+        Ok(Self::new(shared, queue, tick, Some((cluster, life))))
+    }
+
+    fn new(
+        shared: Arc<Shared>,
+        queue: usize,
+        tick: Duration,
+        cluster: Option<(Cluster, Life)>,
+    ) -> Self {
+        let places = || Arc::new(Semaphore::new(queue.clamp(1, Semaphore::MAX_PERMITS)));
+        Self(Arc::new(Handle {
             shared,
-            eager: Arc::new(Semaphore::new(
-                config.queue.clamp(1, Semaphore::MAX_PERMITS),
-            )),
-            lazy: Arc::new(Semaphore::new(
-                config.queue.clamp(1, Semaphore::MAX_PERMITS),
-            )),
-            tick: config.tick,
-        })))
+            eager: places(),
+            lazy: places(),
+            tick,
+            cluster,
+        }))
+    }
+
+    /// The cluster that this replica is part of, if it was started with [`Replica::join`].
+    pub fn cluster(&self) -> Option<&Cluster> {
+        self.0.cluster.as_ref().map(|(cluster, _)| cluster)
+    }
+
+    /// Becomes true when the log is closed.
+    #[cfg(test)]
+    pub(crate) fn ended(&self) -> watch::Receiver<bool> {
+        self.0.shared.ended.subscribe()
+    }
+
+    /// Ends the member at once, as if by `kill -9`.
+    #[cfg(test)]
+    pub(crate) fn abort(&self) {
+        if let Some((_, life)) = &self.0.cluster {
+            life.abort();
+        }
     }
 
     /// Proposes commands and waits until they are durable and applied here; one outcome for each, in order. They stand together in one

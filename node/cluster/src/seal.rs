@@ -20,6 +20,9 @@ const COUNTER: usize = 8;
 const HEADER: usize = 1 + SALT + COUNTER;
 const TAG: usize = 16;
 
+/// Keys of other incarnations that are kept: one for each member, and some more while members restart.
+const MAX_OPENED: usize = 32;
+
 /// What keys are derived for: other uses of the cluster key have other words here.
 const CONTEXT: &[u8] = b"evergate stored data v1";
 
@@ -30,6 +33,28 @@ pub enum Kind {
     Entry,
     /// A snapshot.
     Snapshot,
+}
+
+/// Where a blob belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// An index in the log.
+    Index(u64),
+    /// A batch of proposals: who made it, in which incarnation, and its number there.
+    Batch {
+        /// The node.
+        member: u64,
+        /// Its incarnation.
+        incarnation: u128,
+        /// The number.
+        number: u64,
+    },
+}
+
+impl From<u64> for Place {
+    fn from(index: u64) -> Self {
+        Self::Index(index)
+    }
 }
 
 /// Why something cannot be sealed or opened.
@@ -54,8 +79,8 @@ pub struct Sealer {
     salt: [u8; SALT],
     key: LessSafeKey,
     next: u64,
-    /// The key of what was opened last: recovery reads runs of one incarnation.
-    opened: Option<([u8; SALT], LessSafeKey)>,
+    /// The keys of what was opened last, the latest at the end: a log has runs of a few incarnations at a time.
+    opened: Vec<([u8; SALT], LessSafeKey)>,
 }
 
 impl Sealer {
@@ -74,18 +99,18 @@ impl Sealer {
             salt,
             key,
             next: 0,
-            opened: None,
+            opened: Vec::new(),
         })
     }
 
-    /// Seals what `write` appends to the vector that it is given. The place is an index in the log.
+    /// Seals what `write` appends to the vector that it is given.
     ///
     /// # Errors
     /// If the counter is used up.
     pub fn seal(
         &mut self,
         kind: Kind,
-        index: u64,
+        place: impl Into<Place>,
         write: impl FnOnce(&mut Vec<u8>),
     ) -> Result<Vec<u8>, SealError> {
         let counter = self.next;
@@ -98,7 +123,7 @@ impl Sealer {
         let (_, body) = blob.split_at_mut(HEADER);
         match self
             .key
-            .seal_in_place_separate_tag(nonce(counter), aad(kind, index), body)
+            .seal_in_place_separate_tag(nonce(counter), aad(kind, place.into()), body)
         {
             Ok(tag) => {
                 blob.extend(tag.as_ref());
@@ -118,7 +143,7 @@ impl Sealer {
     pub fn open<'a>(
         &mut self,
         kind: Kind,
-        index: u64,
+        place: impl Into<Place>,
         blob: &'a mut [u8],
     ) -> Result<&'a [u8], SealError> {
         if blob.len() < HEADER + TAG || blob[0] != VERSION {
@@ -131,17 +156,30 @@ impl Sealer {
         let counter = header[1 + SALT..]
             .try_into()
             .map_err(|_| SealError::Malformed)?;
-        if self.opened.as_ref().is_none_or(|(s, _)| *s != salt) {
-            self.opened = Some((salt, derive(&self.cluster, &salt)?));
+        let key = self.key_for(&salt)?;
+        key.open_in_place(
+            nonce(u64::from_be_bytes(counter)),
+            aad(kind, place.into()),
+            body,
+        )
+        .map(|plain| &*plain)
+        .map_err(|_| SealError::Unauthentic)
+    }
+}
+
+impl Sealer {
+    /// The key of an incarnation; as many are kept as a cluster has proposers at a time.
+    fn key_for(&mut self, salt: &[u8; SALT]) -> Result<&LessSafeKey, SealError> {
+        let found = self.opened.iter().position(|(s, _)| s == salt);
+        let entry = match found {
+            Some(at) => self.opened.remove(at),
+            None => (*salt, derive(&self.cluster, salt)?),
+        };
+        if self.opened.len() >= MAX_OPENED {
+            self.opened.remove(0);
         }
-        let key = self
-            .opened
-            .as_ref()
-            .map(|(_, k)| k)
-            .ok_or(SealError::NoKey)?;
-        key.open_in_place(nonce(u64::from_be_bytes(counter)), aad(kind, index), body)
-            .map(|plain| &*plain)
-            .map_err(|_| SealError::Unauthentic)
+        self.opened.push(entry);
+        self.opened.last().map(|(_, k)| k).ok_or(SealError::NoKey)
     }
 }
 
@@ -160,14 +198,25 @@ fn nonce(counter: u64) -> Nonce {
     Nonce::assume_unique_for_key(bytes)
 }
 
-fn aad(kind: Kind, index: u64) -> Aad<[u8; 10]> {
-    let mut bytes = [0; 10];
-    bytes[0] = VERSION;
-    bytes[1] = match kind {
+fn aad(kind: Kind, place: Place) -> Aad<Vec<u8>> {
+    let kind = match kind {
         Kind::Entry => 1,
         Kind::Snapshot => 2,
     };
-    bytes[2..].copy_from_slice(&index.to_be_bytes());
+    let mut bytes = vec![VERSION, kind];
+    match place {
+        Place::Index(index) => bytes.extend(index.to_be_bytes()),
+        // Of another length than an index: the two cannot be taken for one another.
+        Place::Batch {
+            member,
+            incarnation,
+            number,
+        } => {
+            bytes.extend(member.to_be_bytes());
+            bytes.extend(incarnation.to_be_bytes());
+            bytes.extend(number.to_be_bytes());
+        }
+    }
     Aad::from(bytes)
 }
 

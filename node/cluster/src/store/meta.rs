@@ -10,10 +10,24 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const MAGIC: [u8; 8] = *b"EVGMETA1";
 const SLOT: u64 = 4096;
-/// Magic, sequence, durable, snapshot, checksum.
-const LEN: usize = 8 + 3 * 8 + 4;
+
+/// What such a file says: a few numbers, always as many.
+pub(crate) trait Content: Copy + Default {
+    /// What the file begins with.
+    const MAGIC: [u8; 8];
+    /// How many numbers there are.
+    const COUNT: usize;
+
+    /// The numbers.
+    fn numbers(&self) -> Vec<u64>;
+
+    /// From the numbers, of which there are [`Content::COUNT`].
+    fn from_numbers(numbers: &[u64]) -> Option<Self>;
+
+    /// Magic, sequence, numbers, checksum.
+    const LEN: usize = 8 + 8 + Self::COUNT * 8 + 4;
+}
 
 /// What the store is known to hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,18 +38,34 @@ pub(super) struct Meta {
     pub(super) snapshot: u64,
 }
 
+impl Content for Meta {
+    const MAGIC: [u8; 8] = *b"EVGMETA1";
+    const COUNT: usize = 2;
+
+    fn numbers(&self) -> Vec<u64> {
+        vec![self.durable, self.snapshot]
+    }
+
+    fn from_numbers(numbers: &[u64]) -> Option<Self> {
+        let &[durable, snapshot] = numbers else {
+            return None;
+        };
+        Some(Self { durable, snapshot })
+    }
+}
+
 /// The file.
 #[derive(Debug)]
-pub(super) struct MetaFile {
+pub(crate) struct MetaFile<M> {
     file: fs::File,
     path: PathBuf,
     sequence: u64,
-    meta: Meta,
+    meta: M,
 }
 
-impl MetaFile {
+impl<M: Content> MetaFile<M> {
     /// Makes the file for a store that holds nothing yet.
-    pub(super) fn create(path: &Path) -> Result<Self, StoreError> {
+    pub(crate) fn create(path: &Path) -> Result<Self, StoreError> {
         let io = || StoreError::io(path);
         let file = fs::OpenOptions::new()
             .read(true)
@@ -49,31 +79,31 @@ impl MetaFile {
             file,
             path: path.to_owned(),
             sequence: 0,
-            meta: Meta::default(),
+            meta: M::default(),
         };
         // Both slots, so that later writes find their blocks allocated and a fresh file has no invalid one.
         for _ in 0..2 {
-            made.write(Meta::default())?;
+            made.write(M::default())?;
         }
         made.file.sync_all().map_err(io())?;
         Ok(made)
     }
 
     /// Reads the file; `None` if there is none.
-    pub(super) fn open(path: &Path) -> Result<Option<Self>, StoreError> {
+    pub(crate) fn open(path: &Path) -> Result<Option<Self>, StoreError> {
         let io = || StoreError::io(path);
         let file = match fs::OpenOptions::new().read(true).write(true).open(path) {
             Ok(file) => file,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(io()(e)),
         };
-        let mut best: Option<(u64, Meta)> = None;
+        let mut best: Option<(u64, M)> = None;
         for slot in 0..2 {
-            let mut bytes = [0; LEN];
+            let mut bytes = vec![0; M::LEN];
             if file.read_exact_at(&mut bytes, slot * SLOT).is_err() {
                 continue;
             }
-            if let Some(read) = decode(&bytes)
+            if let Some(read) = decode::<M>(&bytes)
                 && read.0 % 2 == slot
                 && best.is_none_or(|(s, _)| s < read.0)
             {
@@ -93,15 +123,15 @@ impl MetaFile {
     }
 
     /// What the file says.
-    pub(super) fn get(&self) -> Meta {
+    pub(crate) fn get(&self) -> M {
         self.meta
     }
 
     /// Writes durably.
-    pub(super) fn write(&mut self, meta: Meta) -> Result<(), StoreError> {
+    pub(crate) fn write(&mut self, meta: M) -> Result<(), StoreError> {
         let sequence = self.sequence + 1;
         self.file
-            .write_all_at(&encode(sequence, meta), sequence % 2 * SLOT)
+            .write_all_at(&encode(sequence, &meta), sequence % 2 * SLOT)
             .and_then(|()| self.file.sync_data())
             .map_err(StoreError::io(&self.path))?;
         self.sequence = sequence;
@@ -110,32 +140,27 @@ impl MetaFile {
     }
 }
 
-fn encode(sequence: u64, meta: Meta) -> [u8; LEN] {
-    let mut out = [0; LEN];
-    let numbers = [sequence, meta.durable, meta.snapshot].map(u64::to_be_bytes);
-    let parts = [&MAGIC[..], &numbers[0], &numbers[1], &numbers[2]].concat();
-    out[..parts.len()].copy_from_slice(&parts);
-    out[parts.len()..].copy_from_slice(&crc32fast::hash(&parts).to_be_bytes());
+fn encode<M: Content>(sequence: u64, meta: &M) -> Vec<u8> {
+    let mut out = M::MAGIC.to_vec();
+    for number in [sequence].into_iter().chain(meta.numbers()) {
+        out.extend(number.to_be_bytes());
+    }
+    out.extend(crc32fast::hash(&out).to_be_bytes());
     out
 }
 
-fn decode(bytes: &[u8; LEN]) -> Option<(u64, Meta)> {
+fn decode<M: Content>(bytes: &[u8]) -> Option<(u64, M)> {
     let (parts, sum) = bytes.split_last_chunk::<4>()?;
-    let numbers = parts.strip_prefix(&MAGIC)?;
+    let numbers = parts.strip_prefix(&M::MAGIC)?;
     if crc32fast::hash(parts) != u32::from_be_bytes(*sum) {
         return None;
     }
-    let mut numbers = numbers
+    let numbers: Vec<u64> = numbers
         .chunks_exact(8)
-        .filter_map(|n| n.try_into().ok().map(u64::from_be_bytes));
-    let sequence = numbers.next()?;
-    Some((
-        sequence,
-        Meta {
-            durable: numbers.next()?,
-            snapshot: numbers.next()?,
-        },
-    ))
+        .filter_map(|n| n.try_into().ok().map(u64::from_be_bytes))
+        .collect();
+    let (&sequence, rest) = numbers.split_first()?;
+    Some((sequence, M::from_numbers(rest)?))
 }
 
 #[cfg(test)]
@@ -150,26 +175,26 @@ mod tests {
             durable: n,
             snapshot: n / 2,
         };
-        let mut file = MetaFile::create(&path).unwrap();
+        let mut file = MetaFile::<Meta>::create(&path).unwrap();
         for n in 1..10 {
             file.write(at(n)).unwrap();
-            assert_eq!(MetaFile::open(&path).unwrap().unwrap().get(), at(n));
+            assert_eq!(MetaFile::<Meta>::open(&path).unwrap().unwrap().get(), at(n));
         }
         let whole = fs::read(&path).unwrap();
         let latest = usize::try_from(file.sequence % 2 * SLOT).unwrap();
-        for n in 0..LEN {
+        for n in 0..Meta::LEN {
             let mut torn = whole.clone();
             torn[latest + n] ^= 0x40;
             fs::write(&path, &torn).unwrap();
             assert_eq!(
-                MetaFile::open(&path).unwrap().unwrap().get(),
+                MetaFile::<Meta>::open(&path).unwrap().unwrap().get(),
                 at(8),
                 "byte {n}"
             );
             torn[(latest + 4096) % 8192 + n] ^= 0x40;
             fs::write(&path, &torn).unwrap();
             assert!(matches!(
-                MetaFile::open(&path),
+                MetaFile::<Meta>::open(&path),
                 Err(StoreError::Damaged { .. })
             ));
         }
@@ -179,13 +204,13 @@ mod tests {
     fn a_file_that_was_just_made_is_whole() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("meta");
-        assert!(MetaFile::open(&path).unwrap().is_none());
-        MetaFile::create(&path).unwrap();
+        assert!(MetaFile::<Meta>::open(&path).unwrap().is_none());
+        MetaFile::<Meta>::create(&path).unwrap();
         assert_eq!(
-            MetaFile::open(&path).unwrap().unwrap().get(),
+            MetaFile::<Meta>::open(&path).unwrap().unwrap().get(),
             Meta::default()
         );
         fs::write(&path, b"").unwrap();
-        assert!(MetaFile::open(&path).is_err());
+        assert!(MetaFile::<Meta>::open(&path).is_err());
     }
 }

@@ -1,16 +1,21 @@
 //! Where a member keeps its log and its snapshots. What goes in is sealed already.
 
+pub(crate) mod database;
 mod memory;
-mod meta;
+pub(crate) mod meta;
 mod sled;
-mod snapshot_file;
+pub(crate) mod snapshot_file;
 
 pub use self::{
     memory::{Disk, MemoryStore},
     sled::SledStore,
 };
 
-use std::{io, path::PathBuf};
+use std::{
+    fs, io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
 
 /// The durable log and the latest snapshot of one member.
 pub trait Store: Send {
@@ -101,8 +106,17 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    pub(crate) fn io(path: &std::path::Path) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { path, source }
     }
+}
+
+/// Makes a directory for its owner alone, unless it is there.
+pub(crate) fn make_dir(dir: &Path) -> Result<(), StoreError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(StoreError::io(dir))
 }

@@ -13,7 +13,7 @@ const PREFIX: &str = "snapshot-";
 const UNFINISHED: &str = "unfinished";
 
 /// Writes a snapshot durably.
-pub(super) fn write(dir: &Path, last: u64, bytes: &[u8]) -> Result<(), StoreError> {
+pub(crate) fn write(dir: &Path, last: u64, bytes: &[u8]) -> Result<(), StoreError> {
     let unfinished = dir.join(UNFINISHED);
     let path = dir.join(name(last));
     let io = || StoreError::io(&path);
@@ -38,7 +38,7 @@ pub(super) fn write(dir: &Path, last: u64, bytes: &[u8]) -> Result<(), StoreErro
 }
 
 /// Reads the snapshot up to `last`.
-pub(super) fn read(dir: &Path, last: u64) -> Result<Vec<u8>, StoreError> {
+pub(crate) fn read(dir: &Path, last: u64) -> Result<Vec<u8>, StoreError> {
     let path = dir.join(name(last));
     let mut bytes = Vec::new();
     fs::File::open(&path)
@@ -60,7 +60,7 @@ pub(super) fn read(dir: &Path, last: u64) -> Result<Vec<u8>, StoreError> {
 }
 
 /// The indices of the snapshots that are there, ascending. Removes what a crash left half-written.
-pub(super) fn list(dir: &Path) -> Result<Vec<u64>, StoreError> {
+pub(crate) fn list(dir: &Path) -> Result<Vec<u64>, StoreError> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).map_err(StoreError::io(dir))? {
         let entry = entry.map_err(StoreError::io(dir))?;
@@ -77,7 +77,7 @@ pub(super) fn list(dir: &Path) -> Result<Vec<u64>, StoreError> {
 }
 
 /// Removes all snapshots but one.
-pub(super) fn keep_only(dir: &Path, last: u64) -> Result<(), StoreError> {
+pub(crate) fn keep_only(dir: &Path, last: u64) -> Result<(), StoreError> {
     for other in list(dir)?.into_iter().filter(|i| *i != last) {
         let path = dir.join(name(other));
         fs::remove_file(&path).map_err(StoreError::io(&path))?;
@@ -86,7 +86,7 @@ pub(super) fn keep_only(dir: &Path, last: u64) -> Result<(), StoreError> {
 }
 
 /// Makes the names in a directory durable.
-pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     fs::File::open(dir)?.sync_all()
 }
 

@@ -1,0 +1,293 @@
+//! The cluster as a member sees it: who leads, who is in it, and how to change that.
+
+use super::{
+    Timing,
+    transport::{LeaseHandler, Peers, take_in},
+    types::{Node, NodeId, Raft},
+};
+use bytes::Bytes;
+use openraft::{ChangeMembers, Instant as _, async_runtime::WatchReceiver as _};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    sync::{Arc, PoisonError, RwLock},
+    time::{Duration, Instant},
+};
+use tokio::sync::watch;
+
+/// Who leads, as far as this member knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leader {
+    /// Its node.
+    pub id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// Where it is reached.
+    pub address: String,
+    /// Its term: a later leader has a greater one.
+    pub term: u64,
+}
+
+/// A member, as this member sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberStatus {
+    /// Its node.
+    pub id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// Where it is reached.
+    pub address: String,
+    /// It votes; else it only learns.
+    pub voter: bool,
+    /// It leads.
+    pub leader: bool,
+    /// How long ago it acknowledged something that the leader sent. Only the leader knows; for itself it is zero.
+    pub acknowledged: Option<Duration>,
+    /// The next index that it lacks. Only the leader knows.
+    pub next_index: Option<u64>,
+}
+
+/// Why a change of the cluster failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// Only the leader can do it.
+    #[error("this member is not the leader")]
+    NotLeader,
+    /// There is no such member.
+    #[error("there is no member {0:?}")]
+    NoSuchMember(String),
+    /// It did not work (out).
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// The cluster. Clones are the same.
+#[derive(Clone)]
+pub struct Cluster(pub(super) Arc<Inner>);
+
+pub(super) struct Inner {
+    pub(super) raft: Raft,
+    pub(super) id: NodeId,
+    pub(super) name: String,
+    pub(super) leader: watch::Receiver<Option<Leader>>,
+    pub(super) peers: Option<Peers>,
+    pub(super) leases: Arc<RwLock<Option<LeaseHandler>>>,
+    pub(super) timing: Timing,
+    /// Where Raft runs.
+    pub(super) runtime: tokio::runtime::Handle,
+}
+
+impl Cluster {
+    /// This member's node.
+    pub fn id(&self) -> NodeId {
+        self.0.id
+    }
+
+    /// This member's name.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// The pace of elections.
+    pub fn timing(&self) -> Timing {
+        self.0.timing
+    }
+
+    /// Who leads.
+    pub fn leader(&self) -> watch::Receiver<Option<Leader>> {
+        self.0.leader.clone()
+    }
+
+    /// Whether this member leads, as far as it knows: another one may lead already. See [`Cluster::last_quorum_acked`].
+    pub fn is_leader(&self) -> bool {
+        self.0.raft.is_leader()
+    }
+
+    /// When the last message was sent to which most members have answered: until `election_max` after it no other member can lead,
+    /// but for a transfer of leadership. `None` if this member does not lead, or has not been answered yet. A member that is alone is
+    /// its own majority.
+    pub fn last_quorum_acked(&self) -> Option<Instant> {
+        // Looked at first: what is told is rather too early than too late.
+        let now = Instant::now();
+        let leader = self.0.raft.as_leader().ok()?;
+        now.checked_sub(leader.last_quorum_acked()?.elapsed())
+    }
+
+    /// All members.
+    pub fn members(&self) -> Vec<MemberStatus> {
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let voters: BTreeSet<NodeId> = metrics.membership_config.voter_ids().collect();
+        let leads = metrics.current_leader == Some(self.0.id);
+        let heard = |id: &NodeId| {
+            if *id == self.0.id {
+                return leads.then_some(Duration::ZERO);
+            }
+            let at = metrics.heartbeat.as_ref()?.get(id)?.as_ref()?;
+            Some(at.elapsed())
+        };
+        let matched = |id: &NodeId| {
+            let matching = metrics.replication.as_ref()?.get(id)?;
+            Some(matching.as_ref().map_or(0, |log_id| log_id.index + 1))
+        };
+        metrics
+            .membership_config
+            .nodes()
+            .map(|(id, node)| MemberStatus {
+                id: *id,
+                name: node.name.clone(),
+                address: node.address.clone(),
+                voter: voters.contains(id),
+                leader: metrics.current_leader == Some(*id),
+                acknowledged: heard(id),
+                next_index: matched(id),
+            })
+            .collect()
+    }
+
+    fn id_of(&self, name: &str) -> Result<NodeId, ClusterError> {
+        self.members()
+            .into_iter()
+            .find(|m| m.name == name)
+            .map(|m| m.id)
+            .ok_or_else(|| ClusterError::NoSuchMember(name.to_owned()))
+    }
+
+    /// Makes another member the leader, and returns when it is, as far as this member sees. Whoever grants leases must have stopped
+    /// before: the votes of a transfer do not wait until this leader's time is over.
+    ///
+    /// # Errors
+    /// If this member does not lead, there is no such member, or it did not take over in time.
+    pub async fn transfer_leader(&self, to: &str) -> Result<(), ClusterError> {
+        if !self.is_leader() {
+            return Err(ClusterError::NotLeader);
+        }
+        let id = self.id_of(to)?;
+        self.0
+            .raft
+            .trigger()
+            .transfer_leader(id)
+            .await
+            .map_err(failed)?;
+        let limit = self.0.timing.election_max * 4;
+        let mut leader = self.leader();
+        let took = leader.wait_for(|l| l.as_ref().is_some_and(|l| l.id == id));
+        match tokio::time::timeout(limit, took).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(ClusterError::Failed(format!("{to:?} did not take over"))),
+        }
+    }
+
+    /// Takes a member in: it first learns, then it votes. Members whose log is empty ask for this by themselves.
+    ///
+    /// # Errors
+    /// If this member does not lead, or the change failed.
+    pub async fn add_member(&self, id: NodeId, node: Node) -> Result<(), ClusterError> {
+        let raft = self.0.raft.clone();
+        self.spawn(async move { take_in(&raft, id, node).await.map_err(failed) })
+            .await
+    }
+
+    /// Removes a member. A leader that removes itself gives its leadership away.
+    ///
+    /// # Errors
+    /// If this member does not lead, there is no such member, or the change failed.
+    pub async fn remove_member(&self, name: &str) -> Result<(), ClusterError> {
+        if !self.is_leader() {
+            return Err(ClusterError::NotLeader);
+        }
+        let member = self
+            .members()
+            .into_iter()
+            .find(|m| m.name == name)
+            .ok_or_else(|| ClusterError::NoSuchMember(name.to_owned()))?;
+        let removed = BTreeSet::from([member.id]);
+        let raft = self.0.raft.clone();
+        let change = if member.voter {
+            ChangeMembers::RemoveVoters(removed)
+        } else {
+            ChangeMembers::RemoveNodes(removed)
+        };
+        self.spawn(async move {
+            raft.change_membership(change, false)
+                .await
+                .map(drop)
+                .map_err(failed)
+        })
+        .await
+    }
+
+    /// Returns when everything that was committed anywhere before the call is applied here. Only on the leader, which proves with a
+    /// round of messages that it still is.
+    ///
+    /// # Errors
+    /// If this member does not lead.
+    pub async fn barrier(&self) -> Result<(), ClusterError> {
+        self.0
+            .raft
+            .ensure_linearizable(openraft::ReadPolicy::ReadIndex)
+            .await
+            .map(drop)
+            .map_err(failed)
+    }
+
+    /// Answers [`Cluster::renew_leases`] of other members from now on: gets the name of who asks, and what it says.
+    pub fn on_renew_leases(&self, handler: LeaseHandler) {
+        *self
+            .0
+            .leases
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Some(handler);
+    }
+
+    /// Asks another member (the leader) about leases. Is it this one, its handler is called.
+    ///
+    /// # Errors
+    /// If it does not answer within the deadline, or refuses.
+    pub async fn renew_leases(
+        &self,
+        leader: &Leader,
+        request: Bytes,
+        deadline: Duration,
+    ) -> Result<Bytes, ClusterError> {
+        if leader.id == self.0.id {
+            let handler = self
+                .0
+                .leases
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone()
+                .ok_or_else(|| failed("leases are not granted here"))?;
+            return handler(self.0.name.clone(), request).await.map_err(failed);
+        }
+        let peers = self.0.peers.as_ref().ok_or_else(|| failed("no peers"))?;
+        let mut peer = peers.peer(&Node {
+            name: leader.name.clone(),
+            address: leader.address.clone(),
+        });
+        self.spawn(async move { peer.renew_leases(request, deadline).await.map_err(failed) })
+            .await
+    }
+
+    /// On Raft's own threads: connections belong to the runtime on which they are first used.
+    async fn spawn<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, ClusterError>> + Send + 'static,
+    ) -> Result<T, ClusterError> {
+        self.0.runtime.spawn(work).await.map_err(failed)?
+    }
+}
+
+fn failed(error: impl fmt::Display) -> ClusterError {
+    ClusterError::Failed(error.to_string())
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster")
+            .field("id", &self.0.id)
+            .field("name", &self.0.name)
+            .field("leader", &*self.0.leader.borrow())
+            .finish_non_exhaustive()
+    }
+}

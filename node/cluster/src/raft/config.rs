@@ -1,0 +1,137 @@
+//! How a replica of a cluster is set up.
+
+use super::transport::Credentials;
+use crate::{Config, raft::types::Node, recovery::OpenError, seal::SealError, store::StoreError};
+use std::{io, path::PathBuf, time::Duration};
+
+/// How a member of a cluster works.
+#[derive(Debug)]
+pub struct RaftConfig {
+    /// What a replica needs in any case. The key must be the same on all members.
+    pub replica: Config,
+    /// Where the log and the snapshots are.
+    pub dir: PathBuf,
+    /// This member's name. It must be among the members, and in the certificate.
+    pub name: String,
+    /// Where other members are listened for; `None` on a member that is alone.
+    pub listener: Option<std::net::TcpListener>,
+    /// The members that form the cluster, in the same order and with the same addresses on each of them. A member whose log is empty
+    /// waits until it has asked all others: if none is part of a cluster yet they form one, else it joins theirs.
+    pub members: Vec<Node>,
+    /// What members prove themselves with; `None` on a member that is alone.
+    pub credentials: Option<Credentials>,
+    /// The pace.
+    pub timing: Timing,
+}
+
+/// The pace of elections. A leader that died is missed after `election_max` plus a random time between the other two, and replaced
+/// a few round trips and disk writes later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// The leader tells the others this often that it is there; whoever does not answer as fast is not counted.
+    pub heartbeat: Duration,
+    /// The shortest time after which a member stands for election.
+    pub election_min: Duration,
+    /// The longest; also how long a member believes in a leader that it does not hear.
+    pub election_max: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_millis(30),
+            election_min: Duration::from_millis(90),
+            election_max: Duration::from_millis(180),
+        }
+    }
+}
+
+/// Why a member cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// Its log, its snapshots or its sealing.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// Its credentials.
+    #[error(transparent)]
+    Tls(#[from] super::TlsError),
+    /// Its configuration contradicts itself.
+    #[error("cluster configuration: {0}")]
+    Config(String),
+    /// The system refuses something.
+    #[error("{0}: {1}")]
+    System(&'static str, io::Error),
+    /// Raft does not start.
+    #[error("raft: {0}")]
+    Raft(String),
+}
+
+impl From<StoreError> for JoinError {
+    fn from(e: StoreError) -> Self {
+        Self::Open(e.into())
+    }
+}
+
+impl From<SealError> for JoinError {
+    fn from(e: SealError) -> Self {
+        Self::Open(e.into())
+    }
+}
+
+impl RaftConfig {
+    /// A member that is alone.
+    pub fn single(replica: Config, dir: PathBuf, name: &str) -> Self {
+        Self {
+            replica,
+            dir,
+            name: name.to_owned(),
+            listener: None,
+            members: vec![Node {
+                name: name.to_owned(),
+                address: String::new(),
+            }],
+            credentials: None,
+            timing: Timing::default(),
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<(), JoinError> {
+        let wrong = |what: String| Err(JoinError::Config(what));
+        let own = self.members.iter().filter(|n| n.name == self.name).count();
+        if own != 1 {
+            return wrong(format!("{:?} must be among the members once", self.name));
+        }
+        let mut names: Vec<_> = self.members.iter().map(|n| &n.name).collect();
+        names.sort_unstable();
+        if names.windows(2).any(|pair| pair[0] == pair[1]) {
+            return wrong("two members have one name".into());
+        }
+        if self.members.len() > 1 && (self.listener.is_none() || self.credentials.is_none()) {
+            return wrong("several members need a listener and credentials".into());
+        }
+        Ok(())
+    }
+
+    pub(super) fn raft(&self) -> Result<openraft::Config, JoinError> {
+        let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        let entries = self.replica.snapshot_entries.max(1);
+        openraft::Config {
+            cluster_name: "evergate".into(),
+            heartbeat_interval: millis(self.timing.heartbeat),
+            election_timeout_min: millis(self.timing.election_min),
+            election_timeout_max: millis(self.timing.election_max),
+            enable_pre_vote: Some(true),
+            install_snapshot_timeout: 60_000,
+            max_payload_entries: 1024,
+            snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(entries),
+            max_in_snapshot_log_to_keep: entries.min(1000),
+            replication_lag_threshold: entries.saturating_mul(2),
+            // The log is read from memory and written by one thread: a few big writes are enough.
+            max_append_entries: Some(1024),
+            broadcast_submitted_on_append: Some(true),
+            ..openraft::Config::default()
+        }
+        .validate()
+        .map_err(|e| JoinError::Config(e.to_string()))
+    }
+}

@@ -1,0 +1,416 @@
+//! The state machine: applies what is committed, tells proposers, makes and takes snapshots.
+
+use super::{
+    types::{Batch, Incarnation, LogId, Membership, NodeId, Snapshot, SnapshotMeta, TypeConfig},
+    window::Window,
+};
+use crate::{
+    recovery::decode,
+    replica::Shared,
+    seal::{Kind, Sealer},
+    store::{StoreError, snapshot_file},
+};
+use bytes::Bytes;
+use evergate_state::State;
+use futures::{Stream, TryStreamExt};
+use openraft::{
+    EntryPayload, OptionalSend, RaftSnapshotBuilder, StoredMembership,
+    storage::{EntryResponder, RaftStateMachine},
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+};
+use tokio::sync::Notify;
+use zeroize::{Zeroize, Zeroizing};
+
+/// What a snapshot begins with, before it is sealed.
+const FORMAT: u8 = 1;
+
+/// How far the batches of a member are applied. Its batches are applied in the order of their numbers, each once: a batch that is
+/// not the next one is ignored, and its proposer sends it again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Progress {
+    incarnation: Incarnation,
+    last: u64,
+}
+
+/// What a snapshot holds besides the state.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Head {
+    applied: Option<LogId>,
+    membership: Membership,
+    proposers: BTreeMap<NodeId, Progress>,
+}
+
+/// The state machine of a member.
+pub(crate) struct Machine {
+    shared: Arc<Shared>,
+    head: Head,
+    snapshots: Arc<Snapshots>,
+    /// Opens batches.
+    opener: Sealer,
+    own: Own,
+    /// Bytes of batches since the last snapshot, and who is told when they are many.
+    bytes: u64,
+    snapshot_bytes: u64,
+    full: Arc<Notify>,
+}
+
+/// The proposals of this process.
+#[derive(Clone)]
+pub(crate) struct Own {
+    pub(crate) member: NodeId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) window: Arc<Window>,
+}
+
+/// The snapshots of a member.
+pub(crate) struct Snapshots {
+    dir: PathBuf,
+    current: Mutex<Current>,
+    shared: Arc<Shared>,
+}
+
+struct Current {
+    sealer: Sealer,
+    meta: Option<SnapshotMeta>,
+}
+
+impl Snapshots {
+    fn lock(&self) -> MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes a snapshot, unless a newer one is there.
+    fn write(&self, meta: &SnapshotMeta, bytes: &[u8]) -> Result<(), StoreError> {
+        let mut current = self.lock();
+        if current
+            .meta
+            .as_ref()
+            .is_some_and(|c| c.last_log_id >= meta.last_log_id)
+        {
+            return Ok(());
+        }
+        let place = place(meta);
+        snapshot_file::write(&self.dir, place, bytes)?;
+        snapshot_file::keep_only(&self.dir, place)?;
+        tracing::debug!(place, bytes = bytes.len(), "snapshot written");
+        current.meta = Some(meta.clone());
+        self.shared.snapshots.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn read(&self) -> Result<Option<Snapshot>, StoreError> {
+        let current = self.lock();
+        let Some(meta) = current.meta.clone() else {
+            return Ok(None);
+        };
+        let snapshot = Bytes::from(snapshot_file::read(&self.dir, place(&meta))?);
+        Ok(Some(Snapshot { meta, snapshot }))
+    }
+
+    fn seal(&self, head: &Head, state: &State) -> io::Result<(SnapshotMeta, Bytes)> {
+        let meta = SnapshotMeta {
+            last_log_id: head.applied,
+            last_membership: head.membership.clone(),
+        };
+        let first = postcard::to_stdvec(&(FORMAT, head)).map_err(io::Error::other)?;
+        let plain = Zeroizing::new(state.to_snapshot());
+        let blob = self
+            .lock()
+            .sealer
+            .seal(Kind::Snapshot, place(&meta), |out| {
+                out.reserve(first.len() + plain.len() + 64);
+                out.extend(&first);
+                out.extend(plain.iter());
+            })
+            .map_err(io::Error::other)?;
+        Ok((meta, blob.into()))
+    }
+
+    fn open(&self, index: u64, mut blob: Vec<u8>) -> io::Result<(Head, State)> {
+        let mut current = self.lock();
+        let plain = current
+            .sealer
+            .open(Kind::Snapshot, index, &mut blob)
+            .map_err(io::Error::other)?;
+        let opened = parse(plain);
+        blob.zeroize();
+        opened
+    }
+}
+
+fn parse(plain: &[u8]) -> io::Result<(Head, State)> {
+    let ((format, head), state): ((u8, Head), &[u8]) =
+        postcard::take_from_bytes(plain).map_err(io::Error::other)?;
+    if format != FORMAT {
+        return Err(io::Error::other(format!(
+            "snapshot format {format} is not known here"
+        )));
+    }
+    let state = State::from_snapshot(state).map_err(io::Error::other)?;
+    Ok((head, state))
+}
+
+/// The name of a snapshot, and what is authenticated with it. Raft counts entries from zero, the file's names from one.
+fn place(meta: &SnapshotMeta) -> u64 {
+    meta.last_log_id.as_ref().map_or(0, |id| id.index + 1)
+}
+
+impl Machine {
+    /// The state as of the latest snapshot. The log goes on after `purged`, so there must be one that reaches so far.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub(crate) fn open(
+        dir: &Path,
+        shared: Arc<Shared>,
+        sealers: (Sealer, Sealer),
+        own: Own,
+        purged: Option<u64>,
+        snapshot_bytes: u64,
+    ) -> Result<(Self, Arc<Notify>), StoreError> {
+        let dir = dir.join("snapshots");
+        let (opener, sealer) = sealers;
+        let snapshots = Arc::new(Snapshots {
+            dir: dir.clone(),
+            current: Mutex::new(Current { sealer, meta: None }),
+            shared: Arc::clone(&shared),
+        });
+        let full = Arc::new(Notify::new());
+        let mut machine = Self {
+            shared,
+            head: Head::default(),
+            snapshots,
+            opener,
+            own,
+            bytes: 0,
+            snapshot_bytes,
+            full: Arc::clone(&full),
+        };
+        let least = purged.map_or(0, |index| index + 1);
+        let mut failure = None;
+        for name in snapshot_file::list(&dir)?
+            .into_iter()
+            .rev()
+            .filter(|name| *name >= least)
+        {
+            let opened = snapshot_file::read(&dir, name)
+                .map_err(io::Error::other)
+                .and_then(|blob| machine.snapshots.open(name, blob));
+            match opened {
+                Ok((head, state)) => {
+                    machine.snapshots.lock().meta = Some(SnapshotMeta {
+                        last_log_id: head.applied,
+                        last_membership: head.membership.clone(),
+                    });
+                    machine.take(head, state);
+                    return Ok((machine, full));
+                }
+                Err(e) => failure = Some(e.to_string()),
+            }
+        }
+        match (failure, least) {
+            (Some(what), _) => Err(StoreError::Damaged { path: dir, what }),
+            (None, 0) => Ok((machine, full)),
+            (None, _) => Err(StoreError::Damaged {
+                path: dir,
+                what: format!("the snapshot of entries before {least} is missing"),
+            }),
+        }
+    }
+
+    fn take(&mut self, head: Head, state: State) {
+        *self
+            .shared
+            .state
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = state;
+        self.head = head;
+        self.bytes = 0;
+        self.announce();
+    }
+
+    fn announce(&self) {
+        let next = self.head.applied.as_ref().map_or(0, |id| id.index + 1);
+        self.shared.applied.send_replace(next);
+    }
+
+    /// Whether a batch is the next one of its proposer. All members decide alike.
+    fn is_next(&mut self, batch: &Batch) -> bool {
+        if self
+            .head
+            .membership
+            .membership()
+            .get_node(&batch.member)
+            .is_none()
+        {
+            return false;
+        }
+        let progress = self.head.proposers.entry(batch.member).or_default();
+        if batch.incarnation > progress.incarnation && batch.number == 1 {
+            // What an earlier process left behind is no longer wanted.
+            *progress = Progress {
+                incarnation: batch.incarnation,
+                last: 0,
+            };
+        }
+        if batch.incarnation != progress.incarnation || batch.number != progress.last + 1 {
+            return false;
+        }
+        progress.last = batch.number;
+        true
+    }
+
+    fn apply_batch(&mut self, batch: &Batch) -> io::Result<()> {
+        if !self.is_next(batch) {
+            tracing::debug!(%batch, "not the next one, ignored");
+            return Ok(());
+        }
+        self.bytes += batch.sealed.len() as u64;
+        let mut blob = batch.sealed.to_vec();
+        let plain = self
+            .opener
+            .open(Kind::Entry, batch.place(), &mut blob)
+            .map_err(|e| io::Error::other(format!("{batch}: {e}")))?;
+        let entry = decode(plain);
+        blob.zeroize();
+        // The leader looked at it before it was logged: another version of the program is the leader.
+        let entry =
+            entry.ok_or_else(|| io::Error::other(format!("{batch} cannot be understood")))?;
+        let outcomes = self
+            .shared
+            .state
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .apply(&entry);
+        self.shared.commits.fetch_add(1, Ordering::Relaxed);
+        if batch.member == self.own.member && batch.incarnation == self.own.incarnation {
+            self.own.window.applied(batch.number, outcomes);
+        }
+        Ok(())
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for Machine {
+    type SnapshotData = Bytes;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, Membership), io::Error> {
+        Ok((self.head.applied, self.head.membership.clone()))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
+    {
+        while let Some((entry, responder)) = entries.try_next().await? {
+            match entry.payload {
+                EntryPayload::Blank => {}
+                EntryPayload::Normal(batch) => self.apply_batch(&batch)?,
+                EntryPayload::Membership(membership) => {
+                    self.head
+                        .proposers
+                        .retain(|id, _| membership.get_node(id).is_some());
+                    self.head.membership = StoredMembership::new(Some(entry.log_id), membership);
+                }
+            }
+            self.head.applied = Some(entry.log_id);
+            self.announce();
+            if let Some(responder) = responder {
+                responder.send(());
+            }
+        }
+        if self.bytes >= self.snapshot_bytes {
+            self.bytes = 0;
+            self.full.notify_one();
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Self::SnapshotBuilder {
+        self.bytes = 0;
+        // Shallow: records are shared.
+        let state = self
+            .shared
+            .state
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        Builder {
+            head: self.head.clone(),
+            state,
+            snapshots: Arc::clone(&self.snapshots),
+        }
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: Bytes,
+    ) -> Result<(), io::Error> {
+        let snapshots = Arc::clone(&self.snapshots);
+        let described = meta.clone();
+        let (head, state) = blocking(move || {
+            let (head, state) = snapshots.open(place(&described), snapshot.to_vec())?;
+            if head.applied != described.last_log_id || head.membership != described.last_membership
+            {
+                return Err(io::Error::other("a snapshot is not what it is said to be"));
+            }
+            snapshots
+                .write(&described, &snapshot)
+                .map_err(io::Error::other)?;
+            Ok((head, state))
+        })
+        .await?;
+        let own = head
+            .proposers
+            .get(&self.own.member)
+            .filter(|p| p.incarnation == self.own.incarnation);
+        let skipped = own.map_or(0, |p| p.last);
+        self.take(head, state);
+        self.own.window.skipped(skipped);
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
+        let snapshots = Arc::clone(&self.snapshots);
+        blocking(move || snapshots.read().map_err(io::Error::other)).await
+    }
+}
+
+/// Makes a snapshot of the state as it was.
+pub(crate) struct Builder {
+    head: Head,
+    state: State,
+    snapshots: Arc<Snapshots>,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for Builder {
+    type SnapshotData = Bytes;
+
+    async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
+        let (head, state) = (self.head.clone(), std::mem::take(&mut self.state));
+        let snapshots = Arc::clone(&self.snapshots);
+        blocking(move || {
+            let (meta, snapshot) = snapshots.seal(&head, &state)?;
+            snapshots
+                .write(&meta, &snapshot)
+                .map_err(io::Error::other)?;
+            Ok(Snapshot { meta, snapshot })
+        })
+        .await
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(io::Error::other)?
+}

@@ -1,0 +1,528 @@
+//! A member from its start to its end.
+
+use super::{
+    Cluster, JoinError, Leader, RaftConfig,
+    cluster::Inner,
+    log::{Identity, LogStore},
+    machine::{Machine, Own},
+    proposer::{Forwarder, gather},
+    transport::{Handler, Network, Peers, Running, Tls, serve},
+    types::{Node, NodeId, Raft},
+    window::Window,
+};
+use crate::{
+    ClusterKey,
+    queue::{ProposeError, Queue},
+    replica::Shared,
+    seal::Sealer,
+};
+use aws_lc_rs::{
+    digest, hmac,
+    rand::{SecureRandom, SystemRandom},
+};
+use evergate_proto::cluster::{HelloRequest, JoinRequest};
+use evergate_state::State;
+use openraft::async_runtime::WatchReceiver as _;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, RwLock, atomic::AtomicU64},
+    thread,
+    time::Duration,
+};
+use tokio::{
+    net::TcpListener,
+    runtime::Runtime,
+    sync::{Notify, oneshot, watch},
+    task::JoinSet,
+    time,
+};
+
+/// Threads that Raft has for itself, so that nothing that a gateway computes delays a heartbeat.
+const THREADS: usize = 2;
+
+/// How long what waits may take to be committed when a member stops: without a majority it never is.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// How often a new member asks the others.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+
+/// What keeps a member alive.
+pub(crate) struct Life {
+    /// Ends it at once, as if by `kill -9`.
+    #[cfg_attr(not(test), expect(dead_code, reason = "only tests kill members"))]
+    abort: Arc<Notify>,
+}
+
+impl Life {
+    #[cfg(test)]
+    pub(crate) fn abort(&self) {
+        self.abort.notify_one();
+    }
+}
+
+/// Starts a member.
+pub(crate) async fn start(config: RaftConfig) -> Result<(Arc<Shared>, Cluster, Life), JoinError> {
+    config.check()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(THREADS)
+        .thread_name("raft")
+        .enable_all()
+        .build()
+        .map_err(|e| JoinError::System("no runtime for raft", e))?;
+    let (ready, started) = oneshot::channel();
+    let abort = Arc::new(Notify::new());
+    let aborted = Arc::clone(&abort);
+    // The runtime cannot be dropped on a thread of another one, so it has a thread that does.
+    thread::Builder::new()
+        .name("raft-member".into())
+        .spawn(move || live(runtime, config, ready, &aborted))
+        .map_err(|e| JoinError::System("no thread for raft", e))?;
+    let (shared, cluster) = started
+        .await
+        .map_err(|_| JoinError::Raft("it ended while it started".into()))??;
+    Ok((shared, cluster, Life { abort }))
+}
+
+type Ready = oneshot::Sender<Result<(Arc<Shared>, Cluster), JoinError>>;
+
+/// The whole life of a member.
+fn live(runtime: Runtime, config: RaftConfig, ready: Ready, abort: &Notify) {
+    let (log, identity, log_end) = match LogStore::open(&config.dir) {
+        Ok(opened) => opened,
+        Err(e) => return drop(ready.send(Err(e.into()))),
+    };
+    let shared = Arc::new(Shared {
+        queue: Queue::new(),
+        state: RwLock::new(State::new()),
+        applied: watch::Sender::new(0),
+        failed: watch::Sender::new(None),
+        ended: watch::Sender::new(false),
+        commits: AtomicU64::new(0),
+        snapshots: AtomicU64::new(0),
+    });
+    let window = Arc::new(Window::default());
+    runtime.block_on(async {
+        let member = async {
+            match begin(config, log, identity, &shared, &window).await {
+                Ok((member, cluster)) => {
+                    if ready.send(Ok((Arc::clone(&shared), cluster))).is_ok() {
+                        member.run().await;
+                    }
+                }
+                Err(e) => drop(ready.send(Err(e))),
+            }
+        };
+        tokio::select! {
+            () = member => {}
+            () = abort.notified() => {}
+        }
+    });
+    // Nobody is left waiting, whatever happened.
+    let failed = shared.failed.borrow().clone();
+    let why = failed.map_or(ProposeError::Closed, ProposeError::Failed);
+    shared.queue.fail(&why);
+    window.end(&why);
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    log_end.close();
+    shared.ended.send_replace(true);
+}
+
+/// A member that runs.
+struct Member {
+    raft: Raft,
+    shared: Arc<Shared>,
+    own: Own,
+    cluster: Cluster,
+    tasks: JoinSet<()>,
+    gathered: oneshot::Receiver<()>,
+}
+
+async fn begin(
+    mut config: RaftConfig,
+    log: LogStore,
+    identity: Identity,
+    shared: &Arc<Shared>,
+    window: &Arc<Window>,
+) -> Result<(Member, Cluster), JoinError> {
+    let key = config.replica.key.clone();
+    let sealer = || Sealer::new(key.clone());
+    let mut tasks = JoinSet::new();
+    let tls = match &config.credentials {
+        Some(credentials) => Some(credentials.tls(&config.name)?),
+        None => None,
+    };
+    let peers = tls.clone().map(Peers::new);
+    let (running, is_running) = watch::channel(None);
+    let handler = Handler {
+        running: is_running,
+        opener: Arc::new(Mutex::new(sealer()?)),
+        leases: Arc::default(),
+        members: config.members.clone(),
+        key_check: key_check(&key),
+        pristine: identity.pristine,
+    };
+    let leases = Arc::clone(&handler.leases);
+    if let (Some(listener), Some(tls)) = (config.listener.take(), tls) {
+        listen(&mut tasks, listener, tls, handler)?;
+    }
+
+    let role = decide(&config, identity, peers.as_ref(), &key).await?;
+    log.name(role.node)
+        .await
+        .map_err(|e| JoinError::System("log", e))?;
+    let own = Own {
+        member: role.node,
+        incarnation: u128::from(identity.starts) << 64 | u128::from(random()?),
+        window: Arc::clone(window),
+    };
+    let (machine, full) = Machine::open(
+        &config.dir,
+        Arc::clone(shared),
+        (sealer()?, sealer()?),
+        own.clone(),
+        identity.purged,
+        config.replica.snapshot_bytes,
+    )?;
+    if !identity.pristine && peers.is_some() {
+        // Raft forgets over a restart that it believed in a leader: until that time is over it must not vote for another.
+        time::sleep(config.timing.election_max).await;
+    }
+    let raft = start_raft(&config, &role, log, machine, peers.clone()).await?;
+    running.send_replace(Some(Running { raft: raft.clone() }));
+    tasks.spawn(async move {
+        // Kept alive as long as the tasks are.
+        running.closed().await;
+    });
+    if role.begin == Begin::Join
+        && let Some(peers) = peers.clone()
+    {
+        tasks.spawn(join(
+            config_for_join(&config, &role, &key),
+            peers,
+            raft.clone(),
+        ));
+    }
+
+    let (leader_sender, leader) = watch::channel(None);
+    tasks.spawn(observe(raft.clone(), leader_sender, Arc::clone(shared)));
+    tasks.spawn(snapshots(raft.clone(), full));
+    tasks.spawn(
+        Forwarder {
+            raft: raft.clone(),
+            own: own.clone(),
+            peers: peers.clone(),
+            leader: leader.clone(),
+            patience: config.timing.election_max * 4,
+        }
+        .run(),
+    );
+    let gathered = start_gathering(shared, &own, sealer()?, config.replica.clock)?;
+    let cluster = Cluster(Arc::new(Inner {
+        raft: raft.clone(),
+        id: role.node,
+        name: config.name,
+        leader,
+        peers,
+        leases,
+        timing: config.timing,
+        runtime: tokio::runtime::Handle::current(),
+    }));
+    let member = Member {
+        raft,
+        shared: Arc::clone(shared),
+        own,
+        cluster: cluster.clone(),
+        tasks,
+        gathered,
+    };
+    Ok((member, cluster))
+}
+
+/// Answers other members.
+fn listen(
+    tasks: &mut JoinSet<()>,
+    listener: std::net::TcpListener,
+    tls: Tls,
+    handler: Handler,
+) -> Result<(), JoinError> {
+    let listener = listener
+        .set_nonblocking(true)
+        .and_then(|()| TcpListener::from_std(listener))
+        .map_err(|e| JoinError::System("member listener", e))?;
+    tasks.spawn(async move {
+        if let Err(error) = serve(listener, tls, handler).await {
+            tracing::error!(%error, "members are no longer answered");
+        }
+    });
+    Ok(())
+}
+
+type Clock = Box<dyn Fn() -> evergate_ike::env::UnixMillis + Send>;
+
+fn start_gathering(
+    shared: &Arc<Shared>,
+    own: &Own,
+    sealer: Sealer,
+    clock: Clock,
+) -> Result<oneshot::Receiver<()>, JoinError> {
+    let (done, gathered) = oneshot::channel();
+    let (shared, own) = (Arc::clone(shared), own.clone());
+    thread::Builder::new()
+        .name("propose".into())
+        .spawn(move || {
+            if let Err(error) = gather(&shared, &own, sealer, &*clock) {
+                let reason: Arc<str> = error.to_string().into();
+                shared.failed.send_replace(Some(reason));
+            }
+            // The member may be gone already.
+            let _ = done.send(());
+        })
+        .map_err(|e| JoinError::System("no thread for proposals", e))?;
+    Ok(gathered)
+}
+
+async fn start_raft(
+    config: &RaftConfig,
+    role: &Role,
+    log: LogStore,
+    machine: Machine,
+    peers: Option<Peers>,
+) -> Result<Raft, JoinError> {
+    let settings = Arc::new(config.raft()?);
+    let network = Network(peers);
+    let raft = Raft::new(role.node, settings, network, log, machine)
+        .await
+        .map_err(|e| JoinError::Raft(e.to_string()))?;
+    if role.begin == Begin::Form {
+        let members: BTreeMap<NodeId, Node> = config
+            .members
+            .iter()
+            .map(|node| (id_of(&node.name), node.clone()))
+            .collect();
+        // Refused if another member was faster and its first entry is here already, which is the same.
+        if let Err(error) = raft.initialize(members).await {
+            tracing::debug!(%error, "the cluster is formed by another member");
+        }
+    }
+    Ok(raft)
+}
+
+impl Member {
+    /// Runs until the last handle is gone or Raft fails, and ends in good order.
+    async fn run(mut self) {
+        let mut failed = self.shared.failed.subscribe();
+        tokio::select! {
+            _ = &mut self.gathered => {}
+            _ = failed.wait_for(Option::is_some) => {}
+        }
+        if self.shared.failed.borrow().is_none() {
+            let committed = async {
+                while self.own.window.first().is_some() {
+                    self.own.window.changed.notified().await;
+                }
+            };
+            if time::timeout(FAREWELL, committed).await.is_err() {
+                tracing::warn!("proposals were not committed before the end");
+            }
+            self.hand_over().await;
+        }
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::warn!(%error, "raft did not end well");
+        }
+        self.tasks.abort_all();
+    }
+
+    /// A leader that goes in good order leaves no gap.
+    async fn hand_over(&self) {
+        if !self.cluster.is_leader() {
+            return;
+        }
+        let others = self
+            .cluster
+            .members()
+            .into_iter()
+            .filter(|m| m.voter && m.id != self.own.member && m.acknowledged.is_some());
+        let Some(next) = others.max_by_key(|m| m.next_index) else {
+            return;
+        };
+        if let Err(error) = self.cluster.transfer_leader(&next.name).await {
+            tracing::debug!(%error, "leadership is not handed over");
+        }
+    }
+}
+
+/// Tells who leads, and whether Raft failed.
+async fn observe(raft: Raft, leader: watch::Sender<Option<Leader>>, shared: Arc<Shared>) {
+    let mut metrics = raft.metrics();
+    loop {
+        let (now, failed) = {
+            let m = metrics.borrow_watched();
+            let now = m.current_leader.and_then(|id| {
+                let node = m.membership_config.get_node(&id)?;
+                Some(Leader {
+                    id,
+                    name: node.name.clone(),
+                    address: node.address.clone(),
+                    term: m.current_term,
+                })
+            });
+            (now, m.running_state.as_ref().err().map(ToString::to_string))
+        };
+        leader.send_if_modified(|current| {
+            let changed = *current != now;
+            *current = now;
+            changed
+        });
+        if let Some(reason) = failed {
+            tracing::error!(%reason, "raft failed: this member must stop serving");
+            shared.failed.send_replace(Some(reason.into()));
+            return;
+        }
+        if metrics.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Makes a snapshot when the log has grown by many bytes.
+async fn snapshots(raft: Raft, full: Arc<Notify>) {
+    loop {
+        full.notified().await;
+        if raft.trigger().snapshot().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Which node this is, and how it begins.
+struct Role {
+    node: NodeId,
+    begin: Begin,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Begin {
+    /// It goes on.
+    Restart,
+    /// All members are new.
+    Form,
+    /// The others are a cluster already.
+    Join,
+}
+
+/// A member with an empty log may have had another one: it could have voted, and have acknowledged entries. So it asks all others
+/// whether there is a cluster, and if there is it comes back under a new node, which never voted.
+async fn decide(
+    config: &RaftConfig,
+    identity: Identity,
+    peers: Option<&Peers>,
+    key: &ClusterKey,
+) -> Result<Role, JoinError> {
+    if let Some(node) = identity.node
+        && !identity.pristine
+    {
+        return Ok(Role {
+            node,
+            begin: Begin::Restart,
+        });
+    }
+    let members =
+        postcard::to_stdvec(&config.members).map_err(|e| JoinError::Config(e.to_string()))?;
+    let request = HelloRequest {
+        key_check: key_check(key).to_vec().into(),
+        members: members.into(),
+    };
+    let others: Vec<&Node> = config
+        .members
+        .iter()
+        .filter(|n| n.name != config.name)
+        .collect();
+    let begin = loop {
+        let mut forming = true;
+        let mut silent = None;
+        for node in &others {
+            let Some(peers) = peers else { continue };
+            match peers.peer(node).hello(request.clone()).await {
+                Ok(answer) => forming &= answer,
+                Err(status) => silent = Some((node, status)),
+            }
+        }
+        match silent {
+            _ if !forming => break Begin::Join,
+            None => break Begin::Form,
+            Some((node, status)) => {
+                tracing::info!(member = node.name, %status, "waiting for all members");
+            }
+        }
+        time::sleep(ASK_AGAIN).await;
+    };
+    let node = match begin {
+        Begin::Form => id_of(&config.name),
+        _ => random()? >> 1 | 1 << 62,
+    };
+    Ok(Role { node, begin })
+}
+
+struct JoinTask {
+    others: Vec<Node>,
+    request: JoinRequest,
+}
+
+fn config_for_join(config: &RaftConfig, role: &Role, key: &ClusterKey) -> JoinTask {
+    let (own, others): (Vec<Node>, Vec<Node>) = config
+        .members
+        .iter()
+        .cloned()
+        .partition(|n| n.name == config.name);
+    JoinTask {
+        others,
+        request: JoinRequest {
+            id: role.node,
+            address: own.into_iter().map(|n| n.address).collect(),
+            key_check: key_check(key).to_vec().into(),
+        },
+    }
+}
+
+/// Asks one member after the other until the leader has taken this one in.
+async fn join(task: JoinTask, peers: Peers, raft: Raft) {
+    while raft.voter_ids().all(|id| id != task.request.id) {
+        for node in &task.others {
+            match peers.peer(node).join(task.request.clone()).await {
+                Ok(()) => return,
+                Err(status) => {
+                    tracing::debug!(member = node.name, %status, "not taken in yet");
+                }
+            }
+        }
+        time::sleep(ASK_AGAIN).await;
+    }
+}
+
+/// The node of a member that forms the cluster: the same on all members, from its name.
+fn id_of(name: &str) -> NodeId {
+    let hash = digest::digest(&digest::SHA256, name.as_bytes());
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&hash.as_ref()[..8]);
+    // Those of members that join later have this bit set.
+    (u64::from_be_bytes(bytes) >> 2).max(1)
+}
+
+fn random() -> Result<u64, JoinError> {
+    let mut bytes = [0; 8];
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| JoinError::Config("the system has no randomness".into()))?;
+    Ok(u64::from_be_bytes(bytes))
+}
+
+/// Equal on members with the same key, and tells nothing of it.
+fn key_check(key: &ClusterKey) -> [u8; 32] {
+    let tag = hmac::sign(
+        &hmac::Key::new(hmac::HMAC_SHA256, key.expose()),
+        b"evergate cluster key check v1",
+    );
+    let mut out = [0; 32];
+    out.copy_from_slice(tag.as_ref());
+    out
+}

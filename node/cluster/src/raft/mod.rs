@@ -1,0 +1,31 @@
+//! Raft: the members agree on one log, and each applies it.
+//!
+//! - `log`: the log of a member, in memory and in sled. `meta` stands beside it.
+//! - `machine`: applies the log to the state; snapshots.
+//! - `window`, `proposer`: the proposals of this process, until they are applied here.
+//! - `transport`: how members talk.
+//! - `member`: from the start of a member to its end. `cluster`: what others see of all this.
+//!
+//! A proposal is done when it is applied *here*, whoever leads. It goes to the leader as part of a sealed, numbered batch, and again
+//! after each change of the leader, until it is seen applied; a batch that comes twice or too early is ignored by all members alike.
+
+mod cluster;
+mod config;
+mod log;
+mod machine;
+mod member;
+mod meta;
+mod proposer;
+mod transport;
+mod types;
+mod window;
+
+pub use cluster::{Cluster, ClusterError, Leader, MemberStatus};
+pub use config::{JoinError, RaftConfig, Timing};
+pub use transport::{Credentials, LeaseHandler, TlsError};
+pub use types::{Node, NodeId};
+
+pub(crate) use member::{Life, start};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,182 @@
+//! Proposals on their way: sealed and numbered by one thread, sent to the leader by one task, and sent again until they are seen
+//! applied here.
+
+use super::{
+    cluster::Leader,
+    machine::Own,
+    transport::Peers,
+    types::{Batch, Node, Raft},
+};
+use crate::{
+    pipeline::seal_entry,
+    queue::ProposeError,
+    replica::Shared,
+    seal::{SealError, Sealer},
+};
+use evergate_ike::env::UnixMillis;
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    task::JoinHandle,
+    time,
+};
+use tonic::Status;
+
+/// The longest pause after a leader refused batches.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Takes what waits, seals and numbers it. Ends when the queue does.
+pub(super) fn gather(
+    shared: &Shared,
+    own: &Own,
+    mut sealer: Sealer,
+    clock: &dyn Fn() -> UnixMillis,
+) -> Result<(), SealError> {
+    let mut number = 0;
+    while own.window.wait_for_room() {
+        let Some(proposals) = shared.queue.take() else {
+            break;
+        };
+        number += 1;
+        let mut batch = Batch {
+            member: own.member,
+            incarnation: own.incarnation,
+            number,
+            sealed: bytes::Bytes::new(),
+        };
+        match seal_entry(&mut sealer, batch.place(), clock(), &proposals) {
+            Ok(sealed) => batch.sealed = sealed.into(),
+            Err(error) => {
+                let why = ProposeError::Failed(error.to_string().into());
+                for proposal in proposals {
+                    proposal.finish(Err(why.clone()));
+                }
+                return Err(error);
+            }
+        }
+        own.window.push(batch, proposals);
+    }
+    Ok(())
+}
+
+/// Sends batches to whoever leads.
+pub(super) struct Forwarder {
+    pub(super) raft: Raft,
+    pub(super) own: Own,
+    pub(super) peers: Option<Peers>,
+    pub(super) leader: watch::Receiver<Option<Leader>>,
+    /// How long the first batch may remain unapplied under one leader before all are sent again.
+    pub(super) patience: Duration,
+}
+
+/// The way to the leader.
+enum Route {
+    None,
+    /// This member leads.
+    Local,
+    Remote {
+        batches: mpsc::Sender<Batch>,
+        call: JoinHandle<()>,
+    },
+}
+
+impl Drop for Route {
+    fn drop(&mut self) {
+        if let Self::Remote { call, .. } = self {
+            call.abort();
+        }
+    }
+}
+
+impl Forwarder {
+    /// Sends until it is aborted.
+    pub(super) async fn run(mut self) {
+        // Signals that the way to the leader broke.
+        let broken = Arc::new(Notify::new());
+        loop {
+            let leader = self.leader.borrow_and_update().clone();
+            let mut route = self.route(leader.as_ref(), &broken);
+            // A new leader may know nothing of what the one before was sent.
+            let mut next = 0;
+            let mut waiting_for = self.own.window.first();
+            loop {
+                match self.send(&route, next).await {
+                    Ok(sent) => next = sent,
+                    Err(()) => {
+                        time::sleep(PAUSE).await;
+                        break;
+                    }
+                }
+                tokio::select! {
+                    changed = self.leader.changed() => {
+                        if changed.is_err() {
+                            return;
+                        }
+                        if *self.leader.borrow() != leader {
+                            break;
+                        }
+                    }
+                    () = self.own.window.changed.notified() => {}
+                    () = broken.notified() => {
+                        time::sleep(PAUSE).await;
+                        break;
+                    }
+                    () = time::sleep(self.patience) => {
+                        // No time-out decides anything: a batch that comes twice is applied once.
+                        let first = self.own.window.first();
+                        if first.is_some() && first == waiting_for {
+                            tracing::debug!(?first, "proposals are sent again");
+                            next = 0;
+                        }
+                        waiting_for = first;
+                    }
+                }
+            }
+            route = Route::None;
+            drop(route);
+        }
+    }
+
+    fn route(&self, leader: Option<&Leader>, broken: &Arc<Notify>) -> Route {
+        match (leader, &self.peers) {
+            (None, _) => Route::None,
+            (Some(leader), _) if leader.id == self.own.member => Route::Local,
+            (Some(_), None) => Route::None,
+            (Some(leader), Some(peers)) => {
+                let mut peer = peers.peer(&Node {
+                    name: leader.name.clone(),
+                    address: leader.address.clone(),
+                });
+                let (batches, receiver) = mpsc::channel(1);
+                let broken = Arc::clone(broken);
+                let call = tokio::spawn(async move {
+                    let status: Status = peer.propose(receiver).await;
+                    tracing::debug!(%status, "the leader takes no more proposals");
+                    broken.notify_one();
+                });
+                Route::Remote { batches, call }
+            }
+        }
+    }
+
+    /// Sends what is under way from a number on, and returns the number after it.
+    async fn send(&self, route: &Route, next: u64) -> Result<u64, ()> {
+        let mut sent = next;
+        if matches!(route, Route::None) {
+            return Ok(sent);
+        }
+        for batch in self.own.window.from(next) {
+            sent = batch.number + 1;
+            match route {
+                Route::None => {}
+                Route::Local => self
+                    .raft
+                    .client_write_ff(batch, None)
+                    .await
+                    .map_err(|error| tracing::debug!(%error, "raft takes no proposals"))?,
+                Route::Remote { batches, .. } => batches.send(batch).await.map_err(|_| ())?,
+            }
+        }
+        Ok(sent)
+    }
+}

@@ -1,0 +1,155 @@
+//! Who may be a member, who leads, and a cluster of one.
+
+use super::lab::{Lab, credentials, epoch, leader, same, take, within};
+use crate::{
+    ClusterKey, Config, Replica, pki,
+    raft::{RaftConfig, transport::Peers},
+};
+use evergate_ike::env::UnixMillis;
+use evergate_proto::cluster::HelloRequest;
+use std::{sync::Arc, time::Duration};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_are_refused() {
+    let mut lab = Lab::new(3);
+    let replicas = lab.start_all().await;
+    let all: Vec<&Replica> = replicas.iter().collect();
+    leader(&all).await;
+    let hello = |who: crate::raft::Credentials, name: &str| {
+        let peers = Peers::new(who.tls(name).unwrap());
+        let node = lab.members[0].clone();
+        async move { within(peers.peer(&node).hello(HelloRequest::default())).await }
+    };
+    let another = pki::authority().unwrap();
+    // Certificates of another authority, and of ours for somebody who is no member. Neither gets as far as to be asked for the key.
+    let refused = hello(credentials(&lab.authority, &another, "m1"), "m1").await;
+    assert!(no_connection(&refused.unwrap_err()));
+    let refused = hello(lab.credentials("eve"), "eve").await;
+    assert_eq!(refused.unwrap_err().code(), tonic::Code::PermissionDenied);
+    let member = hello(lab.credentials("m1"), "m1").await.unwrap_err();
+    assert!(member.message().contains("cluster keys"), "{member}");
+    // A member that is another one than it is expected to be.
+    let peers = Peers::new(lab.credentials("m1").tls("m1").unwrap());
+    let wrong = crate::raft::Node {
+        name: "m2".into(),
+        ..lab.members[0].clone()
+    };
+    let refused = within(peers.peer(&wrong).hello(HelloRequest::default())).await;
+    assert!(no_connection(&refused.unwrap_err()));
+}
+
+/// The connection fails before anything can be asked.
+fn no_connection(status: &tonic::Status) -> bool {
+    matches!(
+        status.code(),
+        tonic::Code::Unavailable | tonic::Code::Unknown
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leadership_can_be_given_away() {
+    let mut lab = Lab::new(3);
+    let replicas = lab.start_all().await;
+    let all: Vec<&Replica> = replicas.iter().collect();
+    let first = leader(&all).await;
+    take(all[first], 1, 1).await;
+    let second = (first + 1) % 3;
+    let cluster = all[first].cluster().unwrap();
+    within(async {
+        // A member may just have been elected, and not be answered yet.
+        while cluster.last_quorum_acked().is_none() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    assert!(cluster.members().iter().all(|m| m.acknowledged.is_some()));
+    within(cluster.transfer_leader(&format!("m{second}")))
+        .await
+        .unwrap();
+    assert_eq!(leader(&all).await, second);
+    assert!(cluster.last_quorum_acked().is_none());
+    take(all[first], 1, 2).await;
+    // In good order, the leader goes without an election time-out.
+    within(all[second].close()).await;
+    let rest: Vec<&Replica> = [first, (first + 2) % 3].map(|n| all[n]).to_vec();
+    within(async {
+        while rest[0]
+            .cluster()
+            .unwrap()
+            .leader()
+            .borrow()
+            .as_ref()
+            .is_none_or(|l| l.name == format!("m{second}"))
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    take(rest[0], 1, 3).await;
+    same(&rest).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leases_are_asked_of_the_leader() {
+    let mut lab = Lab::new(3);
+    let replicas = lab.start_all().await;
+    let all: Vec<&Replica> = replicas.iter().collect();
+    let first = leader(&all).await;
+    let leading = all[first].cluster().unwrap();
+    leading.on_renew_leases(Arc::new(|who, what| {
+        Box::pin(async move { Ok([who.as_bytes(), b":", &what].concat().into()) })
+    }));
+    for replica in &all {
+        let cluster = replica.cluster().unwrap();
+        let to = cluster.leader().borrow().clone().unwrap();
+        let answer = cluster
+            .renew_leases(&to, "gw1".into(), Duration::from_secs(5))
+            .await
+            .unwrap();
+        assert_eq!(answer, format!("{}:gw1", cluster.name()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn removed_members_are_gone() {
+    let mut lab = Lab::new(3);
+    let replicas = lab.start_all().await;
+    let all: Vec<&Replica> = replicas.iter().collect();
+    let first = leader(&all).await;
+    take(all[first], 1, 1).await;
+    let removed = (first + 1) % 3;
+    let cluster = all[first].cluster().unwrap();
+    within(cluster.remove_member(&format!("m{removed}")))
+        .await
+        .unwrap();
+    assert_eq!(cluster.members().len(), 2);
+    take(all[first], 1, 2).await;
+    same(&[all[first], all[(first + 2) % 3]]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_of_one_is_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    for round in 0..3 {
+        let replica = Config::new(ClusterKey::from_bytes([7; 32]), || UnixMillis(1));
+        let config = RaftConfig::single(replica, dir.path().to_owned(), "alone");
+        let replica = within(Replica::join(config)).await.unwrap();
+        for step in 1..=5 {
+            take(&replica, 1, round * 5 + step).await;
+        }
+        assert_eq!(epoch(&replica, 1), round * 5 + 5);
+        within(replica.close()).await;
+    }
+    let other = Config::new(ClusterKey::from_bytes([8; 32]), || UnixMillis(1));
+    let config = RaftConfig::single(other, dir.path().to_owned(), "alone");
+    let refused = within(Replica::join(config)).await;
+    match refused {
+        Err(_) => {}
+        // The log is only opened when it is applied.
+        Ok(replica) => {
+            let mut failed = replica.failed();
+            let reason = within(failed.wait_for(Option::is_some)).await.unwrap();
+            assert!(reason.as_ref().unwrap().contains("verify"), "{reason:?}");
+        }
+    }
+}

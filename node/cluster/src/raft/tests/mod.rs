@@ -1,0 +1,6 @@
+//! The store under the library's own suite, and whole clusters in one process over real TLS.
+
+mod changes;
+mod failures;
+mod lab;
+mod storage;

@@ -1,0 +1,173 @@
+//! What Raft asks of a store, and what the store refuses.
+
+use crate::{
+    ClusterKey,
+    queue::Queue,
+    raft::{
+        log::LogStore,
+        machine::{Machine, Own},
+        types::{LogId, TypeConfig},
+        window::Window,
+    },
+    replica::Shared,
+    seal::Sealer,
+    store::StoreError,
+};
+use evergate_state::State;
+use openraft::{
+    RaftLogReader, StorageError,
+    entry::RaftEntry,
+    storage::{IOFlushed, RaftLogStorage},
+    testing::log::{StoreBuilder, Suite},
+    type_config::TypeConfigExt,
+    vote::RaftLeaderId,
+};
+use std::{
+    fs,
+    path::Path,
+    sync::{Arc, RwLock, atomic::AtomicU64},
+};
+use tempfile::TempDir;
+use tokio::sync::watch;
+
+struct Builder;
+
+fn machine(dir: &Path, purged: Option<u64>) -> Result<Machine, StoreError> {
+    let shared = Arc::new(Shared {
+        queue: Queue::new(),
+        state: RwLock::new(State::new()),
+        applied: watch::Sender::new(0),
+        failed: watch::Sender::new(None),
+        ended: watch::Sender::new(false),
+        commits: AtomicU64::new(0),
+        snapshots: AtomicU64::new(0),
+    });
+    let sealer = || Sealer::new(ClusterKey::from_bytes([7; 32])).unwrap();
+    let own = Own {
+        member: 1,
+        incarnation: 1,
+        window: Arc::new(Window::default()),
+    };
+    Machine::open(dir, shared, (sealer(), sealer()), own, purged, u64::MAX).map(|(m, _)| m)
+}
+
+impl StoreBuilder<TypeConfig, LogStore, Machine, TempDir> for Builder {
+    async fn build(&self) -> Result<(TempDir, LogStore, Machine), StorageError<TypeConfig>> {
+        let dir = tempfile::tempdir().unwrap();
+        let (log, _, _) = LogStore::open(dir.path()).unwrap();
+        let machine = machine(dir.path(), None).unwrap();
+        Ok((dir, log, machine))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn conforms() {
+    Suite::test_all(Builder).await.unwrap();
+}
+
+type Entry = crate::raft::types::Entry;
+
+fn id(term: u64, index: u64) -> LogId {
+    let leader = openraft::impls::leader_id_std::LeaderId::<u64, u64>::new(term, 1);
+    LogId::new(leader.to_committed(), index)
+}
+
+async fn append(log: &mut LogStore, term: u64, indices: std::ops::Range<u64>) {
+    let entries: Vec<Entry> = indices.map(|i| Entry::new_blank(id(term, i))).collect();
+    let (done, flushed) = TypeConfig::oneshot();
+    log.append(entries, IOFlushed::signal(done)).await.unwrap();
+    flushed.await.unwrap().unwrap();
+}
+
+async fn terms(log: &mut LogStore) -> Vec<(u64, u64)> {
+    log.try_get_log_entries(..)
+        .await
+        .unwrap()
+        .iter()
+        .map(|e| (e.log_id.leader_id.term, e.log_id.index))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_is_there_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let (mut log, identity, end) = LogStore::open(dir.path()).unwrap();
+        assert!(identity.pristine && identity.node.is_none());
+        log.name(77).await.unwrap();
+        append(&mut log, 1, 0..10).await;
+        append(&mut log, 1, 10..20).await;
+        // In the middle of a record.
+        log.truncate_after(Some(id(1, 14))).await.unwrap();
+        append(&mut log, 2, 15..18).await;
+        log.save_vote(&openraft::Vote::new_committed(2, 77))
+            .await
+            .unwrap();
+        log.save_committed(Some(id(1, 12))).await.unwrap();
+        append(&mut log, 2, 18..19).await;
+        log.purge(id(1, 4)).await.unwrap();
+        end.close();
+    }
+    let (mut log, identity, _end) = LogStore::open(dir.path()).unwrap();
+    assert_eq!(
+        (identity.node, identity.starts, identity.pristine),
+        (Some(77), 2, false)
+    );
+    assert_eq!(identity.purged, Some(4));
+    let expected: Vec<_> = (5..15)
+        .map(|i| (1, i))
+        .chain((15..19).map(|i| (2, i)))
+        .collect();
+    assert_eq!(terms(&mut log).await, expected);
+    assert_eq!(
+        log.read_vote().await.unwrap(),
+        Some(openraft::Vote::new_committed(2, 77))
+    );
+    assert_eq!(log.read_committed().await.unwrap(), Some(id(1, 12)));
+    let state = log.get_log_state().await.unwrap();
+    assert_eq!(
+        (state.last_purged_log_id, state.last_log_id),
+        (Some(id(1, 4)), Some(id(2, 18)))
+    );
+    // What was purged is in no snapshot here.
+    assert!(matches!(
+        machine(dir.path(), identity.purged),
+        Err(StoreError::Damaged { .. })
+    ));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_lost_its_tail_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    let (mut log, _, end) = LogStore::open(dir.path()).unwrap();
+    append(&mut log, 1, 0..10).await;
+    end.close();
+    drop(log);
+    for file in fs::read_dir(dir.path().join("log")).unwrap() {
+        let file = file.unwrap();
+        if file.file_type().unwrap().is_file() {
+            fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
+        }
+    }
+    let (mut log, _, end) = LogStore::open(dir.path()).unwrap();
+    append(&mut log, 1, 10..20).await;
+    end.close();
+    drop(log);
+    for file in fs::read_dir(copy.path()).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), dir.path().join("log").join(file.file_name())).unwrap();
+    }
+    let refused = LogStore::open(dir.path()).map(drop).unwrap_err();
+    assert!(
+        matches!(
+            refused,
+            StoreError::LostTail {
+                found: 9,
+                expected: 19,
+                ..
+            }
+        ),
+        "{refused}"
+    );
+}

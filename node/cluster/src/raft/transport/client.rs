@@ -1,0 +1,456 @@
+//! The calling side.
+
+use super::{MAX_MESSAGE, SNAPSHOT_PART, decode, encode, tls::Tls};
+use crate::raft::types::{Batch, Node, NodeId, Snapshot, TypeConfig, Vote};
+use bytes::Bytes;
+use evergate_proto::cluster::{
+    HelloRequest, JoinRequest, Payload, SnapshotPart, member_client::MemberClient,
+    snapshot_part::Part,
+};
+use futures::{Stream, StreamExt, stream};
+use hyper_util::rt::TokioIo;
+use openraft::{
+    OptionalSend, RaftNetworkFactory, RaftNetworkV2,
+    base::{BoxFuture, BoxStream},
+    errors::{RPCError, ReplicationClosed, StreamingError, Unreachable},
+    network::{Backoff, RPCOption, stream_append_sequential},
+    raft::{
+        AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult,
+        TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+    },
+};
+use rustls::pki_types::ServerName;
+use serde::{Serialize, de::DeserializeOwned};
+use std::{
+    collections::HashMap,
+    io,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{net::TcpStream, sync::mpsc, time};
+use tokio_rustls::TlsConnector;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{
+    Request, Response, Status,
+    transport::{Channel, Endpoint},
+};
+use tower::service_fn;
+
+type Client = MemberClient<Channel>;
+type Failure = RPCError<TypeConfig>;
+
+/// How long to wait for a connection with its handshake.
+const CONNECT: Duration = Duration::from_millis(1000);
+
+/// How long a member may take to make entries durable before its connection is taken for dead. Liveness is what heartbeats are for;
+/// this is only about connections.
+const APPEND: Duration = Duration::from_secs(2);
+
+/// How long a part of a snapshot may take, and how long its installation.
+const SNAPSHOT_STALL: Duration = Duration::from_secs(5);
+const SNAPSHOT_INSTALL: Duration = Duration::from_secs(60);
+
+/// Back-off after failures: from the first to the last.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(160));
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Purpose {
+    /// Entries, votes.
+    Bulk,
+    Heartbeat,
+    Snapshot,
+    /// Proposals, and what else goes from members to the leader.
+    Propose,
+}
+
+/// By name, address and purpose.
+type Channels = HashMap<(String, String, Purpose), Channel>;
+
+/// The other members, with a lazy connection for each purpose. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct Peers {
+    tls: Tls,
+    channels: Arc<Mutex<Channels>>,
+}
+
+impl Peers {
+    pub(crate) fn new(tls: Tls) -> Self {
+        Self {
+            tls,
+            channels: Arc::default(),
+        }
+    }
+
+    fn client(&self, node: &Node, purpose: Purpose) -> Client {
+        let key = (node.name.clone(), node.address.clone(), purpose);
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        // Removed members leave theirs behind, which is a few of them in the life of a process; they cost nothing when nobody calls.
+        let channel = channels
+            .entry(key)
+            .or_insert_with(|| connect(node, &self.tls));
+        MemberClient::new(channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE)
+    }
+
+    /// For calls from member to member that are not Raft's own.
+    pub(crate) fn peer(&self, node: &Node) -> Peer {
+        Peer(self.client(node, Purpose::Propose))
+    }
+}
+
+fn connect(node: &Node, tls: &Tls) -> Channel {
+    let (address, name) = (node.address.clone(), node.name.clone());
+    let connector = TlsConnector::from(Arc::clone(&tls.client));
+    let dial = service_fn(move |_| {
+        let (address, name, connector) = (address.clone(), name.clone(), connector.clone());
+        async move {
+            let name = ServerName::try_from(name).map_err(io::Error::other)?;
+            let stream = time::timeout(CONNECT, async {
+                let tcp = TcpStream::connect(&address).await?;
+                tcp.set_nodelay(true)?;
+                connector.connect(name, tcp).await
+            })
+            .await
+            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+            io::Result::Ok(TokioIo::new(stream))
+        }
+    });
+    // Where to and whether with TLS is the connector's business; this is only what stands in the requests.
+    Endpoint::from_static("http://member.invalid")
+        .initial_stream_window_size(4 << 20)
+        .initial_connection_window_size(8 << 20)
+        .http2_keep_alive_interval(Duration::from_secs(2))
+        .keep_alive_timeout(Duration::from_secs(2))
+        .keep_alive_while_idle(true)
+        .connect_with_connector_lazy(dial)
+}
+
+/// Another member.
+pub(crate) struct Peer(Client);
+
+impl Peer {
+    /// Sends batches to it as to the leader, in order, until it says why it takes no more.
+    pub(crate) async fn propose(&mut self, batches: mpsc::Receiver<Batch>) -> Status {
+        let stream = ReceiverStream::new(batches).map(|batch| Payload {
+            value: encode(&batch).unwrap_or_default(),
+        });
+        match self.0.propose(stream).await {
+            Ok(_) => Status::cancelled("it takes no more"),
+            Err(status) => status,
+        }
+    }
+
+    /// Asks how far it is.
+    pub(crate) async fn hello(&mut self, request: HelloRequest) -> Result<bool, Status> {
+        let reply = within(CONNECT, self.0.hello(request)).await?;
+        Ok(reply.into_inner().forming)
+    }
+
+    /// Asks to be taken in.
+    pub(crate) async fn join(&mut self, request: JoinRequest) -> Result<(), Status> {
+        within(SNAPSHOT_INSTALL, self.0.join(request))
+            .await
+            .map(drop)
+    }
+
+    /// Sends what belongs to leases.
+    pub(crate) async fn renew_leases(
+        &mut self,
+        value: Bytes,
+        deadline: Duration,
+    ) -> Result<Bytes, Status> {
+        let reply = within(deadline, self.0.renew_leases(Payload { value })).await?;
+        Ok(reply.into_inner().value)
+    }
+}
+
+async fn within<T>(
+    deadline: Duration,
+    call: impl Future<Output = Result<T, Status>>,
+) -> Result<T, Status> {
+    time::timeout(deadline, call)
+        .await
+        .unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time")))
+}
+
+/// Makes connections for Raft.
+#[derive(Clone)]
+pub(crate) struct Network(pub(crate) Option<Peers>);
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Link;
+
+    async fn new_client(&mut self, _: NodeId, node: &Node) -> Link {
+        Link::new(self, node, Purpose::Bulk)
+    }
+
+    async fn new_heartbeat_client(&mut self, _: NodeId, node: &Node) -> Link {
+        Link::new(self, node, Purpose::Heartbeat)
+    }
+
+    async fn new_snapshot_client(&mut self, _: NodeId, node: &Node) -> Link {
+        Link::new(self, node, Purpose::Snapshot)
+    }
+}
+
+/// Raft's connection to another member.
+pub(crate) struct Link {
+    /// `None` on a member that is alone, which never calls.
+    client: Option<Client>,
+    purpose: Purpose,
+    /// Calls that failed since one did not.
+    failures: AtomicU32,
+}
+
+fn unreachable(status: &Status) -> Failure {
+    RPCError::Unreachable(Unreachable::from_string(format!(
+        "{:?}: {}",
+        status.code(),
+        status.message()
+    )))
+}
+
+impl Link {
+    fn new(network: &Network, node: &Node, purpose: Purpose) -> Self {
+        Self {
+            client: network.0.as_ref().map(|p| p.client(node, purpose)),
+            purpose,
+            failures: AtomicU32::new(0),
+        }
+    }
+
+    fn client(&self) -> Result<Client, Status> {
+        self.client
+            .clone()
+            .ok_or_else(|| Status::unavailable("this member has no credentials"))
+    }
+
+    /// Waits the longer, the more often it failed: Raft itself would try again at once when a stream fails before it was read.
+    async fn back_off(&self) {
+        let failures = self.failures.fetch_add(1, Ordering::Relaxed).min(16);
+        let wait = BACKOFF.0.saturating_mul(1 << failures).min(BACKOFF.1);
+        time::sleep(wait).await;
+    }
+
+    async fn ask<Q, A, F>(
+        &self,
+        request: &Q,
+        deadline: Duration,
+        call: impl FnOnce(Client, Payload) -> F,
+    ) -> Result<A, Failure>
+    where
+        Q: Serialize,
+        A: DeserializeOwned,
+        F: Future<Output = Result<Response<Payload>, Status>>,
+    {
+        let asked = async {
+            let payload = Payload {
+                value: encode(request)?,
+            };
+            let reply = within(deadline, call(self.client()?, payload)).await?;
+            decode(&reply.into_inner().value)
+        };
+        match asked.await {
+            Ok(answer) => {
+                self.failures.store(0, Ordering::Relaxed);
+                Ok(answer)
+            }
+            Err(status) => Err(unreachable(&status)),
+        }
+    }
+
+    /// Opens a stream of appends, answered in order.
+    async fn open<S>(&self, input: S) -> Result<(Answers, Arc<AtomicU64>), Status>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        let sent = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&sent);
+        let requests = input.map(move |request| {
+            counter.fetch_add(1, Ordering::Relaxed);
+            Payload {
+                // An empty one is refused by the other end, and so ends the stream.
+                value: encode(&request).unwrap_or_default(),
+            }
+        });
+        let mut client = self.client()?;
+        let reply = within(APPEND, client.append_stream(requests)).await?;
+        Ok((reply.into_inner(), sent))
+    }
+}
+
+type Answers = tonic::Streaming<Payload>;
+
+/// The next answer on a stream. While nothing is under way there is no deadline.
+async fn next_answer(
+    answers: &mut Answers,
+    sent: &AtomicU64,
+    received: u64,
+) -> Option<Result<StreamAppendResult<TypeConfig>, Failure>> {
+    loop {
+        match time::timeout(APPEND, answers.next()).await {
+            Ok(None) => return None,
+            Ok(Some(Ok(payload))) => {
+                return Some(decode(&payload.value).map_err(|e| unreachable(&e)));
+            }
+            Ok(Some(Err(status))) => return Some(Err(unreachable(&status))),
+            Err(_) if sent.load(Ordering::Relaxed) > received => {
+                let status = Status::deadline_exceeded("entries are not acknowledged in time");
+                return Some(Err(unreachable(&status)));
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+impl RaftNetworkV2<TypeConfig> for Link {
+    type SnapshotData = Bytes;
+
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, Failure> {
+        let answer = self
+            .ask(&request, option.hard_ttl(), |mut c, p| async move {
+                c.append(p).await
+            })
+            .await;
+        if answer.is_err() {
+            self.back_off().await;
+        }
+        answer
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<
+        's,
+        Result<BoxStream<'s, Result<StreamAppendResult<TypeConfig>, Failure>>, Failure>,
+    >
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        if self.purpose == Purpose::Heartbeat {
+            // One request and one answer: not worth a stream.
+            return stream_append_sequential(self, input, option);
+        }
+        Box::pin(async move {
+            let (answers, sent) = match self.open(input).await {
+                Ok(open) => open,
+                Err(status) => {
+                    self.back_off().await;
+                    return Err(unreachable(&status));
+                }
+            };
+            let link = &*self;
+            let results = stream::unfold(Some((answers, sent, 0u64)), move |state| async move {
+                let (mut answers, sent, received) = state?;
+                let result = next_answer(&mut answers, &sent, received).await?;
+                let goes_on = matches!(result, Ok(Ok(_)));
+                if result.is_err() {
+                    link.back_off().await;
+                } else {
+                    link.failures.store(0, Ordering::Relaxed);
+                }
+                Some((result, goes_on.then_some((answers, sent, received + 1))))
+            });
+            let results: BoxStream<'s, _> = Box::pin(results);
+            Ok(results)
+        })
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, Failure> {
+        self.ask(&request, option.soft_ttl(), |mut c, p| async move {
+            c.vote(p).await
+        })
+        .await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, Failure> {
+        self.ask(&request, option.soft_ttl(), |mut c, p| async move {
+            c.pre_vote(p).await
+        })
+        .await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let failed = |status: &Status| {
+            StreamingError::Unreachable(Unreachable::from_string(status.message()))
+        };
+        let description = encode(&(vote, &snapshot.meta)).map_err(|e| failed(&e))?;
+        let (parts, receiver) = mpsc::channel(4);
+        let mut client = self.client().map_err(|e| failed(&e))?;
+        let send = async move {
+            let first = SnapshotPart {
+                part: Some(Part::Description(description)),
+            };
+            let rest = (0..snapshot.snapshot.len())
+                .step_by(SNAPSHOT_PART)
+                .map(|at| {
+                    let end = snapshot.snapshot.len().min(at + SNAPSHOT_PART);
+                    SnapshotPart {
+                        part: Some(Part::Data(snapshot.snapshot.slice(at..end))),
+                    }
+                });
+            for part in [first].into_iter().chain(rest) {
+                // Not taken in time: the sender is dropped, and with it the stream ends too early for the receiver.
+                let taken = time::timeout(SNAPSHOT_STALL, parts.send(part)).await;
+                if !matches!(taken, Ok(Ok(()))) {
+                    return Err(Status::deadline_exceeded("the snapshot is not taken"));
+                }
+            }
+            drop(parts);
+            time::sleep(SNAPSHOT_INSTALL).await;
+            Err(Status::deadline_exceeded("the snapshot is not installed"))
+        };
+        let answer = tokio::select! {
+            reply = client.install_snapshot(Request::new(ReceiverStream::new(receiver))) => reply,
+            stalled = send => stalled,
+            closed = cancel => return Err(closed.into()),
+        };
+        let answer = answer.and_then(|reply| decode(&reply.into_inner().value));
+        if let Err(status) = &answer {
+            tracing::debug!(%status, "snapshot is not installed");
+            self.back_off().await;
+        }
+        answer.map_err(|e| failed(&e))
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, Failure> {
+        self.ask(&request, option.soft_ttl(), |mut c, p| async move {
+            c.transfer_leader(p).await
+        })
+        .await
+    }
+
+    fn backoff(&self) -> Option<Backoff> {
+        let waits = std::iter::successors(Some(BACKOFF.0), |wait| Some((*wait * 2).min(BACKOFF.1)));
+        Some(Backoff::new(waits))
+    }
+}

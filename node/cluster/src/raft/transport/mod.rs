@@ -1,0 +1,39 @@
+//! How members talk: gRPC over mutual TLS.
+//!
+//! A member's name is in its certificate, and the certificate comes from the cluster's own authority. There are several connections
+//! to each other member, so that a snapshot or a burst of entries never delays a heartbeat.
+
+mod client;
+mod server;
+mod tls;
+
+pub(crate) use client::{Network, Peers};
+pub use server::LeaseHandler;
+pub(crate) use server::{Handler, Running, serve, take_in};
+pub(crate) use tls::Tls;
+pub use tls::{Credentials, TlsError};
+
+use serde::{Serialize, de::DeserializeOwned};
+use tonic::Status;
+
+/// The biggest message: an entry of the greatest size with room to spare, or what is read from the log at once.
+pub(crate) const MAX_MESSAGE: usize = 16 << 20;
+
+/// A part of a snapshot.
+pub(crate) const SNAPSHOT_PART: usize = 256 * 1024;
+
+/// The biggest snapshot that is taken: about what the greatest permitted number of SAs makes.
+pub(crate) const MAX_SNAPSHOT: usize = 8 << 30;
+
+fn encode<T: Serialize>(value: &T) -> Result<bytes::Bytes, Status> {
+    postcard::to_stdvec(value)
+        .map(Into::into)
+        .map_err(|e| Status::internal(format!("cannot be encoded: {e}")))
+}
+
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Status> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((value, [])) => Ok(value),
+        _ => Err(Status::invalid_argument("cannot be understood")),
+    }
+}

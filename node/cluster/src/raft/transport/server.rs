@@ -1,0 +1,473 @@
+//! The answering side.
+
+use super::{
+    MAX_MESSAGE, MAX_SNAPSHOT, decode, encode,
+    tls::{Tls, names},
+};
+use crate::{
+    raft::types::{Batch, Node, NodeId, Raft, Snapshot, SnapshotMeta, TypeConfig, Vote},
+    recovery,
+    seal::{Kind, Sealer},
+};
+use bytes::{Bytes, BytesMut};
+use evergate_proto::cluster::{
+    HelloReply, HelloRequest, JoinReply, JoinRequest, Payload, ProposeEnd, SnapshotPart,
+    member_server::{Member, MemberServer},
+    snapshot_part::Part,
+};
+use futures::{Stream, StreamExt, future::BoxFuture, stream::BoxStream};
+use openraft::{
+    async_runtime::WatchReceiver as _,
+    raft::{AppendEntriesRequest, StreamAppendError, TransferLeaderRequest, VoteRequest},
+};
+use rustls::pki_types::CertificateDer;
+use serde::Serialize;
+use std::{
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, mpsc, watch},
+    time,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{
+    Request, Response, Status, Streaming,
+    transport::{Server, server::Connected},
+};
+use zeroize::Zeroize;
+
+/// Handshakes under way at once, and how long one may take: strangers can start them.
+const HANDSHAKES: usize = 64;
+const HANDSHAKE: Duration = Duration::from_secs(3);
+
+/// Calls under way at once on one connection: members have a few.
+const CALLS: usize = 64;
+
+/// How long a part of a snapshot may take.
+const STALL: Duration = Duration::from_secs(10);
+
+/// Answers what belongs to leases: who asks, and what.
+pub type LeaseHandler =
+    Arc<dyn Fn(String, Bytes) -> BoxFuture<'static, Result<Bytes, String>> + Send + Sync>;
+
+/// What answers.
+#[derive(Clone)]
+pub(crate) struct Handler {
+    /// Raft, once it runs.
+    pub(crate) running: watch::Receiver<Option<Running>>,
+    /// Looks at proposals before they are logged.
+    pub(crate) opener: Arc<Mutex<Sealer>>,
+    pub(crate) leases: Arc<RwLock<Option<LeaseHandler>>>,
+    /// The configured members.
+    pub(crate) members: Vec<Node>,
+    pub(crate) key_check: [u8; 32],
+    /// It started with an empty log.
+    pub(crate) pristine: bool,
+}
+
+/// Raft as it runs.
+#[derive(Clone)]
+pub(crate) struct Running {
+    pub(crate) raft: Raft,
+}
+
+/// The other end's certificate.
+#[derive(Clone)]
+struct PeerCertificate(CertificateDer<'static>);
+
+/// Accepts connections until the future is dropped.
+pub(crate) async fn serve(listener: TcpListener, tls: Tls, handler: Handler) -> io::Result<()> {
+    let (sender, incoming) = mpsc::channel::<io::Result<Connection>>(16);
+    let acceptor = TlsAcceptor::from(tls.server);
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+    let accept = async move {
+        loop {
+            let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else {
+                return;
+            };
+            let tcp = match listener.accept().await {
+                Ok((tcp, _)) => tcp,
+                Err(error) => {
+                    // Too many open files, most of all: it may pass.
+                    tracing::warn!(%error, "member connections cannot be accepted");
+                    time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let (acceptor, sender) = (acceptor.clone(), sender.clone());
+            tokio::spawn(async move {
+                let shaken = time::timeout(HANDSHAKE, handshake(&acceptor, tcp)).await;
+                drop(permit);
+                match shaken {
+                    Ok(Ok(connection)) => drop(sender.send(Ok(connection)).await),
+                    Ok(Err(error)) => tracing::debug!(%error, "member connection is refused"),
+                    Err(_) => tracing::debug!("member connection said nothing"),
+                }
+            });
+        }
+    };
+    let service = MemberServer::new(handler)
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
+    let serve = Server::builder()
+        .concurrency_limit_per_connection(CALLS)
+        .initial_stream_window_size(4 << 20)
+        .initial_connection_window_size(8 << 20)
+        .http2_keepalive_interval(Some(Duration::from_secs(5)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+        .add_service(service)
+        .serve_with_incoming(ReceiverStream::new(incoming));
+    tokio::select! {
+        () = accept => Ok(()),
+        result = serve => result.map_err(io::Error::other),
+    }
+}
+
+async fn handshake(acceptor: &TlsAcceptor, tcp: TcpStream) -> io::Result<Connection> {
+    tcp.set_nodelay(true)?;
+    let stream = acceptor.accept(tcp).await?;
+    let certificate = stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .and_then(|c| c.first())
+        .cloned()
+        .ok_or_else(|| io::Error::other("no certificate"))?
+        .into_owned();
+    Ok(Connection {
+        stream,
+        certificate: PeerCertificate(certificate),
+    })
+}
+
+struct Connection {
+    stream: TlsStream<TcpStream>,
+    certificate: PeerCertificate,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = PeerCertificate;
+
+    fn connect_info(&self) -> PeerCertificate {
+        self.certificate.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+fn payload<T: Serialize>(value: &T) -> Result<Response<Payload>, Status> {
+    Ok(Response::new(Payload {
+        value: encode(value)?,
+    }))
+}
+
+fn failed(error: impl std::fmt::Display) -> Status {
+    Status::unavailable(error.to_string())
+}
+
+impl Handler {
+    fn raft(&self) -> Result<Raft, Status> {
+        self.running
+            .borrow()
+            .as_ref()
+            .map(|r| r.raft.clone())
+            .ok_or_else(|| Status::unavailable("this member is starting"))
+    }
+
+    /// The member at the other end, which must be one of the cluster, or configured.
+    fn caller<T>(&self, request: &Request<T>) -> Result<String, Status> {
+        let refused = || Status::permission_denied("the certificate names no member");
+        let certificate = request
+            .extensions()
+            .get::<PeerCertificate>()
+            .ok_or_else(refused)?;
+        let configured = self.members.iter().map(|n| n.name.clone());
+        let membership = self
+            .raft()
+            .ok()
+            .map(|raft| Arc::clone(&raft.server_metrics().borrow_watched().membership_config));
+        let current: Vec<String> = membership
+            .iter()
+            .flat_map(|m| m.nodes().map(|(_, n)| n.name.clone()))
+            .collect();
+        configured
+            .chain(current)
+            .find(|name| names(&certificate.0, name))
+            .ok_or_else(refused)
+    }
+
+    /// A batch that its proposer made itself, and that every member will understand.
+    fn check(&self, caller: &str, raft: &Raft, value: &[u8]) -> Result<Batch, Status> {
+        let batch: Batch = decode(value)?;
+        let membership = Arc::clone(&raft.server_metrics().borrow_watched().membership_config);
+        if membership
+            .get_node(&batch.member)
+            .is_none_or(|n| n.name != caller)
+        {
+            return Err(Status::permission_denied("the batch is another member's"));
+        }
+        let mut blob = batch.sealed.to_vec();
+        let mut opener = self.opener.lock().unwrap_or_else(PoisonError::into_inner);
+        let understood = opener
+            .open(Kind::Entry, batch.place(), &mut blob)
+            .map(|plain| recovery::decode(plain).is_some());
+        drop(opener);
+        blob.zeroize();
+        match understood {
+            Ok(true) => Ok(batch),
+            Ok(false) => Err(Status::invalid_argument("the batch cannot be understood")),
+            Err(e) => Err(Status::invalid_argument(e.to_string())),
+        }
+    }
+
+    fn check_key(&self, given: &[u8]) -> Result<(), Status> {
+        if given == self.key_check {
+            return Ok(());
+        }
+        Err(Status::failed_precondition("the cluster keys differ"))
+    }
+}
+
+type PayloadStream = BoxStream<'static, Result<Payload, Status>>;
+
+#[tonic::async_trait]
+impl Member for Handler {
+    async fn append(&self, request: Request<Payload>) -> Result<Response<Payload>, Status> {
+        self.caller(&request)?;
+        let rpc: AppendEntriesRequest<TypeConfig> = decode(&request.into_inner().value)?;
+        payload(&self.raft()?.append_entries(rpc).await.map_err(failed)?)
+    }
+
+    type AppendStreamStream = PayloadStream;
+
+    async fn append_stream(
+        &self,
+        request: Request<Streaming<Payload>>,
+    ) -> Result<Response<PayloadStream>, Status> {
+        self.caller(&request)?;
+        let raft = self.raft()?;
+        let requests = understood(request.into_inner());
+        let results = raft.stream_append(requests).map(|result| {
+            let value: Result<_, StreamAppendError<TypeConfig>> = result.map_err(failed)?;
+            Ok(Payload {
+                value: encode(&value)?,
+            })
+        });
+        Ok(Response::new(Box::pin(results)))
+    }
+
+    async fn vote(&self, request: Request<Payload>) -> Result<Response<Payload>, Status> {
+        self.caller(&request)?;
+        let rpc: VoteRequest<TypeConfig> = decode(&request.into_inner().value)?;
+        payload(&self.raft()?.vote(rpc).await.map_err(failed)?)
+    }
+
+    async fn pre_vote(&self, request: Request<Payload>) -> Result<Response<Payload>, Status> {
+        self.caller(&request)?;
+        let rpc: VoteRequest<TypeConfig> = decode(&request.into_inner().value)?;
+        payload(&self.raft()?.pre_vote(rpc).await.map_err(failed)?)
+    }
+
+    async fn install_snapshot(
+        &self,
+        request: Request<Streaming<SnapshotPart>>,
+    ) -> Result<Response<Payload>, Status> {
+        self.caller(&request)?;
+        let raft = self.raft()?;
+        let mut parts = request.into_inner();
+        let Some(Part::Description(description)) = next_part(&mut parts).await? else {
+            return Err(Status::invalid_argument("a snapshot without description"));
+        };
+        let (vote, meta): (Vote, SnapshotMeta) = decode(&description)?;
+        let mut bytes = BytesMut::new();
+        while let Some(part) = next_part(&mut parts).await? {
+            let Part::Data(data) = part else {
+                return Err(Status::invalid_argument("a snapshot in a snapshot"));
+            };
+            if bytes.len() + data.len() > MAX_SNAPSHOT {
+                return Err(Status::resource_exhausted("the snapshot is too big"));
+            }
+            bytes.extend_from_slice(&data);
+        }
+        let snapshot = Snapshot {
+            meta,
+            snapshot: bytes.freeze(),
+        };
+        payload(
+            &raft
+                .install_full_snapshot(vote, snapshot)
+                .await
+                .map_err(failed)?,
+        )
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<Payload>,
+    ) -> Result<Response<Payload>, Status> {
+        self.caller(&request)?;
+        let rpc: TransferLeaderRequest<TypeConfig> = decode(&request.into_inner().value)?;
+        payload(
+            &self
+                .raft()?
+                .handle_transfer_leader(rpc)
+                .await
+                .map_err(failed)?,
+        )
+    }
+
+    async fn propose(
+        &self,
+        request: Request<Streaming<Payload>>,
+    ) -> Result<Response<ProposeEnd>, Status> {
+        let caller = self.caller(&request)?;
+        let raft = self.raft()?;
+        let mut batches = request.into_inner();
+        while let Some(item) = batches.next().await {
+            let batch = self.check(&caller, &raft, &item?.value)?;
+            if !raft.is_leader() {
+                return Err(Status::failed_precondition("this member is not the leader"));
+            }
+            raft.client_write_ff(batch, None).await.map_err(failed)?;
+        }
+        Ok(Response::new(ProposeEnd {}))
+    }
+
+    async fn renew_leases(&self, request: Request<Payload>) -> Result<Response<Payload>, Status> {
+        let caller = self.caller(&request)?;
+        let handler = self
+            .leases
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+            .ok_or_else(|| Status::unavailable("leases are not granted here"))?;
+        let value = handler(caller, request.into_inner().value)
+            .await
+            .map_err(Status::failed_precondition)?;
+        Ok(Response::new(Payload { value }))
+    }
+
+    async fn hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
+        self.caller(&request)?;
+        let HelloRequest { key_check, members } = request.into_inner();
+        self.check_key(&key_check)?;
+        let forming = match self.raft() {
+            Err(_) => self.pristine,
+            Ok(raft) => is_forming(&raft),
+        };
+        if forming && members != encode(&self.members)? {
+            return Err(Status::failed_precondition(
+                "the members are configured differently here",
+            ));
+        }
+        Ok(Response::new(HelloReply { forming }))
+    }
+
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinReply>, Status> {
+        let name = self.caller(&request)?;
+        let JoinRequest {
+            id,
+            address,
+            key_check,
+        } = request.into_inner();
+        self.check_key(&key_check)?;
+        let raft = self.raft()?;
+        take_in(&raft, id, Node { name, address }).await?;
+        Ok(Response::new(JoinReply {}))
+    }
+}
+
+async fn next_part(parts: &mut Streaming<SnapshotPart>) -> Result<Option<Part>, Status> {
+    let part = time::timeout(STALL, parts.message())
+        .await
+        .map_err(|_| Status::deadline_exceeded("the snapshot does not go on"))??;
+    match part {
+        None => Ok(None),
+        Some(SnapshotPart { part: Some(part) }) => Ok(Some(part)),
+        Some(_) => Err(Status::invalid_argument("an empty part")),
+    }
+}
+
+/// The requests up to the first that cannot be understood; then the stream ends, and its sender begins anew.
+fn understood(
+    input: Streaming<Payload>,
+) -> impl Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + 'static {
+    futures::stream::unfold(input, |mut input| async move {
+        let payload = input.next().await?.ok()?;
+        Some((decode(&payload.value).ok()?, input))
+    })
+}
+
+/// Whether this member has no more than the very first entry: then nothing was ever committed here.
+pub(crate) fn is_forming(raft: &Raft) -> bool {
+    let metrics = raft.metrics();
+    let metrics = metrics.borrow_watched();
+    metrics.current_leader.is_none() && metrics.last_log_index.is_none_or(|index| index == 0)
+}
+
+/// Takes a member in: first it learns, then it votes, in the place of whoever had its name before.
+pub(crate) async fn take_in(raft: &Raft, id: NodeId, node: Node) -> Result<(), Status> {
+    use openraft::ChangeMembers;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    if !raft.is_leader() {
+        return Err(Status::failed_precondition("this member is not the leader"));
+    }
+    let membership = Arc::clone(&raft.server_metrics().borrow_watched().membership_config);
+    let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
+    let (replaced, leftover): (BTreeSet<NodeId>, BTreeSet<NodeId>) = membership
+        .nodes()
+        .filter(|(other, n)| **other != id && n.name == node.name)
+        .map(|(other, _)| *other)
+        .partition(|other| voters.contains(other));
+    if voters.contains(&id) {
+        return Ok(());
+    }
+    tracing::info!(id, name = node.name, ?replaced, "a member joins");
+    raft.add_learner(id, node.clone(), true)
+        .await
+        .map_err(failed)?;
+    let change = ChangeMembers::Batch(vec![
+        ChangeMembers::AddVoters(BTreeMap::from([(id, node)])),
+        // They are not kept as learners.
+        ChangeMembers::RemoveVoters(replaced),
+        ChangeMembers::RemoveNodes(leftover),
+    ]);
+    raft.change_membership(change, false)
+        .await
+        .map_err(failed)?;
+    Ok(())
+}
