@@ -8,6 +8,7 @@ use evergate_cluster_tests::flow::Flow;
 use evergate_cluster_tests::lab::{Family::V4, Lab, PROTECTED};
 use evergate_cluster_tests::member::Member;
 use evergate_cluster_tests::sa::{Endpoint, Spis};
+use evergate_cluster_tests::strongswan::Esp;
 use evergate_cluster_tests::wire::{Exchange, Kind};
 use evergate_cluster_tests::{Result, millis, secs, until};
 
@@ -20,8 +21,18 @@ const MOMENTS: [(u8, Kind); 4] = [
 ];
 
 #[test]
-fn with_strongswan() -> Result<()> {
-    let setup = Setup::new(V4).both(|c| c.dpd = 1);
+fn with_strongswan_5_9() -> Result<()> {
+    with_strongswan(Esp::InUdp)
+}
+
+#[test]
+fn with_strongswan_6_1() -> Result<()> {
+    with_strongswan(Esp::Plain)
+}
+
+fn with_strongswan(esp: Esp) -> Result<()> {
+    let mut setup = Setup::new(V4).both(|c| c.dpd = 1);
+    setup.esp = esp;
     let mut duo = Duo::start(&setup)?;
     duo.peer.initiate(C1, C1)?;
     let (spis, established) = (duo.agree(1)?, now());

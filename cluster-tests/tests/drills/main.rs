@@ -3,6 +3,7 @@
 mod addresses;
 mod datagrams;
 mod decryption;
+mod documents;
 mod establish;
 mod flood;
 mod liveness;
