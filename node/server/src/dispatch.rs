@@ -3,7 +3,7 @@
 use crate::{
     counters::IkeDrop,
     shared::Shared,
-    worker::{Message, RateLimit, worker_of},
+    worker::{Message, worker_of},
 };
 use evergate_dataplane::PlaneEvent;
 use evergate_ike::{
@@ -17,7 +17,6 @@ use std::{
     hash::{Hash, Hasher},
     net::SocketAddr,
     sync::Arc,
-    time::Instant,
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -25,9 +24,6 @@ use tracing::{debug, info, trace, warn};
 
 /// The major version of IKE that we speak.
 const VERSION: u8 = 2;
-
-/// Answers a second to messages of other versions.
-const VERSION_ANSWERS: u32 = 5;
 
 /// The least that a reservation is extended by.
 const LEAST_EXTENSION: u64 = 1 << 16;
@@ -41,7 +37,6 @@ const SPACE_LEFT: u64 = 1 << 30;
 /// Reads the data plane's events until it ends.
 pub(crate) struct Dispatcher {
     shared: Arc<Shared>,
-    version_answers: RateLimit,
 }
 
 /// Where an IKE message goes.
@@ -99,10 +94,7 @@ impl Way {
 
 impl Dispatcher {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self {
-            shared,
-            version_answers: RateLimit::new(VERSION_ANSWERS),
-        }
+        Self { shared }
     }
 
     /// Serves events until the plane ends or the member stops.
@@ -206,12 +198,7 @@ impl Dispatcher {
             remote,
             &"a request of another major version",
         );
-        if self.version_answers.pass(Instant::now()).is_none() {
-            return;
-        }
-        if let Some(answer) = sa::answer_stray(bytes) {
-            let _ = self.shared.plane.send_ike(local, remote, &answer);
-        }
+        self.shared.answer_stray(bytes, local, remote);
     }
 }
 

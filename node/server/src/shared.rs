@@ -13,7 +13,7 @@ use evergate_dataplane::DataPlane;
 use evergate_ike::{
     config::Policy,
     record::{GatewayId, SaId},
-    sa::{CookieSecrets, IvCounter},
+    sa::{self, CookieSecrets, IvCounter},
 };
 use evergate_state::{Command, Outcome, State};
 use futures::{FutureExt, future::BoxFuture};
@@ -25,6 +25,9 @@ use std::{
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
+
+/// Answers a second to messages that belong to no SA.
+const STRAY_ANSWERS: u32 = 5;
 
 /// Log lines a second about what anyone on the network can cause.
 const STRANGER_LINES: u32 = 20;
@@ -59,6 +62,8 @@ pub(crate) struct Shared {
     pub(crate) drops: IkeDrops,
     /// Bounds log lines that strangers can cause.
     pub(crate) stranger_lines: RateLimit,
+    /// Bounds answers to messages that belong to no SA.
+    pub(crate) stray_answers: RateLimit,
     /// Number of workers.
     pub(crate) worker_count: usize,
     /// Their queues, once they run.
@@ -123,6 +128,7 @@ impl Shared {
             ports: setup.ports,
             drops: IkeDrops::default(),
             stranger_lines: RateLimit::new(STRANGER_LINES),
+            stray_answers: RateLimit::new(STRAY_ANSWERS),
             worker_count: setup.workers,
             workers: OnceLock::new(),
             passive: CancellationToken::new(),
@@ -144,6 +150,17 @@ impl Shared {
             outcomes.into_iter().next().ok_or_else(none)
         };
         proposal.boxed()
+    }
+
+    /// Tells the sender of a request that belongs to no SA (RFC 7296 §2.21.4), a few times a second. Only a process that holds the gateway's epoch
+    /// may say so, and this one has had all SAs of the gateway since it took it.
+    pub(crate) fn answer_stray(&self, bytes: &[u8], local: SocketAddr, remote: SocketAddr) {
+        if self.passive.is_cancelled() || self.stray_answers.pass(Instant::now()).is_none() {
+            return;
+        }
+        if let Some(answer) = sa::answer_stray(bytes) {
+            let _ = self.plane.send_ike(local, remote, &answer);
+        }
     }
 
     /// Looks at the replicated state.

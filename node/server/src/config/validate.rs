@@ -23,7 +23,7 @@ use std::{
 use toml::Spanned;
 
 /// What the anti-replay window may be, in packets.
-const REPLAY_WINDOW: RangeInclusive<u32> = 64..=65_536;
+const REPLAY_WINDOW: RangeInclusive<u32> = 64..=4096;
 /// What the MTU of the TUN device may be: IPv6 needs 1280 (RFC 8200 §5).
 const MTU: RangeInclusive<u16> = 1280..=65_000;
 /// Longest name of anything, in characters.

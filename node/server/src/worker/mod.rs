@@ -250,6 +250,7 @@ impl Worker {
 
     fn datagram(&mut self, sa: SaId, bytes: Vec<u8>, local: SocketAddr, remote: SocketAddr) {
         if !self.slots.contains_key(&sa) {
+            self.shared.answer_stray(&bytes, local, remote);
             return self.shared.dropped(
                 IkeDrop::UnknownSpi,
                 local,

@@ -156,7 +156,7 @@ fn wrong_values_of_children_are_refused_where_they_stand() {
         (
             "replay_window = 1",
             17,
-            "replay_window is out of range, expected 64 to 65536",
+            "replay_window is out of range, expected 64 to 4096",
         ),
         (
             "life_time = '30m'",
