@@ -6,7 +6,9 @@
 
 pub mod failpoint;
 mod key;
+pub mod lease;
 mod pipeline;
+pub mod placement;
 pub mod pki;
 mod queue;
 pub mod raft;

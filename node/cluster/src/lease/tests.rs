@@ -1,0 +1,217 @@
+//! Rules one by one; `simulation` has them all at once.
+
+mod simulation;
+
+use super::*;
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+fn at(n: u64) -> BootTime {
+    BootTime(ms(n))
+}
+
+fn owner(name: &str) -> Owner {
+    Owner {
+        member: name.into(),
+        incarnation: 1,
+    }
+}
+
+const G1: GatewayId = GatewayId(1);
+const G2: GatewayId = GatewayId(2);
+
+fn grantor(former: Option<&str>) -> Grantor {
+    Grantor::new(
+        Timing::default(),
+        5,
+        owner("l"),
+        former.map(owner),
+        at(1000),
+    )
+}
+
+fn holder() -> Holder {
+    Holder::new(Timing::default(), owner("a"))
+}
+
+fn answer(request: &Request) -> Grant {
+    Grant {
+        id: request.id,
+        term: 5,
+        leader: owner("l"),
+        gateways: request.gateways.clone(),
+    }
+}
+
+#[test]
+fn a_grant_counts_from_when_it_was_asked_for() {
+    let mut holder = holder();
+    let request = holder.request(at(100), vec![(G1, 3)]);
+    assert!(!holder.may_act(G1, 3, at(100)));
+    holder.granted(&answer(&request)); // whenever that comes
+    assert!(holder.may_act(G1, 3, at(249)));
+    assert_eq!(holder.remaining(G1, 3, at(200)), ms(50));
+    assert!(!holder.may_act(G1, 3, at(250)));
+    assert!(!holder.may_act(G1, 2, at(200)), "another epoch");
+    assert!(!holder.may_act(G2, 3, at(200)), "another gateway");
+}
+
+#[test]
+fn answers_out_of_order_shorten_nothing_and_lengthen_nothing() {
+    let mut holder = holder();
+    let first = holder.request(at(100), vec![(G1, 3)]);
+    let second = holder.request(at(140), vec![(G1, 3)]);
+    holder.granted(&answer(&second));
+    holder.granted(&answer(&first));
+    holder.granted(&answer(&second));
+    assert_eq!(holder.remaining(G1, 3, at(140)), ms(150));
+    let forged = Grant {
+        id: 99,
+        ..answer(&second)
+    };
+    holder.granted(&forged);
+    assert_eq!(holder.remaining(G1, 3, at(140)), ms(150));
+}
+
+#[test]
+fn what_was_given_up_does_not_come_back_with_an_answer_under_way() {
+    let mut holder = holder();
+    let request = holder.request(at(100), vec![(G1, 3)]);
+    holder.drop_gateway(G1);
+    holder.granted(&answer(&request));
+    assert!(!holder.may_act(G1, 3, at(100)));
+}
+
+#[test]
+fn only_owners_are_granted_what_is_theirs() {
+    let mut grantor = grantor(None);
+    let request = holder().request(at(0), vec![(G1, 3), (G2, 1)]);
+    let epoch_of = |g| (g == G1).then_some(3);
+    let grant = grantor
+        .grant(&request, at(1001), at(2000), epoch_of)
+        .unwrap();
+    assert_eq!(grant.gateways, [(G1, 3)]);
+    assert_eq!((grant.id, grant.term), (request.id, 5));
+    let late = grantor.grant(&request, at(2000), at(2000), epoch_of);
+    assert_eq!(late, Err(Denied::NoQuorum));
+    grantor.stop();
+    let stopped = grantor.grant(&request, at(1002), at(2000), epoch_of);
+    assert_eq!(stopped, Err(Denied::Stopped));
+    assert!(!grantor.reassign(G1, 3, None, at(9000)));
+}
+
+#[test]
+fn a_silent_owner_is_waited_for() {
+    let mut grantor = grantor(None);
+    let a = owner("a");
+    // Nothing was heard of it in this term: what the leader before granted may run.
+    assert!(!grantor.reassign(G1, 3, Some(&a), at(1151)));
+    let request = holder().request(at(0), vec![(G1, 3)]);
+    grantor
+        .grant(&request, at(1100), at(2000), |_| Some(3))
+        .unwrap();
+    assert!(grantor.is_live(&a, at(1200)));
+    // 150 ms and 1 %.
+    assert!(!grantor.reassign(G1, 3, Some(&a), at(1251)));
+    assert!(grantor.reassign(G1, 3, Some(&a), at(1252)));
+    assert!(!grantor.is_live(&a, at(1252)));
+    // It is back, but too late for this gateway, until it is known what became of the assignment.
+    let grant = |g: &mut Grantor| {
+        g.grant(&request, at(1260), at(2000), |_| Some(3))
+            .unwrap()
+            .gateways
+    };
+    assert_eq!(grant(&mut grantor), []);
+    grantor.settled(G1, 3);
+    assert_eq!(grant(&mut grantor), [(G1, 3)]);
+}
+
+#[test]
+fn nobody_and_a_bounded_former_leader_are_not_waited_for() {
+    let mut bounded = grantor(Some("a"));
+    assert!(bounded.reassign(G1, 3, Some(&owner("a")), at(1000)));
+    assert!(!bounded.reassign(G2, 3, Some(&owner("b")), at(1000)));
+    assert!(bounded.reassign(G2, 3, None, at(1000)));
+    // One that asked in this term is like all others.
+    let mut asked = grantor(Some("a"));
+    let request = holder().request(at(0), vec![]);
+    asked.grant(&request, at(1001), at(2000), |_| None).unwrap();
+    assert!(!asked.reassign(G1, 3, Some(&owner("a")), at(1100)));
+}
+
+#[test]
+fn a_leader_has_no_lease_beyond_its_quorum_lease() {
+    let mut holder = holder();
+    let before = holder.request(at(100), vec![(G1, 3)]);
+    holder.granted(&answer(&before));
+    holder.lead(at(200));
+    assert_eq!(holder.remaining(G1, 3, at(100)), ms(100));
+    let own = holder.request(at(120), vec![(G1, 3)]);
+    holder.granted(&answer(&own));
+    assert_eq!(holder.remaining(G1, 3, at(100)), ms(100));
+    holder.lead(at(400));
+    let next = holder.request(at(160), vec![(G1, 3)]);
+    holder.granted(&answer(&next));
+    assert_eq!(holder.remaining(G1, 3, at(160)), ms(150));
+    // An answer to itself that is late must not count in full.
+    let late = holder.request(at(390), vec![(G1, 3)]);
+    holder.follow();
+    holder.granted(&answer(&late));
+    assert!(!holder.may_act(G1, 3, at(400)));
+}
+
+#[test]
+fn the_former_leader_is_known_by_its_grants() {
+    let mut holder = holder();
+    assert_eq!(holder.former_leader(5), None);
+    let request = holder.request(at(0), vec![]);
+    holder.granted(&answer(&request));
+    assert_eq!(holder.former_leader(5), Some(owner("l")));
+    assert_eq!(holder.former_leader(6), None, "another may have led since");
+}
+
+#[test]
+fn processes_of_the_past_are_forgotten() {
+    let mut grantor = grantor(None);
+    let request = holder().request(at(0), vec![]);
+    grantor
+        .grant(&request, at(1000), at(2000), |_| None)
+        .unwrap();
+    grantor.forget(at(1100), |_| false);
+    assert_eq!(grantor.live(at(1100)).count(), 1);
+    grantor.forget(at(1200), |o| *o == owner("a"));
+    assert_eq!(
+        grantor.silent_from(&owner("a")),
+        at(1000).after(Timing::default().surely(ms(150)))
+    );
+    grantor.forget(at(1200), |_| false);
+    assert!(grantor.reassign(G1, 3, Some(&owner("a")), at(1200)));
+}
+
+#[test]
+fn timings_that_cannot_work_are_refused() {
+    assert_eq!(Timing::default().check(), Ok(()));
+    let d = Timing::default();
+    for bad in [
+        Timing { renew: ms(60), ..d },
+        Timing {
+            renew: Duration::ZERO,
+            ..d
+        },
+        Timing {
+            drift_ppm: 900_000,
+            ..d
+        },
+        Timing {
+            election_timeout_max: ms(20),
+            ..d
+        },
+    ] {
+        assert!(bad.check().is_err(), "{bad:?}");
+    }
+    // A quorum lease is shorter than what the followers keep by any clock within the bound.
+    assert!(d.quorum_until(at(1000)) < at(1290));
+    assert_eq!(BootTime::FOREVER.after(ms(1)), BootTime::FOREVER);
+}
