@@ -42,14 +42,11 @@ pub(super) fn report(shared: &Shared, record: &Record, event: &Event) {
         Event::IkeRekeyed { by } => {
             info!(event = "ike-rekeyed", %sa, connection, %peer, %by, "IKE SA rekeyed")
         }
-        Event::IkeClosed { reason } => match reason {
-            CloseReason::PeerSilent | CloseReason::SetupFailed => {
-                warn!(event = "ike-closed", %sa, connection, %peer, reason = reason_name(*reason), "IKE SA closed");
-            }
-            _ => {
-                info!(event = "ike-closed", %sa, connection, %peer, reason = reason_name(*reason), "IKE SA closed")
-            }
-        },
+        // Where something failed, a warning has said what.
+        Event::IkeClosed { reason } => {
+            let reason = reason_name(*reason);
+            info!(event = "ike-closed", %sa, connection, %peer, reason, "IKE SA closed");
+        }
         Event::PeerMoved { to } => {
             info!(event = "peer-moved", %sa, connection, %peer, %to, "the peer's address changed")
         }
