@@ -193,8 +193,8 @@ impl Replica {
     }
 
     /// Ends the member at once, as if by `kill -9`.
-    #[cfg(test)]
-    pub(crate) fn abort(&self) {
+    #[cfg(any(test, feature = "drills"))]
+    pub fn abort(&self) {
         if let Some((_, life)) = &self.0.cluster {
             life.abort();
         }

@@ -231,6 +231,20 @@ impl Cluster {
             .map_err(failed)
     }
 
+    /// Returns when all that was committed before this member started is applied here: from then on its state is not older than what
+    /// it showed before. That needs a leader, so there is no end to it without one.
+    ///
+    /// # Errors
+    /// If Raft failed.
+    pub async fn recovered(&self) -> Result<(), ClusterError> {
+        self.0
+            .raft
+            .wait_for_recovery(None)
+            .await
+            .map(drop)
+            .map_err(failed)
+    }
+
     /// Answers [`Cluster::renew_leases`] of other members from now on: gets the name of who asks, and what it says.
     pub fn on_renew_leases(&self, handler: LeaseHandler) {
         *self

@@ -39,9 +39,9 @@ pub struct Timing {
 impl Default for Timing {
     fn default() -> Self {
         Self {
-            heartbeat: Duration::from_millis(30),
-            election_min: Duration::from_millis(90),
-            election_max: Duration::from_millis(180),
+            heartbeat: Duration::from_millis(20),
+            election_min: Duration::from_millis(60),
+            election_max: Duration::from_millis(120),
         }
     }
 }

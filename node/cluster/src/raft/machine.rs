@@ -224,6 +224,12 @@ impl Machine {
         }
     }
 
+    /// How many batches were carried out.
+    #[cfg(test)]
+    pub(super) fn commits(&self) -> u64 {
+        self.shared.commits.load(Ordering::Relaxed)
+    }
+
     fn take(&mut self, head: Head, state: State) {
         *self
             .shared

@@ -49,12 +49,15 @@ const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// What keeps a member alive.
 pub(crate) struct Life {
     /// Ends it at once, as if by `kill -9`.
-    #[cfg_attr(not(test), expect(dead_code, reason = "only tests kill members"))]
+    #[cfg_attr(
+        not(any(test, feature = "drills")),
+        expect(dead_code, reason = "only tests kill members")
+    )]
     abort: Arc<Notify>,
 }
 
 impl Life {
-    #[cfg(test)]
+    #[cfg(any(test, feature = "drills"))]
     pub(crate) fn abort(&self) {
         self.abort.notify_one();
     }
@@ -103,7 +106,13 @@ fn live(runtime: Runtime, config: RaftConfig, ready: Ready, abort: &Notify) {
     let window = Arc::new(Window::default());
     runtime.block_on(async {
         let member = async {
-            match begin(config, log, identity, &shared, &window).await {
+            let mut ready = ready;
+            let begun = tokio::select! {
+                begun = begin(config, log, identity, &shared, &window) => begun,
+                // Nobody waits for it any more.
+                () = ready.closed() => return,
+            };
+            match begun {
                 Ok((member, cluster)) => {
                     if ready.send(Ok((Arc::clone(&shared), cluster))).is_ok() {
                         member.run().await;

@@ -14,16 +14,19 @@ use crate::{
     seal::{SealError, Sealer},
 };
 use evergate_ike::env::UnixMillis;
-use std::{sync::Arc, time::Duration};
+use futures::{Stream, StreamExt, stream::FuturesUnordered};
+use openraft::impls::ProgressResponder;
+use std::{pin::pin, sync::Arc, time::Duration};
 use tokio::{
     sync::{Notify, mpsc, watch},
     task::JoinHandle,
     time,
 };
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 /// The longest pause after a leader refused batches.
-const PAUSE: Duration = Duration::from_millis(20);
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Takes what waits, seals and numbers it. Ends when the queue does.
 pub(super) fn gather(
@@ -72,9 +75,7 @@ pub(super) struct Forwarder {
 /// The way to the leader.
 enum Route {
     None,
-    /// This member leads.
-    Local,
-    Remote {
+    Open {
         batches: mpsc::Sender<Batch>,
         call: JoinHandle<()>,
     },
@@ -82,7 +83,7 @@ enum Route {
 
 impl Drop for Route {
     fn drop(&mut self) {
-        if let Self::Remote { call, .. } = self {
+        if let Self::Open { call, .. } = self {
             call.abort();
         }
     }
@@ -103,7 +104,7 @@ impl Forwarder {
                 match self.send(&route, next).await {
                     Ok(sent) => next = sent,
                     Err(()) => {
-                        time::sleep(PAUSE).await;
+                        self.pause().await;
                         break;
                     }
                 }
@@ -118,7 +119,7 @@ impl Forwarder {
                     }
                     () = self.own.window.changed.notified() => {}
                     () = broken.notified() => {
-                        time::sleep(PAUSE).await;
+                        self.pause().await;
                         break;
                     }
                     () = time::sleep(self.patience) => {
@@ -137,46 +138,79 @@ impl Forwarder {
         }
     }
 
+    /// Waits a little, but not when there is another leader.
+    async fn pause(&mut self) {
+        let _ = time::timeout(PAUSE, self.leader.changed()).await;
+        // Whoever it is, it is looked at again.
+        self.leader.mark_changed();
+    }
+
     fn route(&self, leader: Option<&Leader>, broken: &Arc<Notify>) -> Route {
-        match (leader, &self.peers) {
-            (None, _) => Route::None,
-            (Some(leader), _) if leader.id == self.own.member => Route::Local,
-            (Some(_), None) => Route::None,
-            (Some(leader), Some(peers)) => {
-                let mut peer = peers.peer(&Node {
-                    name: leader.name.clone(),
-                    address: leader.address.clone(),
-                });
-                let (batches, receiver) = mpsc::channel(1);
-                let broken = Arc::clone(broken);
-                let call = tokio::spawn(async move {
-                    let status: Status = peer.propose(receiver).await;
-                    tracing::debug!(%status, "the leader takes no more proposals");
-                    broken.notify_one();
-                });
-                Route::Remote { batches, call }
-            }
-        }
+        let Some(leader) = leader else {
+            return Route::None;
+        };
+        let (batches, receiver) = mpsc::channel(1);
+        let broken = Arc::clone(broken);
+        let ended = move |status: Status| {
+            tracing::debug!(%status, "the leader takes no more proposals");
+            broken.notify_one();
+        };
+        let call = if leader.id == self.own.member {
+            let raft = self.raft.clone();
+            let batches = ReceiverStream::new(receiver).map(Ok);
+            tokio::spawn(async move { ended(log_batches(&raft, batches).await) })
+        } else if let Some(peers) = &self.peers {
+            let mut peer = peers.peer(&Node {
+                name: leader.name.clone(),
+                address: leader.address.clone(),
+            });
+            tokio::spawn(async move { ended(peer.propose(receiver).await) })
+        } else {
+            return Route::None;
+        };
+        Route::Open { batches, call }
     }
 
     /// Sends what is under way from a number on, and returns the number after it.
     async fn send(&self, route: &Route, next: u64) -> Result<u64, ()> {
         let mut sent = next;
-        if matches!(route, Route::None) {
-            return Ok(sent);
-        }
-        for batch in self.own.window.from(next) {
-            sent = batch.number + 1;
-            match route {
-                Route::None => {}
-                Route::Local => self
-                    .raft
-                    .client_write_ff(batch, None)
-                    .await
-                    .map_err(|error| tracing::debug!(%error, "raft takes no proposals"))?,
-                Route::Remote { batches, .. } => batches.send(batch).await.map_err(|_| ())?,
+        if let Route::Open { batches, .. } = route {
+            for batch in self.own.window.from(next) {
+                sent = batch.number + 1;
+                batches.send(batch).await.map_err(|_| ())?;
             }
         }
         Ok(sent)
+    }
+}
+
+/// On the leader: logs batches in their order, until there are no more, or Raft refuses one. A leader that is new, or was not answered
+/// for too long, refuses until most members have answered it.
+pub(super) async fn log_batches(
+    raft: &Raft,
+    batches: impl Stream<Item = Result<Batch, Status>>,
+) -> Status {
+    let mut batches = pin!(batches);
+    let mut under_way = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            batch = batches.next() => {
+                let batch = match batch {
+                    None => return Status::ok("there are no more"),
+                    Some(Err(status)) => return status,
+                    Some(Ok(batch)) => batch,
+                };
+                let (responder, answer) = ProgressResponder::complete_only();
+                if let Err(error) = raft.client_write_ff(batch, Some(responder)).await {
+                    return Status::unavailable(error.to_string());
+                }
+                under_way.push(answer);
+            }
+            Some(answer) = under_way.next() => match answer {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => return Status::unavailable(error.to_string()),
+                Err(_) => return Status::unavailable("raft has ended"),
+            },
+        }
     }
 }

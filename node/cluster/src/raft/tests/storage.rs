@@ -6,18 +6,19 @@ use crate::{
     raft::{
         log::LogStore,
         machine::{Machine, Own},
-        types::{LogId, TypeConfig},
+        types::{Batch, LogId, Node, TypeConfig},
         window::Window,
     },
     replica::Shared,
-    seal::Sealer,
+    seal::{Kind, Sealer},
     store::StoreError,
 };
+use evergate_ike::env::UnixMillis;
 use evergate_state::State;
 use openraft::{
-    RaftLogReader, StorageError,
+    RaftLogReader, RaftSnapshotBuilder, StorageError,
     entry::RaftEntry,
-    storage::{IOFlushed, RaftLogStorage},
+    storage::{IOFlushed, RaftLogStorage, RaftStateMachine},
     testing::log::{StoreBuilder, Suite},
     type_config::TypeConfigExt,
     vote::RaftLeaderId,
@@ -170,4 +171,123 @@ async fn a_log_that_lost_its_tail_is_refused() {
         ),
         "{refused}"
     );
+}
+
+/// Makes batches.
+struct Proposer {
+    sealer: Sealer,
+    member: u64,
+    incarnation: u128,
+}
+
+impl Proposer {
+    fn new(member: u64, incarnation: u128) -> Self {
+        Self {
+            sealer: Sealer::new(ClusterKey::from_bytes([7; 32])).unwrap(),
+            member,
+            incarnation,
+        }
+    }
+
+    fn batch(&mut self, number: u64) -> EntryPayload {
+        let mut batch = Batch {
+            member: self.member,
+            incarnation: self.incarnation,
+            number,
+            sealed: bytes::Bytes::new(),
+        };
+        let entry = evergate_state::Entry {
+            at: UnixMillis(1),
+            commands: vec![],
+        };
+        let plain = postcard::to_stdvec(&(crate::recovery::ENTRY_FORMAT, entry)).unwrap();
+        let sealed = self
+            .sealer
+            .seal(Kind::Entry, batch.place(), |out| out.extend(&plain));
+        batch.sealed = sealed.unwrap().into();
+        openraft::EntryPayload::Normal(batch)
+    }
+}
+
+type EntryPayload = openraft::alias::PayloadOf<TypeConfig>;
+
+/// Applies a payload, and returns how many batches were carried out by it.
+async fn apply(machine: &mut Machine, index: &mut u64, payload: EntryPayload) -> u64 {
+    let entry = Entry {
+        log_id: id(1, *index),
+        payload,
+    };
+    *index += 1;
+    let before = machine.commits();
+    let one = futures::stream::iter([Ok((entry, None))]);
+    machine.apply(one).await.unwrap();
+    machine.commits() - before
+}
+
+fn membership(members: &[u64]) -> EntryPayload {
+    let nodes = members.iter().map(|m| (*m, Node::default()));
+    let membership = openraft::Membership::new(
+        vec![members.iter().copied().collect()],
+        nodes.collect::<std::collections::BTreeMap<_, _>>(),
+    );
+    openraft::EntryPayload::Membership(membership.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn batches_are_carried_out_once_and_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    LogStore::open(dir.path()).unwrap().2.close();
+    let mut machine = machine(dir.path(), None).unwrap();
+    let (mut one, mut two) = (Proposer::new(1, 10), Proposer::new(2, 10));
+    let at = &mut 0;
+    // Before it is a member.
+    assert_eq!(apply(&mut machine, at, one.batch(1)).await, 0);
+    apply(&mut machine, at, membership(&[1, 2])).await;
+    for (number, carried_out) in [
+        (2, 0),
+        (1, 1),
+        (1, 0),
+        (3, 0),
+        (2, 1),
+        (1, 0),
+        (2, 0),
+        (3, 1),
+    ] {
+        let done = apply(&mut machine, at, one.batch(number)).await;
+        assert_eq!(done, carried_out, "batch {number}");
+    }
+    // Members do not count for one another.
+    assert_eq!(apply(&mut machine, at, two.batch(4)).await, 0);
+    assert_eq!(apply(&mut machine, at, two.batch(1)).await, 1);
+    // A new process: what the old one left behind comes too late, and the new one begins at its beginning.
+    let mut again = Proposer::new(1, 11);
+    assert_eq!(apply(&mut machine, at, again.batch(4)).await, 0);
+    assert_eq!(apply(&mut machine, at, one.batch(4)).await, 1);
+    assert_eq!(apply(&mut machine, at, again.batch(1)).await, 1);
+    assert_eq!(apply(&mut machine, at, one.batch(5)).await, 0);
+    assert_eq!(apply(&mut machine, at, one.batch(1)).await, 0);
+    assert_eq!(apply(&mut machine, at, again.batch(2)).await, 1);
+    // All this is in a snapshot, too.
+    let snapshot = machine
+        .get_snapshot_builder()
+        .await
+        .build_snapshot()
+        .await
+        .unwrap();
+    let other = tempfile::tempdir().unwrap();
+    LogStore::open(other.path()).unwrap().2.close();
+    let mut other = self::machine(other.path(), None).unwrap();
+    other
+        .install_snapshot(&snapshot.meta, snapshot.snapshot)
+        .await
+        .unwrap();
+    for machine in [&mut machine, &mut other] {
+        let at = &mut at.clone();
+        assert_eq!(apply(machine, at, again.batch(2)).await, 0);
+        assert_eq!(apply(machine, at, again.batch(3)).await, 1);
+        // Who is removed is forgotten.
+        apply(machine, at, membership(&[2])).await;
+        assert_eq!(apply(machine, at, again.batch(4)).await, 0);
+        assert_eq!(apply(machine, at, two.batch(2)).await, 1);
+    }
 }

@@ -5,7 +5,10 @@ use super::{
     tls::{Tls, names},
 };
 use crate::{
-    raft::types::{Batch, Node, NodeId, Raft, Snapshot, SnapshotMeta, TypeConfig, Vote},
+    raft::{
+        proposer::log_batches,
+        types::{Batch, Node, NodeId, Raft, Snapshot, SnapshotMeta, TypeConfig, Vote},
+    },
     recovery,
     seal::{Kind, Sealer},
 };
@@ -355,13 +358,16 @@ impl Member for Handler {
     ) -> Result<Response<ProposeEnd>, Status> {
         let caller = self.caller(&request)?;
         let raft = self.raft()?;
-        let mut batches = request.into_inner();
-        while let Some(item) = batches.next().await {
+        let batches = request.into_inner().map(|item| {
             let batch = self.check(&caller, &raft, &item?.value)?;
             if !raft.is_leader() {
                 return Err(Status::failed_precondition("this member is not the leader"));
             }
-            raft.client_write_ff(batch, None).await.map_err(failed)?;
+            Ok(batch)
+        });
+        let status = log_batches(&raft, batches).await;
+        if status.code() != tonic::Code::Ok {
+            return Err(status);
         }
         Ok(Response::new(ProposeEnd {}))
     }
