@@ -1,27 +1,33 @@
 //! The data plane's contract, and its implementations.
 //!
-//! [`DataPlane`] is the contract; [`Userspace`] carries packets between a TUN device and sockets.
+//! [`DataPlane`] is the contract; [`Userspace`] carries packets between a TUN device and sockets. In front of both stands the
+//! [`DeadMan`] switch, and [`Addresses`] moves the addresses of virtual gateways.
 
+mod addresses;
 mod child;
 mod config;
 mod contract;
 mod counters;
+mod deadman;
 mod inbound;
 mod netlink;
 mod outbound;
 mod protection;
 mod reserve;
 mod routes;
+mod rtnl;
 mod sockets;
 mod sys;
 mod tun;
 mod userspace;
 
+pub use addresses::{ANNOUNCEMENTS, Addresses, AddressesConfig, Announcer, Changed, Side, Taken};
 pub use config::UserspaceConfig;
 pub use contract::{
     Capabilities, ChildSa, ChildStats, DataPlane, DropReason, Drops, Outer, PlaneError, PlaneEvent,
     Protected, Totals,
 };
+pub use deadman::{DeadMan, DeadManConfig};
 pub use evergate_esp::{Cipher, Selector};
 pub use userspace::Userspace;
 

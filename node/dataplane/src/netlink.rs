@@ -3,12 +3,10 @@
 use crate::{
     PlaneError, UserspaceConfig,
     routes::{Route, Target},
+    rtnl::Rtnl,
 };
 use ipnet::IpNet;
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
-    NetlinkPayload,
-};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage},
@@ -19,16 +17,11 @@ use netlink_packet_route::{
     },
     rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
 };
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use std::{io, net::IpAddr, os::fd::AsFd};
+use std::{io, net::IpAddr};
 
-/// How long the kernel may take to answer, in milliseconds. It answers within the call that asks; this only bounds a fault.
-const TIMEOUT_MS: u16 = 2_000;
-
-/// A netlink socket, and what the plane's own objects look like.
+/// A socket to the kernel, and what the plane's own objects look like.
 pub(crate) struct Netlink {
-    socket: Socket,
-    sequence: u32,
+    rtnl: Rtnl,
     table: u32,
     rule_priority: u32,
     mark: u32,
@@ -38,16 +31,9 @@ pub(crate) struct Netlink {
 impl Netlink {
     /// Opens it in the network namespace of the calling thread.
     pub(crate) fn open(config: &UserspaceConfig) -> Result<Self, PlaneError> {
-        let open = || {
-            let mut socket = Socket::new(NETLINK_ROUTE)?;
-            socket.bind_auto()?;
-            socket.connect(&SocketAddr::new(0, 0))?;
-            Ok(socket)
-        };
-        let socket = open().map_err(|source| refused("open netlink socket", source))?;
+        let rtnl = Rtnl::open().map_err(|source| refused("open netlink socket", source))?;
         Ok(Self {
-            socket,
-            sequence: 0,
+            rtnl,
             table: config.route_table,
             rule_priority: config.rule_priority,
             mark: config.mark,
@@ -66,7 +52,7 @@ impl Netlink {
             .push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(
                 vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)],
             )]));
-        if let Err(e) = self.ask(RouteNetlinkMessage::SetLink(quiet), 0) {
+        if let Err(e) = self.rtnl.ask(RouteNetlinkMessage::SetLink(quiet), 0) {
             tracing::debug!(device = name, error = %e, "device keeps its link-local address");
         }
         let mut link = LinkMessage::default();
@@ -74,7 +60,8 @@ impl Netlink {
         link.header.flags = LinkFlags::Up;
         link.header.change_mask = LinkFlags::Up;
         link.attributes.push(LinkAttribute::Mtu(mtu));
-        self.ask(RouteNetlinkMessage::SetLink(link), 0)
+        self.rtnl
+            .ask(RouteNetlinkMessage::SetLink(link), 0)
             .map_err(|e| refused(&format!("bring up {name} with MTU {mtu}"), e))?;
         Ok(index)
     }
@@ -95,7 +82,7 @@ impl Netlink {
                 RuleAttribute::Protocol(self.protocol),
             ];
             let flags = NLM_F_CREATE | NLM_F_EXCL;
-            match self.ask(RouteNetlinkMessage::NewRule(rule), flags) {
+            match self.rtnl.ask(RouteNetlinkMessage::NewRule(rule), flags) {
                 Ok(()) => {}
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(e) if family == AddressFamily::Inet6 && is_absent_family(&e) => {}
@@ -112,6 +99,7 @@ impl Netlink {
             let mut request = RouteMessage::default();
             request.header.address_family = family;
             let answers = self
+                .rtnl
                 .dump(RouteNetlinkMessage::GetRoute(request))
                 .map_err(|e| refused("list routes", e))?;
             for answer in answers {
@@ -160,7 +148,7 @@ impl Netlink {
     /// Makes a route, in place of another with the same prefix and metric.
     pub(crate) fn add_route(&mut self, route: &Route, device: u32) -> io::Result<()> {
         let message = self.route_message(route, device);
-        self.ask(
+        self.rtnl.ask(
             RouteNetlinkMessage::NewRoute(message),
             NLM_F_CREATE | NLM_F_REPLACE,
         )
@@ -169,7 +157,7 @@ impl Netlink {
     /// Removes a route; one that is not there is no error.
     pub(crate) fn remove_route(&mut self, route: &Route, device: u32) -> io::Result<()> {
         let message = self.route_message(route, device);
-        match self.ask(RouteNetlinkMessage::DelRoute(message), 0) {
+        match self.rtnl.ask(RouteNetlinkMessage::DelRoute(message), 0) {
             Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Ok(()),
             other => other,
         }
@@ -209,7 +197,7 @@ impl Netlink {
     /// Gives the device an address of its own; one that it has is no error.
     pub(crate) fn add_address(&mut self, address: IpAddr, device: u32) -> Result<(), PlaneError> {
         let message = address_message(address, device);
-        match self.ask(
+        match self.rtnl.ask(
             RouteNetlinkMessage::NewAddress(message),
             NLM_F_CREATE | NLM_F_EXCL,
         ) {
@@ -227,68 +215,12 @@ impl Netlink {
         device: u32,
     ) -> Result<(), PlaneError> {
         let message = address_message(address, device);
-        match self.ask(RouteNetlinkMessage::DelAddress(message), 0) {
+        match self.rtnl.ask(RouteNetlinkMessage::DelAddress(message), 0) {
             Err(e) if e.raw_os_error() != Some(libc::EADDRNOTAVAIL) => {
                 Err(refused(&format!("remove address {address}"), e))
             }
             _ => Ok(()),
         }
-    }
-
-    fn ask(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
-        self.send(message, NLM_F_REQUEST | NLM_F_ACK | flags)?;
-        self.answers().map(|_| ())
-    }
-
-    fn dump(&mut self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
-        self.send(message, NLM_F_REQUEST | NLM_F_DUMP)?;
-        self.answers()
-    }
-
-    fn send(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let mut message = NetlinkMessage::from(message);
-        message.header.flags = flags;
-        message.header.sequence_number = self.sequence;
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        self.socket.send(&bytes, 0).map(|_| ())
-    }
-
-    /// Collects what answers the last request, until its end or error. Late answers to a former one are skipped.
-    fn answers(&mut self) -> io::Result<Vec<RouteNetlinkMessage>> {
-        let mut collected = Vec::new();
-        loop {
-            self.wait_readable()?;
-            let (datagram, _) = self.socket.recv_from_full()?;
-            let mut rest = &datagram[..];
-            while rest.len() >= 16 {
-                let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-                    .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
-                let len = (message.header.length as usize).next_multiple_of(4);
-                rest = rest.get(len.max(16)..).unwrap_or(&[]);
-                if message.header.sequence_number != self.sequence {
-                    continue;
-                }
-                match message.payload {
-                    NetlinkPayload::Done(_) => return Ok(collected),
-                    NetlinkPayload::Error(e) if e.code.is_none() => return Ok(collected),
-                    NetlinkPayload::Error(e) => return Err(e.to_io()),
-                    NetlinkPayload::InnerMessage(m) => collected.push(m),
-                    _ => {}
-                }
-            }
-        }
-    }
-
-    fn wait_readable(&self) -> io::Result<()> {
-        use nix::poll::{PollFd, PollFlags, poll};
-        let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
-        if poll(&mut fds, TIMEOUT_MS)? == 0 {
-            return Err(io::Error::from(io::ErrorKind::TimedOut));
-        }
-        Ok(())
     }
 }
 

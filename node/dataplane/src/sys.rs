@@ -71,6 +71,29 @@ fn low_half(flags: i32) -> [u8; 2] {
     u16::from_le_bytes([bytes[0], bytes[1]]).to_ne_bytes()
 }
 
+/// An address of a link: where a packet socket sends.
+pub(crate) fn link_address(ethertype: u16, device: u32, mac: [u8; 6]) -> io::Result<SockAddr> {
+    let mut link = libc::sockaddr_ll {
+        sll_family: u16::try_from(libc::AF_PACKET).map_err(io::Error::other)?,
+        sll_protocol: ethertype.to_be(),
+        sll_ifindex: i32::try_from(device).map_err(io::Error::other)?,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 6,
+        sll_addr: [0; 8],
+    };
+    link.sll_addr[..6].copy_from_slice(&mac);
+    // SAFETY: the storage is larger than any socket address and is aligned for it; what is written is a whole sockaddr_ll of that length.
+    let made = unsafe {
+        SockAddr::try_init(|storage, len| {
+            storage.cast::<libc::sockaddr_ll>().write(link);
+            *len = socklen::<libc::sockaddr_ll>();
+            Ok(())
+        })
+    };
+    made.map(|((), address)| address)
+}
+
 /// A datagram that came in.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Received {
