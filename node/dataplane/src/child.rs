@@ -4,15 +4,14 @@ use crate::{
     ChildSa, ChildStats, DropReason, Outer, PlaneError,
     counters::{Counter, Traffic},
     reserve::Reserve,
-    routes::SourceHint,
 };
 use evergate_esp::{
     Action, Entry, InboundSa, Key, OutboundSa, PolicyId, ReplayWindow, Sad, Selectors, Spd, mtu,
     packet::PacketSelectors,
 };
 use std::{
-    collections::HashMap,
-    net::SocketAddr,
+    collections::{BTreeSet, HashMap},
+    net::{IpAddr, SocketAddr},
     ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
@@ -38,6 +37,8 @@ pub(crate) struct Child {
     pub(crate) last_inbound: Counter,
     /// Unix milliseconds; 0 for never.
     pub(crate) last_outbound: Counter,
+    /// The source that routes to its peer's side should have.
+    pub(crate) source_hint: Option<IpAddr>,
     path: Mutex<Path>,
 }
 
@@ -84,6 +85,7 @@ impl Child {
             reserve: Reserve::default(),
             last_inbound: Counter::default(),
             last_outbound: Counter::default(),
+            source_hint: sa.source_hint,
             path: Mutex::new(Path {
                 outer: sa.outer,
                 mtu: None,
@@ -212,16 +214,16 @@ pub(crate) struct Tables {
     spd: Spd<Child>,
     /// The policy of each Child SA that sends.
     sending: HashMap<u32, PolicyId>,
-    /// What routes should know, by inbound SPI.
-    hints: HashMap<u32, SourceHint>,
     /// Those that only receive any more, and until when.
     leaving: HashMap<u32, Instant>,
+    /// The same in the order of time.
+    ends: BTreeSet<(Instant, u32)>,
     activations: u64,
 }
 
 impl Tables {
-    pub(crate) fn install(&mut self, sa: ChildSa) -> Result<(), PlaneError> {
-        let child = Arc::new(Child::new(&sa)?);
+    pub(crate) fn install(&mut self, sa: &ChildSa) -> Result<(), PlaneError> {
+        let child = Arc::new(Child::new(sa)?);
         if self.sad.get(sa.spi_in).is_some() {
             return Err(PlaneError::SpiInUse(sa.spi_in));
         }
@@ -231,10 +233,6 @@ impl Tables {
         self.sad.insert(sa.spi_in, Arc::clone(&child));
         if sa.outbound_active {
             self.activate(&child);
-        }
-        if let Some(source) = sa.source_hint {
-            let remote = sa.remote_ts;
-            self.hints.insert(sa.spi_in, SourceHint { remote, source });
         }
         Ok(())
     }
@@ -278,44 +276,40 @@ impl Tables {
         child.cloned().ok_or(PlaneError::NoSuchChild(spi_in))
     }
 
-    /// Stops sending at once, receiving at `until`; another call for the same can only bring that forward.
-    pub(crate) fn remove(&mut self, spi_in: u32, until: Instant) -> Result<(), PlaneError> {
-        let child = self
-            .sad
-            .get(spi_in)
-            .ok_or(PlaneError::NoSuchChild(spi_in))?;
+    /// Stops sending at once, receiving at `until`; another call for the same can only bring that forward. Yields the Child SA the
+    /// first time.
+    pub(crate) fn remove(
+        &mut self,
+        spi_in: u32,
+        until: Instant,
+    ) -> Result<Option<Arc<Child>>, PlaneError> {
+        let child = self.sad.get(spi_in).map(Arc::clone);
+        let child = child.ok_or(PlaneError::NoSuchChild(spi_in))?;
         child.outbound.revoke();
         self.deactivate(spi_in);
-        self.hints.remove(&spi_in);
-        let until = self.leaving.get(&spi_in).map_or(until, |t| until.min(*t));
+        let before = self.leaving.get(&spi_in).copied();
+        let until = before.map_or(until, |t| until.min(t));
+        if let Some(before) = before {
+            self.ends.remove(&(before, spi_in));
+        }
         self.leaving.insert(spi_in, until);
-        Ok(())
+        self.ends.insert((until, spi_in));
+        Ok(before.is_none().then_some(child))
     }
 
     /// Whether [`Self::sweep`] has something to do.
     pub(crate) fn is_due(&self, now: Instant) -> bool {
-        self.leaving.values().any(|until| *until <= now)
+        self.ends.first().is_some_and(|(until, _)| *until <= now)
     }
 
     /// Forgets those whose grace is over.
     pub(crate) fn sweep(&mut self, now: Instant) {
-        let sad = &mut self.sad;
-        self.leaving.retain(|spi_in, until| {
-            if *until <= now {
-                sad.remove(*spi_in);
-            }
-            *until > now
-        });
-    }
-
-    pub(crate) fn hints(&self) -> Vec<SourceHint> {
-        let mut hints: Vec<_> = self.hints.iter().collect();
-        hints.sort_unstable_by_key(|(spi_in, _)| **spi_in);
-        hints.into_iter().map(|(_, hint)| hint.clone()).collect()
-    }
-
-    pub(crate) fn has_hint(&self, spi_in: u32) -> bool {
-        self.hints.contains_key(&spi_in)
+        while self.is_due(now)
+            && let Some((_, spi_in)) = self.ends.pop_first()
+        {
+            self.leaving.remove(&spi_in);
+            self.sad.remove(spi_in);
+        }
     }
 
     /// One policy per sending Child SA: among policies with the same selectors the lowest id wins, so ids count down.

@@ -73,6 +73,20 @@ pub trait DataPlane: Send + Sync {
     /// [`PlaneError::Netlink`] when the kernel refuses a route. Protection that could be set up stays.
     fn protect(&self, prefixes: Vec<Protected>) -> Result<(), PlaneError>;
 
+    /// Says something of a few more prefixes, in place of what was said of them before. The work does not depend on how many there are
+    /// already, unless a change before failed: that is tried again with all.
+    ///
+    /// # Errors
+    /// As [`DataPlane::protect`].
+    fn protect_more(&self, prefixes: &[Protected]) -> Result<(), PlaneError>;
+
+    /// Takes a few prefixes out: for their addresses counts what was said of a prefix around them, if anything. Ones that are not there are
+    /// no error. The work is as with [`DataPlane::protect_more`].
+    ///
+    /// # Errors
+    /// As [`DataPlane::protect`]; they stay protected then.
+    fn unprotect(&self, prefixes: &[IpNet]) -> Result<(), PlaneError>;
+
     /// Takes an inner (virtual) address as our own. Taking it again is no error.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ mod deadman;
 mod inbound;
 mod netlink;
 mod outbound;
+pub mod prefix;
 mod protection;
 mod reserve;
 mod routes;

@@ -4,10 +4,13 @@
 //! So a protected prefix may contain the peer's outer address. Each prefix has a route into the TUN device, which goes away with it,
 //! and a blackhole with a worse metric, which stays: a killed process leaves nothing that lets protected packets out.
 
-use crate::Protected;
+use crate::{
+    Protected,
+    prefix::{PrefixMap, covering},
+};
 use evergate_esp::Selector;
 use ipnet::IpNet;
-use std::{collections::BTreeMap, collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr};
 
 /// How much worse the metric of a blackhole is.
 const BLACKHOLE_METRIC: u32 = 1000;
@@ -31,148 +34,163 @@ pub(crate) struct Route {
     pub(crate) target: Target,
 }
 
-/// A wish for a source address: of the host's own packets to where these selectors are.
-#[derive(Clone, Debug)]
-pub(crate) struct SourceHint {
-    pub(crate) remote: Vec<Selector>,
-    pub(crate) source: IpAddr,
+/// What policy says of a prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Said {
+    /// It is protected, and the host's own packets to it should have this source.
+    Protect(Option<IpAddr>),
+    /// It is not, though a wider one is.
+    Bypass,
 }
 
-/// The routes for these prefixes. Of several entries for a prefix a protecting one wins, and one with a source.
-pub(crate) fn desired(
-    protected: &[Protected],
-    hints: &[SourceHint],
-    metric: u32,
-) -> BTreeSet<Route> {
-    let mut prefixes: BTreeMap<IpNet, Option<Option<IpAddr>>> = BTreeMap::new();
-    for entry in protected {
-        let slot = prefixes.entry(entry.prefix.trunc()).or_default();
-        if !entry.bypass {
-            let source = entry
-                .source
-                .filter(|a| a.is_ipv4() == entry.prefix.addr().is_ipv4());
-            *slot = Some(slot.flatten().or(source));
+impl Said {
+    /// What an entry says, and the prefix of which it does.
+    pub(crate) fn of(entry: &Protected) -> (IpNet, Self) {
+        let same_family = |a: &IpAddr| a.is_ipv4() == entry.prefix.addr().is_ipv4();
+        let said = if entry.bypass {
+            Self::Bypass
+        } else {
+            Self::Protect(entry.source.filter(same_family))
+        };
+        (entry.prefix.trunc(), said)
+    }
+
+    /// Of several entries for a prefix a protecting one wins, and one with a source.
+    fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Protect(a), Self::Protect(b)) => Self::Protect(a.or(b)),
+            (Self::Protect(a), Self::Bypass) | (Self::Bypass, Self::Protect(a)) => Self::Protect(a),
+            (Self::Bypass, Self::Bypass) => Self::Bypass,
         }
     }
-    let mut routes = BTreeSet::new();
-    for (prefix, protect) in prefixes {
-        let Some(source) = protect else {
-            routes.insert(Route {
-                prefix,
-                metric,
-                target: Target::Bypass,
-            });
-            continue;
-        };
-        let source = source.or_else(|| hint(prefix, hints));
-        routes.insert(Route {
-            prefix,
-            metric,
-            target: Target::Tun(source),
-        });
-        routes.insert(Route {
-            prefix,
-            metric: metric.saturating_add(BLACKHOLE_METRIC),
-            target: Target::Blackhole,
-        });
-    }
-    routes
 }
 
-fn hint(prefix: IpNet, hints: &[SourceHint]) -> Option<IpAddr> {
-    let first = prefix.network();
-    let last = prefix.broadcast();
-    let of_family = |a: &IpAddr| a.is_ipv4() == first.is_ipv4();
-    let overlaps = |s: &Selector| of_family(&s.start) && s.start <= last && first <= s.end;
-    hints
-        .iter()
-        .rev()
-        .find(|h| of_family(&h.source) && h.remote.iter().any(overlaps))
-        .map(|h| h.source)
+/// What these entries say together.
+pub(crate) fn said(entries: &[Protected]) -> PrefixMap<Said> {
+    let mut all = PrefixMap::default();
+    for (prefix, said) in entries.iter().map(Said::of) {
+        let together = all
+            .get(prefix)
+            .map_or(said, |before: &Said| before.and(said));
+        all.insert(prefix, together);
+    }
+    all
 }
+
+/// The routes for a prefix, the blackhole first: by the time that another leads elsewhere, it is closed.
+pub(crate) fn desired(prefix: IpNet, said: Said, hints: &Hints, metric: u32) -> Vec<Route> {
+    let route = |metric, target| Route {
+        prefix,
+        metric,
+        target,
+    };
+    match said {
+        Said::Bypass => vec![route(metric, Target::Bypass)],
+        Said::Protect(source) => {
+            let source = source.or_else(|| hints.source(prefix));
+            let worse = metric.saturating_add(BLACKHOLE_METRIC);
+            vec![
+                route(worse, Target::Blackhole),
+                route(metric, Target::Tun(source)),
+            ]
+        }
+    }
+}
+
+/// Wishes of Child SAs for source addresses: of the host's own packets to where their remote selectors are. Equal wishes are counted.
+#[derive(Debug, Default)]
+pub(crate) struct Hints {
+    /// By the narrowest prefix that contains the selector's addresses.
+    by_prefix: PrefixMap<Vec<Wish>>,
+}
+
+#[derive(Debug)]
+struct Wish {
+    start: IpAddr,
+    end: IpAddr,
+    source: IpAddr,
+    count: usize,
+}
+
+impl Wish {
+    fn is(&self, selector: &Selector, source: IpAddr) -> bool {
+        (self.start, self.end, self.source) == (selector.start, selector.end, source)
+    }
+}
+
+/// The selectors for which this source is of use, each with its covering prefix.
+fn useful(remote: &[Selector], source: IpAddr) -> impl Iterator<Item = (IpNet, &Selector)> {
+    remote
+        .iter()
+        .filter(move |s| s.start.is_ipv4() == source.is_ipv4())
+        .filter_map(|s| Some((covering(s.start, s.end)?, s)))
+}
+
+impl Hints {
+    /// Adds a wish. Yields prefixes: what is around them or within them may have another source now.
+    pub(crate) fn add(&mut self, remote: &[Selector], source: IpAddr) -> Vec<IpNet> {
+        let mut news = Vec::new();
+        for (prefix, selector) in useful(remote, source) {
+            let wishes = self.by_prefix.or_default(prefix);
+            if let Some(wish) = wishes.iter_mut().find(|w| w.is(selector, source)) {
+                wish.count += 1;
+                continue;
+            }
+            // Most have one and keep it.
+            wishes.reserve_exact(1);
+            wishes.push(Wish {
+                start: selector.start,
+                end: selector.end,
+                source,
+                count: 1,
+            });
+            news.push(prefix);
+        }
+        news
+    }
+
+    /// Takes back a wish that was added. Yields prefixes as [`Self::add`] does.
+    pub(crate) fn remove(&mut self, remote: &[Selector], source: IpAddr) -> Vec<IpNet> {
+        let mut news = Vec::new();
+        for (prefix, selector) in useful(remote, source) {
+            let Some(wishes) = self.by_prefix.get_mut(prefix) else {
+                continue;
+            };
+            let Some(at) = wishes.iter().position(|w| w.is(selector, source)) else {
+                continue;
+            };
+            wishes[at].count -= 1;
+            if wishes[at].count > 0 {
+                continue;
+            }
+            wishes.remove(at);
+            if wishes.is_empty() {
+                self.by_prefix.remove(prefix);
+            }
+            news.push(prefix);
+        }
+        news
+    }
+
+    /// The source for a prefix: of the narrowest selector around it, else of one within it; of the last that was added.
+    pub(crate) fn source(&self, prefix: IpNet) -> Option<IpAddr> {
+        let (first, last) = (prefix.network(), prefix.broadcast());
+        let overlaps = |w: &&Wish| w.start <= last && first <= w.end;
+        let newest = |wishes: &Vec<Wish>| wishes.iter().rev().find(overlaps).map(|w| w.source);
+        self.by_prefix
+            .around(prefix)
+            .find_map(|(_, wishes)| newest(wishes))
+            .or_else(|| {
+                self.by_prefix
+                    .within(prefix)
+                    .find_map(|(_, wishes)| newest(wishes))
+            })
+    }
+}
+
+/// What the kernel has, by prefix and metric, as it knows routes.
+pub(crate) type Installed = BTreeMap<(IpNet, u32), Target>;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn protect(prefix: &str) -> Protected {
-        Protected {
-            prefix: prefix.parse().unwrap(),
-            source: None,
-            bypass: false,
-        }
-    }
-
-    fn ip(text: &str) -> IpAddr {
-        text.parse().unwrap()
-    }
-
-    #[test]
-    fn every_protected_prefix_has_a_blackhole_below() {
-        let routes = desired(
-            &[
-                protect("10.1.2.3/16"),
-                protect("10.1.0.0/16"),
-                protect("fd00::/8"),
-            ],
-            &[],
-            100,
-        );
-        let expected = ["10.1.0.0/16", "fd00::/8"].map(|p| p.parse::<IpNet>().unwrap());
-        let expected: BTreeSet<_> = expected
-            .into_iter()
-            .flat_map(|prefix| {
-                [(100, Target::Tun(None)), (1100, Target::Blackhole)].map(|(metric, target)| {
-                    Route {
-                        prefix,
-                        metric,
-                        target,
-                    }
-                })
-            })
-            .collect();
-        assert_eq!(routes, expected);
-    }
-
-    #[test]
-    fn protection_wins_over_bypass_of_the_same_prefix() {
-        let bypass = Protected {
-            bypass: true,
-            ..protect("10.0.0.0/8")
-        };
-        let only = desired(&[bypass], &[], 1);
-        assert_eq!(only.first().unwrap().target, Target::Bypass);
-        for order in [
-            [bypass, protect("10.0.0.0/8")],
-            [protect("10.0.0.0/8"), bypass],
-        ] {
-            let routes = desired(&order, &[], 1);
-            assert!(routes.iter().all(|r| r.target != Target::Bypass));
-            assert_eq!(routes.len(), 2);
-        }
-    }
-
-    #[test]
-    fn source_comes_from_policy_before_hints_and_fits_the_family() {
-        let hints = [SourceHint {
-            remote: vec![Selector::addresses(ip("10.2.0.0"), ip("10.2.255.255"))],
-            source: ip("10.9.0.1"),
-        }];
-        let source_of = |p: Protected| {
-            let routes = desired(&[p], &hints, 1);
-            match routes.first().unwrap().target {
-                Target::Tun(source) => source,
-                other => panic!("{other:?}"),
-            }
-        };
-        assert_eq!(source_of(protect("0.0.0.0/0")), Some(ip("10.9.0.1")));
-        assert_eq!(source_of(protect("10.2.3.0/24")), Some(ip("10.9.0.1")));
-        assert_eq!(source_of(protect("10.3.0.0/16")), None);
-        assert_eq!(source_of(protect("::/0")), None);
-        let named = Protected {
-            source: Some(ip("10.8.0.1")),
-            ..protect("10.2.0.0/16")
-        };
-        assert_eq!(source_of(named), Some(ip("10.8.0.1")));
-    }
-}
+#[path = "routes/tests.rs"]
+mod tests;

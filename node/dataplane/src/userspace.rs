@@ -13,6 +13,7 @@ use crate::{
     tun::Tun,
 };
 use evergate_esp::ReplayWindow;
+use ipnet::IpNet;
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::eventfd::{EfdFlags, EventFd},
@@ -120,9 +121,8 @@ impl Userspace {
     }
 
     /// Lets routes follow the sources that Child SAs ask for. Only the host's own packets profit: no reason to fail.
-    fn follow_hints(&self) {
-        let hints = self.shared.tables().hints();
-        if let Err(error) = lock(&self.protection).apply(&hints) {
+    fn follow_hint(followed: Result<(), PlaneError>) {
+        if let Err(error) = followed {
             tracing::warn!(%error, "routes do not follow the Child SAs");
         }
     }
@@ -141,10 +141,9 @@ impl DataPlane for Userspace {
     }
 
     fn install(&self, child: ChildSa) -> Result<(), PlaneError> {
-        let hinted = child.source_hint.is_some();
-        self.shared.tables_mut().install(child)?;
-        if hinted {
-            self.follow_hints();
+        self.shared.tables_mut().install(&child)?;
+        if let Some(source) = child.source_hint {
+            Self::follow_hint(lock(&self.protection).add_hint(&child.remote_ts, source));
         }
         Ok(())
     }
@@ -161,15 +160,17 @@ impl DataPlane for Userspace {
     fn remove(&self, spi_in: u32, grace: Duration) -> Result<(), PlaneError> {
         let now = Instant::now();
         let until = now.checked_add(grace).unwrap_or(now);
-        let hinted = {
+        let removed = {
             let mut tables = self.shared.tables_mut();
-            let hinted = tables.has_hint(spi_in);
-            tables.remove(spi_in, until)?;
+            let removed = tables.remove(spi_in, until)?;
             tables.sweep(now);
-            hinted
+            removed
         };
-        if hinted {
-            self.follow_hints();
+        if let Some(child) = removed
+            && let Some(source) = child.source_hint
+        {
+            let remote = &child.inbound.selectors().remote;
+            Self::follow_hint(lock(&self.protection).remove_hint(remote, source));
         }
         Ok(())
     }
@@ -211,18 +212,23 @@ impl DataPlane for Userspace {
     }
 
     fn protect(&self, prefixes: Vec<Protected>) -> Result<(), PlaneError> {
-        let hints = self.shared.tables().hints();
-        lock(&self.protection).protect(prefixes, &hints)
+        lock(&self.protection).protect(&prefixes)
+    }
+
+    fn protect_more(&self, prefixes: &[Protected]) -> Result<(), PlaneError> {
+        lock(&self.protection).protect_more(prefixes)
+    }
+
+    fn unprotect(&self, prefixes: &[IpNet]) -> Result<(), PlaneError> {
+        lock(&self.protection).unprotect(prefixes)
     }
 
     fn assign_address(&self, address: IpAddr) -> Result<(), PlaneError> {
-        let hints = self.shared.tables().hints();
-        lock(&self.protection).assign(address, &hints)
+        lock(&self.protection).assign(address)
     }
 
     fn release_address(&self, address: IpAddr) -> Result<(), PlaneError> {
-        let hints = self.shared.tables().hints();
-        lock(&self.protection).release(address, &hints)
+        lock(&self.protection).release(address)
     }
 
     fn send_ike(

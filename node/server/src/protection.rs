@@ -4,7 +4,7 @@
 //! A selector that is limited to a protocol or port protects its whole prefix: routes know no ports, and what does not match
 //! a Child SA is dropped rather than let out (fail closed).
 
-use evergate_dataplane::{DataPlane, Protected};
+use evergate_dataplane::{DataPlane, PlaneError, Protected, prefix::PrefixMap};
 use evergate_ike::{
     config::{Connection, Policy, Pool},
     selector::SelectorTemplate,
@@ -12,7 +12,7 @@ use evergate_ike::{
 };
 use ipnet::IpNet;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
 };
 use tracing::error;
@@ -26,9 +26,11 @@ pub(crate) struct Protection {
 #[derive(Debug, Default)]
 struct Inner {
     /// By policy: the prefix, and whether it is an exception from a wider one.
-    policy: BTreeMap<IpNet, bool>,
+    policy: PrefixMap<bool>,
     /// By Child SAs, named by our SPIs.
-    children: BTreeMap<u32, Vec<IpNet>>,
+    children: HashMap<u32, Vec<IpNet>>,
+    /// How many Child SAs hold each of these prefixes.
+    held: BTreeMap<IpNet, usize>,
 }
 
 impl Protection {
@@ -36,7 +38,7 @@ impl Protection {
     pub(crate) fn set_policy(&self, plane: &Arc<dyn DataPlane>, policy: &Policy) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.policy = wanted(policy);
-        inner.apply(plane);
+        report(plane.protect(inner.all()));
     }
 
     /// Protects the peer's side of a Child SA as long as it is there, where the policy does not.
@@ -47,54 +49,114 @@ impl Protection {
         remote_ts: &[TrafficSelector],
     ) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let beyond: Vec<IpNet> = remote_ts
-            .iter()
-            .flat_map(TrafficSelector::networks)
-            .filter(|n| !inner.covered(n))
-            .collect();
-        if !beyond.is_empty() {
-            inner.children.insert(spi_in, beyond);
-            inner.apply(plane);
+        let more = inner.hold(spi_in, remote_ts);
+        if !more.is_empty() {
+            report(plane.protect_more(&more));
         }
     }
 
     /// The Child SA is gone.
     pub(crate) fn release(&self, plane: &Arc<dyn DataPlane>, spi_in: u32) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        if inner.children.remove(&spi_in).is_some() {
-            inner.apply(plane);
+        let Released { again, gone } = inner.release(spi_in);
+        if !again.is_empty() {
+            report(plane.protect_more(&again));
+        }
+        if !gone.is_empty() {
+            report(plane.unprotect(&gone));
         }
     }
+}
+
+/// What a Child SA alone had protected.
+#[derive(Debug, Default)]
+struct Released {
+    /// What the policy says of prefixes of its own.
+    again: Vec<Protected>,
+    /// Of these it says nothing.
+    gone: Vec<IpNet>,
 }
 
 impl Inner {
     /// Whether the policy protects a prefix: the narrowest one that contains it decides.
     fn covered(&self, net: &IpNet) -> bool {
-        let around = self.policy.iter().filter(|(p, _)| p.contains(net));
-        around
-            .max_by_key(|(p, _)| p.prefix_len())
-            .is_some_and(|(_, bypass)| !bypass)
+        let narrowest = self.policy.around(*net).next();
+        narrowest.is_some_and(|(_, bypass)| !bypass)
     }
 
-    fn apply(&self, plane: &Arc<dyn DataPlane>) {
-        let mut all = self.policy.clone();
-        all.extend(self.children.values().flatten().map(|net| (*net, false)));
-        let prefixes = all.into_iter().map(|(prefix, bypass)| Protected {
-            prefix,
-            source: None,
-            bypass,
-        });
-        if let Err(e) = plane.protect(prefixes.collect()) {
-            error!(
-                event = "protect-failed",
-                "cannot set up routes of protected prefixes: {e}"
-            );
+    /// Notes what a Child SA needs beyond the policy. Yields what was not protected so far.
+    fn hold(&mut self, spi_in: u32, remote_ts: &[TrafficSelector]) -> Vec<Protected> {
+        if self.children.contains_key(&spi_in) {
+            return Vec::new();
         }
+        let beyond: BTreeSet<IpNet> = remote_ts
+            .iter()
+            .flat_map(TrafficSelector::networks)
+            .filter(|n| !self.covered(n))
+            .collect();
+        if beyond.is_empty() {
+            return Vec::new();
+        }
+        self.children
+            .insert(spi_in, beyond.iter().copied().collect());
+        let mut more = Vec::new();
+        for prefix in beyond {
+            let holders = self.held.entry(prefix).or_insert(0);
+            *holders += 1;
+            if *holders == 1 {
+                more.push(entry(prefix, false));
+            }
+        }
+        more
+    }
+
+    fn release(&mut self, spi_in: u32) -> Released {
+        let mut released = Released::default();
+        for prefix in self.children.remove(&spi_in).unwrap_or_default() {
+            if let Some(holders) = self.held.get_mut(&prefix).filter(|n| **n > 1) {
+                *holders -= 1;
+                continue;
+            }
+            self.held.remove(&prefix);
+            match self.policy.get(prefix) {
+                Some(bypass) => released.again.push(entry(prefix, *bypass)),
+                None => released.gone.push(prefix),
+            }
+        }
+        released
+    }
+
+    /// Everything that is to be protected: where a Child SA is, an exception does not count.
+    fn all(&self) -> Vec<Protected> {
+        let policy = self
+            .policy
+            .iter()
+            .map(|(prefix, bypass)| entry(prefix, *bypass));
+        policy
+            .chain(self.held.keys().map(|prefix| entry(*prefix, false)))
+            .collect()
+    }
+}
+
+fn entry(prefix: IpNet, bypass: bool) -> Protected {
+    Protected {
+        prefix,
+        source: None,
+        bypass,
+    }
+}
+
+fn report(done: Result<(), PlaneError>) {
+    if let Err(e) = done {
+        error!(
+            event = "protect-failed",
+            "cannot set up routes of protected prefixes: {e}"
+        );
     }
 }
 
 /// What a policy protects, and the exceptions.
-fn wanted(policy: &Policy) -> BTreeMap<IpNet, bool> {
+fn wanted(policy: &Policy) -> PrefixMap<bool> {
     let mut protected = BTreeSet::new();
     let mut own = BTreeSet::new();
     for connection in &policy.connections {
@@ -113,15 +175,16 @@ fn wanted(policy: &Policy) -> BTreeMap<IpNet, bool> {
             }));
         }
     }
+    let mut wanted: PrefixMap<bool> = protected.into_iter().map(|net| (net, false)).collect();
     // Our own networks are an exception where the peer's side contains them, as in 0.0.0.0/0.
     let exceptions: Vec<IpNet> = own
         .into_iter()
-        .filter(|net| !protected.contains(net) && protected.iter().any(|p| p.contains(net)))
+        .filter(|net| wanted.get(*net).is_none() && wanted.around(*net).next().is_some())
         .collect();
-    let protected = protected.into_iter().map(|net| (net, false));
-    protected
-        .chain(exceptions.into_iter().map(|net| (net, true)))
-        .collect()
+    for net in exceptions {
+        wanted.insert(net, true);
+    }
+    wanted
 }
 
 /// What `dynamic` may stand for on the peer's side: addresses of its pools, else its outer address where it is known.
@@ -193,5 +256,57 @@ mod tests {
         assert!(inner.covered(&"10.2.0.0/16".parse().unwrap()));
         assert!(!inner.covered(&"10.1.2.0/24".parse().unwrap()));
         assert!(!inner.covered(&"2001:db8::/64".parse().unwrap()));
+    }
+
+    fn range(first: &str, last: &str) -> TrafficSelector {
+        TrafficSelector {
+            protocol: 0,
+            start_port: 0,
+            end_port: u16::MAX,
+            start: first.parse().unwrap(),
+            end: last.parse().unwrap(),
+        }
+    }
+
+    fn text(entries: &[Protected]) -> Vec<String> {
+        let shown = |p: &Protected| format!("{}{}", if p.bypass { "!" } else { "" }, p.prefix);
+        entries.iter().map(shown).collect()
+    }
+
+    #[test]
+    fn what_child_sas_share_is_protected_until_the_last_goes() {
+        let p = policy(
+            "[connections.a.children.x]\nlocal_ts = ['10.1.0.0/16']\nremote_ts = ['10.0.0.0/8']\n[secrets.s]\nsecret = 'k'",
+        );
+        let mut inner = Inner {
+            policy: wanted(&p),
+            ..Inner::default()
+        };
+        let host = range("192.0.2.9", "192.0.2.9");
+        assert_eq!(text(&inner.hold(1, &[host, host])), ["192.0.2.9/32"]);
+        assert_eq!(text(&inner.hold(1, &[host])), [""; 0], "has it already");
+        assert_eq!(text(&inner.hold(2, &[host])), [""; 0], "is protected");
+        assert_eq!(
+            text(&inner.hold(3, &[range("10.2.0.0", "10.2.0.7")])),
+            [""; 0],
+            "by the policy"
+        );
+        // A Child SA wins over an exception as long as it is there.
+        let ours = range("10.1.0.0", "10.1.255.255");
+        assert_eq!(text(&inner.hold(4, &[ours])), ["10.1.0.0/16"]);
+        assert_eq!(
+            text(&inner.all()),
+            ["10.0.0.0/8", "!10.1.0.0/16", "10.1.0.0/16", "192.0.2.9/32"]
+        );
+        let released = inner.release(1);
+        assert!(released.gone.is_empty() && released.again.is_empty());
+        assert_eq!(inner.release(2).gone, ["192.0.2.9/32".parse().unwrap()]);
+        let released = inner.release(4);
+        assert_eq!(text(&released.again), ["!10.1.0.0/16"]);
+        assert!(released.gone.is_empty());
+        for spi in 1..5 {
+            assert!(inner.release(spi).gone.is_empty(), "is gone already");
+        }
+        assert!(inner.held.is_empty() && inner.children.is_empty());
     }
 }

@@ -53,12 +53,12 @@ fn sender(tables: &Tables) -> Option<u32> {
 fn the_last_that_was_activated_sends() {
     let mut tables = Tables::default();
     assert_eq!(sender(&tables), None);
-    tables.install(child_sa(0x1000)).unwrap();
+    tables.install(&child_sa(0x1000)).unwrap();
     let standby = ChildSa {
         outbound_active: false,
         ..child_sa(0x1001)
     };
-    tables.install(standby).unwrap();
+    tables.install(&standby).unwrap();
     assert_eq!(sender(&tables), Some(0x1000));
     tables.set_outbound(0x1001, true).unwrap();
     assert_eq!(sender(&tables), Some(0x1001));
@@ -77,23 +77,23 @@ fn a_removed_one_receives_for_its_grace_only() {
     let now = Instant::now();
     let second = Duration::from_secs(1);
     let mut tables = Tables::default();
-    tables.install(child_sa(0x1000)).unwrap();
-    tables.remove(0x1000, now + second * 2).unwrap();
+    tables.install(&child_sa(0x1000)).unwrap();
+    assert!(tables.remove(0x1000, now + second * 2).unwrap().is_some());
     assert_eq!(sender(&tables), None);
     assert!(tables.inbound(0x1000).is_some());
     assert!(matches!(
-        tables.install(child_sa(0x1000)),
+        tables.install(&child_sa(0x1000)),
         Err(PlaneError::SpiInUse(0x1000))
     ));
     assert!(tables.set_outbound(0x1000, true).is_err());
     assert!(tables.staying(0x1000).is_err());
     // Later calls only bring the end forward.
-    tables.remove(0x1000, now + second * 9).unwrap();
+    assert!(tables.remove(0x1000, now + second * 9).unwrap().is_none());
     assert!(!tables.is_due(now + second));
     assert!(tables.is_due(now + second * 2));
     tables.sweep(now + second * 2);
     assert!(tables.inbound(0x1000).is_none());
-    tables.install(child_sa(0x1000)).unwrap();
+    tables.install(&child_sa(0x1000)).unwrap();
     assert_eq!(sender(&tables), Some(0x1000));
 }
 
@@ -102,9 +102,9 @@ fn impossible_ones_are_refused_and_leave_nothing() {
     let mut tables = Tables::default();
     let mut short = child_sa(0x1000);
     short.key_out = Zeroizing::new(vec![2; 35]);
-    assert!(matches!(tables.install(short), Err(PlaneError::Key)));
+    assert!(matches!(tables.install(&short), Err(PlaneError::Key)));
     assert!(matches!(
-        tables.install(child_sa(255)),
+        tables.install(&child_sa(255)),
         Err(PlaneError::SpiReserved(255))
     ));
     for reservation in [0..5, 1..(1 << 32) + 1] {
@@ -113,7 +113,7 @@ fn impossible_ones_are_refused_and_leave_nothing() {
             ..child_sa(0x1000)
         };
         assert!(matches!(
-            tables.install(sa),
+            tables.install(&sa),
             Err(PlaneError::Reservation(_))
         ));
     }

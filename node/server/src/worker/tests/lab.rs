@@ -12,6 +12,7 @@ use evergate_dataplane::{
 };
 use evergate_ike::record::{Record, SaId};
 use evergate_state::Command;
+use ipnet::IpNet;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     future::Future,
@@ -146,6 +147,12 @@ impl DataPlane for Plane {
         Totals::default()
     }
     fn protect(&self, _: Vec<Protected>) -> Result<(), PlaneError> {
+        Ok(())
+    }
+    fn protect_more(&self, _: &[Protected]) -> Result<(), PlaneError> {
+        Ok(())
+    }
+    fn unprotect(&self, _: &[IpNet]) -> Result<(), PlaneError> {
         Ok(())
     }
     fn assign_address(&self, address: IpAddr) -> Result<(), PlaneError> {
