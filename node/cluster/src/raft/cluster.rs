@@ -2,6 +2,7 @@
 
 use super::{
     Timing,
+    log::LogStore,
     transport::{LeaseHandler, Peers, take_in},
     types::{Node, NodeId, Raft},
 };
@@ -73,6 +74,7 @@ pub(super) struct Inner {
     pub(super) peers: Option<Peers>,
     pub(super) leases: Arc<RwLock<Option<LeaseHandler>>>,
     pub(super) timing: Timing,
+    pub(super) log: LogStore,
     /// Where Raft runs.
     pub(super) runtime: tokio::runtime::Handle,
 }
@@ -111,6 +113,11 @@ impl Cluster {
         let now = Instant::now();
         let leader = self.0.raft.as_leader().ok()?;
         now.checked_sub(leader.last_quorum_acked()?.elapsed())
+    }
+
+    /// The term of the last entry of the log before the first one of this term: nobody led in between. `None` if the log does not tell.
+    pub fn term_before(&self, term: u64) -> Option<u64> {
+        self.0.log.term_before(term)
     }
 
     /// All members.

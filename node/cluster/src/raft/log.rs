@@ -100,6 +100,16 @@ impl Shared {
 }
 
 impl LogStore {
+    /// The term of the last entry before the first one of this term, if it is still there.
+    pub(crate) fn term_before(&self, term: u64) -> Option<u64> {
+        let log = self.shared.lock();
+        let terms = log.entries.values().rev().map(|entry| entry.log_id());
+        terms
+            .chain(log.purged)
+            .map(|id| log_id_parts(&id).0)
+            .find(|t| *t < term)
+    }
+
     /// Opens the log in a directory, which is made if it does not exist.
     ///
     /// # Errors

@@ -196,12 +196,10 @@ async fn begin(
         // Raft forgets over a restart that it believed in a leader: until that time is over it must not vote for another.
         time::sleep(config.timing.election_max).await;
     }
-    let raft = start_raft(&config, &role, log, machine, peers.clone()).await?;
+    let raft = start_raft(&config, &role, log.clone(), machine, peers.clone()).await?;
     running.send_replace(Some(Running { raft: raft.clone() }));
-    tasks.spawn(async move {
-        // Kept alive as long as the tasks are.
-        running.closed().await;
-    });
+    // Kept alive as long as the tasks are.
+    tasks.spawn(async move { running.closed().await });
     if role.begin == Begin::Join
         && let Some(peers) = peers.clone()
     {
@@ -234,6 +232,7 @@ async fn begin(
         peers,
         leases,
         timing: config.timing,
+        log,
         runtime: tokio::runtime::Handle::current(),
     }));
     let member = Member {
