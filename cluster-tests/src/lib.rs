@@ -12,6 +12,7 @@
 
 pub mod capture;
 pub mod checker;
+pub mod cluster;
 pub mod connection;
 pub mod decrypt;
 pub mod duo;

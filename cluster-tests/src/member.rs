@@ -62,6 +62,18 @@ impl Member {
         Ok(member)
     }
 
+    /// A member on `host` with this configuration, which is not started yet. `{dir}` in it stands for the member's directory.
+    pub fn with_config(lab: &Lab, host: &str, config: &str) -> Result<Self> {
+        let dir = lab.dir_of(&format!("{host}-member"))?;
+        let text = config.replace("{dir}", &dir.display().to_string());
+        std::fs::write(dir.join("evergate.toml"), text)?;
+        Ok(Self {
+            process: None,
+            namespace: lab.namespace(host),
+            dir,
+        })
+    }
+
     fn write_config(&self, connections: &[Connection], pools: &[Pool]) -> Result<()> {
         let mut text = format!(
             "[member]\nname = \"m1\"\nstate_dir = \"{dir}/state\"\nkey_file = \"{dir}/key\"\nadmin_socket = \"{dir}/admin.sock\"\n\

@@ -1,7 +1,7 @@
 //! A Child SA in the plane, and the tables that lead to it.
 
 use crate::{
-    ChildSa, ChildStats, DropReason, Outer, PlaneError,
+    ChildSa, ChildStats, DropReason, Gate, Outer, PlaneError,
     counters::{Counter, Traffic},
     reserve::Reserve,
 };
@@ -31,6 +31,7 @@ pub(crate) struct Child {
     pub(crate) inbound: InboundSa,
     pub(crate) outbound: OutboundSa,
     pub(crate) copy_dscp: bool,
+    pub(crate) gate: Arc<Gate>,
     pub(crate) traffic: Traffic,
     pub(crate) reserve: Reserve,
     /// Unix milliseconds; 0 for never.
@@ -81,6 +82,7 @@ impl Child {
             inbound: InboundSa::new(sa.spi_in, key(&sa.key_in)?, sa.esn, selectors, window),
             outbound: OutboundSa::new(sa.spi_out, key(&sa.key_out)?, sa.esn),
             copy_dscp: sa.copy_dscp,
+            gate: Arc::clone(&sa.gate),
             traffic: Traffic::default(),
             reserve: Reserve::default(),
             last_inbound: Counter::default(),

@@ -3,12 +3,13 @@
 //! All methods return quickly: none waits for the network, a peer or the log. They may be called from any thread. A Child SA is named
 //! by its inbound SPI, which is unique in the cluster.
 
-use crate::{Cipher, Selector};
+use crate::{Cipher, Gate, Selector};
 use ipnet::IpNet;
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
     ops::Range,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 use zeroize::Zeroizing;
@@ -173,6 +174,8 @@ pub struct ChildSa {
     /// The address of this host that its own packets into the tunnel should have, see [`crate::local_address_within`]: becomes the
     /// preferred source of routes to protected prefixes that `remote_ts` overlaps and that name none.
     pub source_hint: Option<IpAddr>,
+    /// Nothing is sent while it is closed.
+    pub gate: Arc<Gate>,
 }
 
 impl fmt::Debug for ChildSa {
@@ -290,6 +293,8 @@ macro_rules! drop_reasons {
 drop_reasons! {
     /// Outbound: no sending Child SA matches.
     NoChild = "no_child",
+    /// Outbound: the lease of the virtual gateway is over.
+    NoLease = "no_lease",
     /// Outbound: the reservation is used up.
     Exhausted = "exhausted",
     /// Outbound: larger than the path allows, and must not be fragmented.

@@ -9,6 +9,7 @@ mod config;
 mod contract;
 mod counters;
 mod deadman;
+mod gate;
 mod inbound;
 mod netlink;
 mod outbound;
@@ -30,6 +31,7 @@ pub use contract::{
 };
 pub use deadman::{DeadMan, DeadManConfig};
 pub use evergate_esp::{Cipher, Selector};
+pub use gate::{Gate, boot_time};
 pub use userspace::Userspace;
 
 use std::net::IpAddr;

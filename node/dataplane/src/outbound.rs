@@ -101,6 +101,9 @@ impl Outbound {
         let Some(child) = child else {
             return self.no_child(&inner.selectors);
         };
+        if !child.gate.is_open(self.clock.boot) {
+            return child.dropped(DropReason::NoLease, &self.shared.traffic);
+        }
         let way = child.way(self.clock.instant);
         let path_mtu = way
             .mtu

@@ -68,6 +68,8 @@ pub(crate) struct Clock {
     pub(crate) ms: u64,
     /// Since the Unix epoch.
     pub(crate) unix_ms: u64,
+    /// Since the machine started.
+    pub(crate) boot: Duration,
 }
 
 impl Userspace {
@@ -286,6 +288,7 @@ impl Shared {
             instant,
             ms: ms(instant.saturating_duration_since(self.started)),
             unix_ms: unix.map_or(0, ms),
+            boot: crate::boot_time(),
         }
     }
 

@@ -7,7 +7,7 @@ use evergate_ike::{
     record::{Child, Fate, Path},
     wire::TrafficSelector,
 };
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 use zeroize::Zeroizing;
 
 /// The anti-replay window of a Child SA that the policy does not know any more, in packets.
@@ -58,6 +58,7 @@ pub(crate) fn install(
         outbound_active,
         reservation: reservation.unwrap_or(NOTHING),
         copy_dscp: config.is_none_or(|c| c.copy_dscp),
+        gate: Arc::clone(&shared.gate),
     })
 }
 

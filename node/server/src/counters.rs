@@ -38,6 +38,10 @@ ike_drops! {
     BadInit = "bad_init",
     /// The SA ignored it: not authentic, out of the window, or out of place.
     Ignored = "ignored",
+    /// For an address of a virtual gateway that this process does not serve.
+    NotServed = "not_served",
+    /// A message of ours that was not sent, because the lease of the virtual gateway is over.
+    NoLease = "no_lease",
     /// A message of ours that the kernel did not take.
     SendFailed = "send_failed",
 }

@@ -2,6 +2,7 @@
 
 use crate::{
     counters::IkeDrop,
+    node::Node,
     shared::Shared,
     worker::{Message, worker_of},
 };
@@ -36,7 +37,7 @@ const SPACE_LEFT: u64 = 1 << 30;
 
 /// Reads the data plane's events until it ends.
 pub(crate) struct Dispatcher {
-    shared: Arc<Shared>,
+    node: Arc<Node>,
 }
 
 /// Where an IKE message goes.
@@ -93,8 +94,8 @@ impl Way {
 }
 
 impl Dispatcher {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+    pub(crate) fn new(node: Arc<Node>) -> Self {
+        Self { node }
     }
 
     /// Serves events until the plane ends or the member stops.
@@ -102,12 +103,12 @@ impl Dispatcher {
         loop {
             let event = tokio::select! {
                 () = stop.cancelled() => return,
-                () = self.shared.passive.cancelled() => return,
+                () = self.node.failed.cancelled() => return,
                 event = events.recv() => event,
             };
             match event {
                 Some(event) => self.event(event),
-                None => return self.shared.go_passive(&"the data plane ended"),
+                None => return self.node.fail(&"the data plane ended"),
             }
         }
     }
@@ -131,7 +132,9 @@ impl Dispatcher {
                     rate,
                     "extending a reservation"
                 );
-                tokio::spawn(extend(Arc::clone(&self.shared), spi_in, rate));
+                if let Some(service) = self.node.service_of_child(spi_in) {
+                    tokio::spawn(extend(service, spi_in, rate));
+                }
             }
             PlaneEvent::PeerMoved { spi_in, remote } => {
                 trace!(event = "esp-from-elsewhere", spi_in = format_args!("{spi_in:08x}"), peer = %remote, "ESP came from another address");
@@ -146,6 +149,10 @@ impl Dispatcher {
     }
 
     fn message(&self, local: SocketAddr, remote: SocketAddr, bytes: Vec<u8>) {
+        let Some(service) = self.node.service_at(local.ip()) else {
+            let why = "this process does not serve the address";
+            return self.node.dropped(IkeDrop::NotServed, local, remote, &why);
+        };
         let (worker, message) = match Way::of(&bytes) {
             Way::Init(header) => {
                 let worker = self.worker_of_init(remote, header.initiator_spi);
@@ -160,7 +167,7 @@ impl Dispatcher {
                 )
             }
             Way::Sa(sa) => (
-                worker_of(sa, self.shared.worker_count),
+                worker_of(sa, self.node.worker_count),
                 Message::Datagram {
                     sa,
                     bytes,
@@ -168,12 +175,12 @@ impl Dispatcher {
                     remote,
                 },
             ),
-            Way::OtherVersion => return self.other_version(&bytes, local, remote),
-            Way::Drop(reason, why) => return self.shared.dropped(reason, local, remote, &why),
+            Way::OtherVersion => return other_version(&service, &bytes, local, remote),
+            Way::Drop(reason, why) => return self.node.dropped(reason, local, remote, &why),
         };
-        let queue = self.shared.workers.get().and_then(|all| all.get(worker));
+        let queue = service.workers.get().and_then(|all| all.get(worker));
         if queue.is_none_or(|q| q.try_send(message).is_err()) {
-            self.shared.dropped(
+            self.node.dropped(
                 IkeDrop::WorkerBusy,
                 local,
                 remote,
@@ -187,19 +194,19 @@ impl Dispatcher {
         // Not secret: an attacker who fills one worker's queue is limited by cookies all the same.
         let mut hasher = DefaultHasher::new();
         (remote, spi_i).hash(&mut hasher);
-        worker_of(SaId(hasher.finish()), self.shared.worker_count)
+        worker_of(SaId(hasher.finish()), self.node.worker_count)
     }
+}
 
-    /// Says which version we speak (RFC 7296 §2.5): the header of the answer does.
-    fn other_version(&self, bytes: &[u8], local: SocketAddr, remote: SocketAddr) {
-        self.shared.dropped(
-            IkeDrop::Version,
-            local,
-            remote,
-            &"a request of another major version",
-        );
-        self.shared.answer_stray(bytes, local, remote);
-    }
+/// Says which version we speak (RFC 7296 §2.5): the header of the answer does.
+fn other_version(service: &Shared, bytes: &[u8], local: SocketAddr, remote: SocketAddr) {
+    service.dropped(
+        IkeDrop::Version,
+        local,
+        remote,
+        &"a request of another major version",
+    );
+    service.answer_stray(bytes, local, remote);
 }
 
 /// Reserves more sequence numbers for a Child SA.

@@ -6,29 +6,31 @@
 use crate::{
     admin,
     clock::{Clock, SystemEntropy},
+    cluster,
     config::{Config, Member},
     dispatch::Dispatcher,
+    node::{Node, Ports, Setup},
     policy, received,
-    shared::{Ports, Setup, Shared},
+    shared::Shared,
     starter,
-    worker::{self, Worker, worker_of},
+    worker::{self, Message, Worker, worker_of},
 };
 use anyhow::{Context, bail};
 use evergate_cluster::{ClusterKey, Replica};
-use evergate_dataplane::{DataPlane, PlaneEvent, Userspace, UserspaceConfig};
+use evergate_dataplane::{DataPlane, Gate, PlaneEvent, Userspace, UserspaceConfig};
 use evergate_ike::{
     env::Entropy,
     record::{GatewayId, Record},
     sa::CookieSecrets,
     secret::Secret,
 };
-use evergate_state::{Command, Outcome};
+use evergate_state::{Command, Outcome, Owner};
 use std::{sync::Arc, thread, time::Duration};
 use tokio::{sync::mpsc, time::interval};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
-/// The only virtual gateway there is for now.
+/// The only virtual gateway of a member that is alone.
 pub(crate) const GATEWAY: GatewayId = GatewayId(0);
 
 /// Cookie secrets are changed this often (RFC 7296 §2.6).
@@ -39,7 +41,9 @@ const COOKIE_SECRET: usize = 32;
 
 /// A running member.
 pub(crate) struct Running {
-    shared: Arc<Shared>,
+    node: Arc<Node>,
+    /// Ends when the member serves nothing any more.
+    passive: CancellationToken,
     stop: CancellationToken,
     tasks: TaskTracker,
     keep_closed: bool,
@@ -54,18 +58,20 @@ pub(crate) async fn start(config: Config, state_key: ClusterKey) -> anyhow::Resu
         bail!("the configuration has no [member] table");
     };
     let clock = Arc::new(Clock::new());
-    let replica = open(&member, state_key, Arc::clone(&clock)).await?;
-    let epoch = take_gateway(&replica, &member.name).await?;
-    info!(
-        event = "gateway-taken",
-        gateway = GATEWAY.0,
-        epoch,
-        "serving gateway {} in epoch {epoch}",
-        GATEWAY.0
-    );
+    let opened = match &config.cluster {
+        Some(cluster) => cluster::join(&member, cluster, state_key, Arc::clone(&clock)).await?,
+        None => Opened {
+            replica: open(&member, state_key, Arc::clone(&clock)).await?,
+            membership: None,
+        },
+    };
+    let replica = opened.replica;
+    let alone = match opened.membership {
+        None => Some(take_gateway(&replica, &member.name).await?),
+        Some(_) => None,
+    };
     policy::apply_file(&replica, &config.policy, &member).await?;
-    let cookies = fresh_cookies(replica.read(|s| s.cookie_secrets().cloned()).as_ref());
-    commit(&replica, Command::SetCookieSecrets(cookies.clone())).await?;
+    let cookies = cookies(&replica, opened.membership.is_some()).await?;
 
     let (plane, events) =
         Userspace::start(plane_config(&config, &member)).context("cannot start the data plane")?;
@@ -73,10 +79,8 @@ pub(crate) async fn start(config: Config, state_key: ClusterKey) -> anyhow::Resu
     let workers = member
         .workers
         .unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
-    let shared = Shared::new(Setup {
+    let node = Node::new(Setup {
         member: member.name.clone(),
-        gateway: GATEWAY,
-        epoch,
         replica,
         plane,
         cookies,
@@ -87,23 +91,51 @@ pub(crate) async fn start(config: Config, state_key: ClusterKey) -> anyhow::Resu
         },
         limits: config.limits.clone(),
         workers,
+        membership: opened.membership,
     });
-    let running = Running {
-        shared,
-        stop: CancellationToken::new(),
-        tasks: TaskTracker::new(),
-        keep_closed: config.dataplane.keep_closed,
+    let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+    let policy = node.policy.load_full();
+    node.protection.set_policy(&node.plane, &policy);
+    let passive = match alone {
+        Some(epoch) => {
+            info!(
+                event = "gateway-taken",
+                gateway = GATEWAY.0,
+                epoch,
+                "serving gateway {} in epoch {epoch}",
+                GATEWAY.0
+            );
+            let shared = Shared::new(&node, GATEWAY, epoch, Gate::default());
+            serve(&shared, &stop, &tasks);
+            shared.passive.clone()
+        }
+        None => {
+            cluster::serve(&node, &member, &stop, &tasks)?;
+            node.failed.clone()
+        }
     };
-    serve(&running.shared, events, &running.stop, &running.tasks);
+    serve_process(&node, events, &stop, &tasks);
     admin::serve(
-        Arc::clone(&running.shared),
+        Arc::clone(&node),
         &member.admin_socket,
-        running.stop.clone(),
-        &running.tasks,
+        stop.clone(),
+        &tasks,
     )
     .await?;
     info!(event = "started", member = member.name, "serving");
-    Ok(running)
+    Ok(Running {
+        node,
+        passive,
+        stop,
+        tasks,
+        keep_closed: config.dataplane.keep_closed,
+    })
+}
+
+/// The replicated state, and the part in a cluster.
+pub(crate) struct Opened {
+    pub(crate) replica: Replica,
+    pub(crate) membership: Option<Arc<cluster::Membership>>,
 }
 
 /// Opens the durable state. It reads files, so it runs where that is allowed.
@@ -131,11 +163,11 @@ pub(crate) async fn commit(replica: &Replica, command: Command) -> anyhow::Resul
     }
 }
 
-/// Makes the gateway this process's own: a new epoch.
+/// Makes this process the one of its member.
 ///
 /// # Errors
 /// If the log fails.
-pub(crate) async fn take_gateway(replica: &Replica, member: &str) -> anyhow::Result<u32> {
+pub(crate) async fn register(replica: &Replica, member: &str) -> anyhow::Result<Owner> {
     let mut bytes = [0; 16];
     SystemEntropy.fill(&mut bytes);
     let incarnation = u128::from_be_bytes(bytes);
@@ -146,9 +178,24 @@ pub(crate) async fn take_gateway(replica: &Replica, member: &str) -> anyhow::Res
     commit(replica, register)
         .await
         .context("cannot register this process")?;
+    Ok(Owner {
+        member: member.to_owned(),
+        incarnation,
+    })
+}
+
+/// Makes the gateway this process's own: a new epoch.
+///
+/// # Errors
+/// If the log fails.
+pub(crate) async fn take_gateway(replica: &Replica, member: &str) -> anyhow::Result<u32> {
+    let Owner {
+        member,
+        incarnation,
+    } = register(replica, member).await?;
     let command = Command::AssignGateway {
         gateway: GATEWAY,
-        member: member.to_owned(),
+        member,
         incarnation,
         expected_epoch: replica.read(|state| state.epoch(GATEWAY)),
     };
@@ -158,6 +205,19 @@ pub(crate) async fn take_gateway(replica: &Replica, member: &str) -> anyhow::Res
     {
         Outcome::Epoch { epoch } => Ok(epoch),
         other => bail!("taking the gateway yielded {other:?}"),
+    }
+}
+
+/// The cookie secrets at the start: fresh ones, but for those that other members use already.
+async fn cookies(replica: &Replica, shared: bool) -> anyhow::Result<CookieSecrets> {
+    let there = replica.read(|s| s.cookie_secrets().cloned());
+    match there {
+        Some(there) if shared => Ok(there),
+        there => {
+            let fresh = fresh_cookies(there.as_ref());
+            commit(replica, Command::SetCookieSecrets(fresh.clone())).await?;
+            Ok(fresh)
+        }
     }
 }
 
@@ -187,15 +247,15 @@ fn plane_config(config: &Config, member: &Member) -> UserspaceConfig {
     }
 }
 
-/// Takes the SAs of the gateway over and starts everything that serves them.
-pub(crate) fn serve(
-    shared: &Arc<Shared>,
-    events: mpsc::Receiver<PlaneEvent>,
-    stop: &CancellationToken,
-    tasks: &TaskTracker,
-) {
-    let policy = shared.policy.load_full();
-    shared.protection.set_policy(&shared.plane, &policy);
+/// A virtual gateway whose Child SAs are installed, but which is not served yet.
+pub(crate) struct Prepared {
+    shared: Arc<Shared>,
+    workers: Vec<(Worker, mpsc::Receiver<Message>)>,
+}
+
+/// Takes the SAs of the gateway over: what is committed of them goes into the data plane. Messages for the gateway are dropped until it is
+/// served.
+pub(crate) fn prepare(shared: &Arc<Shared>) -> Prepared {
     let records: Vec<Arc<Record>> = shared.read(|state| {
         let own = state.sas().filter(|r| r.gateway == shared.gateway);
         own.cloned().collect()
@@ -208,32 +268,73 @@ pub(crate) fn serve(
     }
     let channels = shares.iter().map(|_| mpsc::channel(worker::QUEUE));
     let (queues, inboxes): (Vec<_>, Vec<_>) = channels.unzip();
+    let workers = inboxes
+        .into_iter()
+        .zip(shares)
+        .enumerate()
+        .map(|(index, (inbox, records))| {
+            let worker = Worker::resume(Arc::clone(shared), index, records);
+            (worker, inbox)
+        })
+        .collect();
     // Set once, here.
     let _ = shared.workers.set(queues);
-    for (index, (inbox, records)) in inboxes.into_iter().zip(shares).enumerate() {
-        let worker = Worker::resume(Arc::clone(shared), index, records);
-        tasks.spawn(worker.run(inbox, stop.clone()));
-    }
+    shared.node().enlist(shared);
     if sas != 0 {
         info!(
             event = "resumed",
-            sas, children, "resumed {sas} IKE SAs with {children} Child SAs"
+            gateway = shared.gateway.0,
+            sas,
+            children,
+            "resumed {sas} IKE SAs with {children} Child SAs"
         );
     }
-    tasks.spawn(Dispatcher::new(Arc::clone(shared)).run(events, stop.clone()));
-    tasks.spawn(starter::run(Arc::clone(shared), stop.clone()));
-    tasks.spawn(received::run(Arc::clone(shared), stop.clone()));
-    tasks.spawn(change_cookies(Arc::clone(shared), stop.clone()));
-    tasks.spawn(watch_log(Arc::clone(shared), stop.clone()));
+    Prepared {
+        shared: Arc::clone(shared),
+        workers,
+    }
+}
+
+impl Prepared {
+    /// What it is.
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Serves the gateway from now on.
+    pub(crate) fn run(self, stop: &CancellationToken, tasks: &TaskTracker) {
+        for (worker, inbox) in self.workers {
+            tasks.spawn(worker.run(inbox, stop.clone()));
+        }
+        tasks.spawn(starter::run(Arc::clone(&self.shared), stop.clone()));
+        tasks.spawn(received::run(self.shared, stop.clone()));
+    }
+}
+
+/// Takes the SAs of a gateway over and serves them.
+pub(crate) fn serve(shared: &Arc<Shared>, stop: &CancellationToken, tasks: &TaskTracker) {
+    prepare(shared).run(stop, tasks);
+}
+
+/// Starts what a process has once, whatever it serves.
+pub(crate) fn serve_process(
+    node: &Arc<Node>,
+    events: mpsc::Receiver<PlaneEvent>,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) {
+    tasks.spawn(Dispatcher::new(Arc::clone(node)).run(events, stop.clone()));
+    tasks.spawn(change_cookies(Arc::clone(node), stop.clone()));
+    tasks.spawn(watch_log(Arc::clone(node), stop.clone()));
 }
 
 impl Running {
     /// Becomes true when the member serves nothing any more, because the gateway is somebody else's or the log failed.
     pub(crate) async fn passive(&self) {
-        self.shared.passive.cancelled().await;
+        self.passive.cancelled().await;
     }
 
-    /// Stops in an orderly way. Peers are told nothing: their SAs wait in the log for the next start.
+    /// Stops in an orderly way. Peers are told nothing: their SAs wait in the log for the next start, or another member serves them.
     pub(crate) async fn stop(self) {
         self.stop.cancel();
         self.tasks.close();
@@ -244,13 +345,13 @@ impl Running {
             warn!(event = "stop-incomplete", "some tasks did not end in time");
         }
         if !self.keep_closed
-            && let Err(e) = self.shared.plane.protect(Vec::new())
+            && let Err(e) = self.node.plane.protect(Vec::new())
         {
             error!(event = "protect-failed", "cannot remove routes: {e}");
         }
-        let plane = Arc::clone(&self.shared.plane);
+        let plane = Arc::clone(&self.node.plane);
         let _ = tokio::task::spawn_blocking(move || plane.shutdown()).await;
-        self.shared.replica.close().await;
+        self.node.replica.close().await;
         info!(
             event = "stopped",
             "stopped; tunnels go on with the next start"
@@ -258,35 +359,35 @@ impl Running {
     }
 }
 
-/// Changes the cookie secrets from time to time.
-async fn change_cookies(shared: Arc<Shared>, stop: CancellationToken) {
+/// Changes the cookie secrets from time to time; of several members the leader does.
+async fn change_cookies(node: Arc<Node>, stop: CancellationToken) {
     let mut period = interval(COOKIE_LIFE);
     period.tick().await; // the first comes at once, and the secrets are new
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = shared.passive.cancelled() => return,
+            () = node.failed.cancelled() => return,
             _ = period.tick() => {}
         }
-        let fresh = fresh_cookies(Some(&shared.cookies.load()));
-        match shared
-            .propose(Command::SetCookieSecrets(fresh.clone()))
-            .await
-        {
-            Ok(_) => shared.cookies.store(Arc::new(fresh)),
-            Err(e) => return shared.go_passive(&e),
+        if node.membership.as_ref().is_some_and(|m| !m.leads()) {
+            continue;
+        }
+        let fresh = fresh_cookies(Some(&node.cookies.load()));
+        match node.propose(Command::SetCookieSecrets(fresh.clone())).await {
+            Ok(_) => node.cookies.store(Arc::new(fresh)),
+            Err(e) => return node.fail(&e),
         }
     }
 }
 
 /// A member whose log fails stops serving at once.
-async fn watch_log(shared: Arc<Shared>, stop: CancellationToken) {
-    let mut failed = shared.replica.failed();
+async fn watch_log(node: Arc<Node>, stop: CancellationToken) {
+    let mut failed = node.replica.failed();
     tokio::select! {
         () = stop.cancelled() => {}
         reason = failed.wait_for(Option::is_some) => {
             let reason = reason.ok().and_then(|r| r.clone());
-            shared.go_passive(&reason.as_deref().unwrap_or("the log ended"));
+            node.fail(&reason.as_deref().unwrap_or("the log ended"));
         }
     }
 }

@@ -5,6 +5,7 @@ mod bench;
 mod check;
 mod children;
 mod clock;
+mod cluster;
 mod config;
 mod counters;
 mod ctl;
@@ -15,6 +16,8 @@ mod gateway;
 mod keygen;
 #[cfg(feature = "drills")]
 mod keylog;
+mod node;
+mod pki;
 mod policy;
 mod protection;
 mod received;
@@ -51,6 +54,9 @@ enum Command {
     Bench(bench::Args),
     /// Make a cluster key
     Keygen(keygen::Arguments),
+    /// Make certificates for the members of a cluster
+    #[command(subcommand)]
+    Pki(pki::Command),
 }
 
 fn main() -> ExitCode {
@@ -61,6 +67,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => finish(demo::run(arguments)),
         Command::Bench(arguments) => finish(bench::run(arguments)),
         Command::Keygen(arguments) => keygen::run(&arguments),
+        Command::Pki(command) => pki::run(&command),
     }
 }
 

@@ -3,7 +3,7 @@
 //! A member remembers which policy it last applied from its file. At the start the file wins if it says something else than then;
 //! otherwise what an operator applied meanwhile stays.
 
-use crate::{config::Member, shared::Shared, worker::Message};
+use crate::{config::Member, node::Node};
 use anyhow::Context;
 use aws_lc_rs::digest;
 use evergate_cluster::Replica;
@@ -33,32 +33,40 @@ pub(crate) async fn apply_file(
     let path = member.state_dir.join(APPLIED);
     let fingerprint = fingerprint(policy)?;
     let known = fs::read(&path).is_ok_and(|before| before == fingerprint);
-    let (version, same) = replica.read(|s| (s.policy_version(), **s.policy() == *policy));
-    if known && version != 0 {
-        if !same {
+    loop {
+        let (version, same) = replica.read(|s| (s.policy_version(), **s.policy() == *policy));
+        if known && version != 0 {
+            if !same {
+                info!(
+                    event = "policy-kept",
+                    version, "the file is as it was; the policy that was applied since then stays"
+                );
+            }
+            return Ok(());
+        }
+        if !same || version == 0 {
+            let command = Command::SetPolicy {
+                expected: version,
+                policy: Arc::new(policy.clone()),
+            };
+            let outcome = replica.propose(vec![command]).await?.into_iter().next();
+            match outcome {
+                // Another member was faster, perhaps with the same.
+                Some(Outcome::Refused(Refusal::StalePolicy { .. })) => continue,
+                Some(Outcome::Refused(refusal)) => {
+                    return Err(refusal).context("cannot apply the policy of the file");
+                }
+                _ => {}
+            }
             info!(
-                event = "policy-kept",
-                version, "the file is as it was; the policy that was applied since then stays"
+                event = "policy-applied",
+                version = version + 1,
+                "applied the policy of the file"
             );
         }
-        return Ok(());
+        return write_private(&path, &fingerprint)
+            .with_context(|| format!("cannot write {}", path.display()));
     }
-    if !same || version == 0 {
-        let command = Command::SetPolicy {
-            expected: version,
-            policy: Arc::new(policy.clone()),
-        };
-        let outcome = replica.propose(vec![command]).await?.into_iter().next();
-        if let Some(Outcome::Refused(refusal)) = outcome {
-            return Err(refusal).context("cannot apply the policy of the file");
-        }
-        info!(
-            event = "policy-applied",
-            version = version + 1,
-            "applied the policy of the file"
-        );
-    }
-    write_private(&path, &fingerprint).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Writes a small file as a whole.
@@ -101,11 +109,11 @@ pub(crate) enum ApplyError {
 /// # Errors
 /// If the version is not the expected one, or the log fails.
 pub(crate) async fn apply(
-    shared: &Shared,
+    node: &Node,
     policy: Policy,
     expected: Option<u64>,
 ) -> Result<Applied, ApplyError> {
-    let (version, same) = shared.read(|s| (s.policy_version(), **s.policy() == policy));
+    let (version, same) = node.read(|s| (s.policy_version(), **s.policy() == policy));
     let expected = expected.unwrap_or(version);
     if same && expected == version {
         return Ok(Applied {
@@ -117,7 +125,7 @@ pub(crate) async fn apply(
         expected,
         policy: Arc::new(policy),
     };
-    match shared
+    match node
         .propose(command)
         .await
         .map_err(|e| ApplyError::Log(e.to_string()))?
@@ -125,12 +133,8 @@ pub(crate) async fn apply(
         Outcome::Refused(refusal) => return Err(refusal.into()),
         outcome => debug_assert_eq!(outcome, Outcome::Applied),
     }
-    let (version, policy) = shared.read(|s| (s.policy_version(), Arc::clone(s.policy())));
-    shared.policy.store(Arc::clone(&policy));
-    shared.protection.set_policy(&shared.plane, &policy);
-    for worker in shared.workers.get().into_iter().flatten() {
-        let _ = worker.send(Message::PolicyChanged).await;
-    }
+    let (version, policy) = node.read(|s| (s.policy_version(), Arc::clone(s.policy())));
+    node.adopt_policy(policy).await;
     info!(event = "policy-applied", version, "applied a new policy");
     Ok(Applied {
         version,

@@ -32,7 +32,13 @@ pub(crate) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
 /// Reports what has changed since the last time.
 async fn report(shared: &Shared, reported: &mut HashMap<u32, u64>) {
     let all = shared.plane.replay_edges();
-    let changed = changes(reported, &all);
+    let mut changed = changes(reported, &all);
+    shared.read(|state| {
+        changed.retain(|(spi, _)| {
+            let owner = state.spi_owner(*spi).and_then(|sa| state.sa(sa));
+            owner.is_some_and(|record| record.gateway == shared.gateway)
+        });
+    });
     for edges in changed.chunks(AT_ONCE) {
         let command = Command::ReportReceived {
             gateway: shared.gateway,

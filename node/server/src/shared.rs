@@ -1,171 +1,115 @@
-//! What all parts of a running member share.
+//! What all parts of a process share that serve one virtual gateway.
 
-use crate::{
-    clock::Clock,
-    config::Limits,
-    counters::{IkeDrop, IkeDrops},
-    protection::Protection,
-    worker::{HalfOpenLimits, Message, RateLimit},
-};
-use arc_swap::ArcSwap;
-use evergate_cluster::Replica;
-use evergate_dataplane::DataPlane;
+use crate::{counters::IkeDrop, node::Node, worker::Message};
+use evergate_dataplane::{Gate, PlaneError, boot_time};
 use evergate_ike::{
-    config::Policy,
     record::{GatewayId, SaId},
-    sa::{self, CookieSecrets, IvCounter},
+    sa::{self, IvCounter},
 };
-use evergate_state::{Command, Outcome, State};
-use futures::{FutureExt, future::BoxFuture};
 use std::{
+    io,
     net::SocketAddr,
+    ops::Deref,
     sync::{Arc, OnceLock},
     time::Instant,
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error};
+use tracing::error;
 
-/// Answers a second to messages that belong to no SA.
-const STRAY_ANSWERS: u32 = 5;
-
-/// Log lines a second about what anyone on the network can cause.
-const STRANGER_LINES: u32 = 20;
-
-/// What all parts of a running member share.
+/// What all parts share that serve one virtual gateway in one epoch.
 pub(crate) struct Shared {
-    /// The member's name.
-    pub(crate) member: String,
-    /// The virtual gateway that this process serves.
+    node: Arc<Node>,
+    /// The virtual gateway.
     pub(crate) gateway: GatewayId,
-    /// The epoch under which it does.
+    /// The epoch under which this process serves it.
     pub(crate) epoch: u32,
     /// The IVs of that epoch.
     pub(crate) ivs: IvCounter,
-    /// The replicated state.
-    pub(crate) replica: Replica,
-    /// What carries packets.
-    pub(crate) plane: Arc<dyn DataPlane>,
-    /// Which prefixes the plane protects.
-    pub(crate) protection: Protection,
-    /// The policy that is in force.
-    pub(crate) policy: ArcSwap<Policy>,
-    /// The secrets of stateless cookies.
-    pub(crate) cookies: ArcSwap<CookieSecrets>,
-    /// Bounds of half-open SAs.
-    pub(crate) half_open: Arc<HalfOpenLimits>,
-    /// Time.
-    pub(crate) clock: Arc<Clock>,
-    /// Our UDP ports.
-    pub(crate) ports: Ports,
-    /// What was dropped.
-    pub(crate) drops: IkeDrops,
-    /// Bounds log lines that strangers can cause.
-    pub(crate) stranger_lines: RateLimit,
-    /// Bounds answers to messages that belong to no SA.
-    pub(crate) stray_answers: RateLimit,
-    /// Number of workers.
-    pub(crate) worker_count: usize,
-    /// Their queues, once they run.
+    /// Nothing is sent while it is closed.
+    pub(crate) gate: Arc<Gate>,
+    /// The queues of the workers, once they run.
     pub(crate) workers: OnceLock<Vec<mpsc::Sender<Message>>>,
     /// Another process has the gateway, or the log failed: nothing may be sent any more.
     pub(crate) passive: CancellationToken,
 }
 
-/// What a running member is made of.
-pub(crate) struct Setup {
-    /// The member's name.
-    pub(crate) member: String,
-    /// The virtual gateway that it serves.
-    pub(crate) gateway: GatewayId,
-    /// The epoch that it took it with.
-    pub(crate) epoch: u32,
-    /// The replicated state; its policy is the one in force.
-    pub(crate) replica: Replica,
-    /// What carries packets.
-    pub(crate) plane: Arc<dyn DataPlane>,
-    /// The secrets of cookies.
-    pub(crate) cookies: CookieSecrets,
-    /// Time.
-    pub(crate) clock: Arc<Clock>,
-    /// Our UDP ports.
-    pub(crate) ports: Ports,
-    /// Bounds of half-open SAs.
-    pub(crate) limits: Limits,
-    /// Number of workers.
-    pub(crate) workers: usize,
-}
+impl Deref for Shared {
+    type Target = Node;
 
-/// UDP ports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Ports {
-    /// Of IKE.
-    pub(crate) ike: u16,
-    /// Of IKE and ESP behind NATs.
-    pub(crate) nat: u16,
+    fn deref(&self) -> &Node {
+        &self.node
+    }
 }
-
-/// The log does not answer: what was proposed may or may not be committed.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("the log failed: {0}")]
-pub(crate) struct LogFailed(String);
 
 impl Shared {
-    /// What the parts of a member share, before any of them runs.
-    pub(crate) fn new(setup: Setup) -> Arc<Self> {
+    /// What serves a gateway in an epoch of this process, before any part of it runs.
+    pub(crate) fn new(node: &Arc<Node>, gateway: GatewayId, epoch: u32, gate: Gate) -> Arc<Self> {
         Arc::new(Self {
-            member: setup.member,
-            gateway: setup.gateway,
-            epoch: setup.epoch,
-            ivs: IvCounter::new(setup.epoch),
-            policy: ArcSwap::new(setup.replica.read(|s| Arc::clone(s.policy()))),
-            cookies: ArcSwap::from_pointee(setup.cookies),
-            replica: setup.replica,
-            plane: setup.plane,
-            protection: Protection::default(),
-            half_open: HalfOpenLimits::new(setup.limits),
-            clock: setup.clock,
-            ports: setup.ports,
-            drops: IkeDrops::default(),
-            stranger_lines: RateLimit::new(STRANGER_LINES),
-            stray_answers: RateLimit::new(STRAY_ANSWERS),
-            worker_count: setup.workers,
+            gateway,
+            epoch,
+            ivs: IvCounter::new(epoch),
+            gate: Arc::new(gate),
             workers: OnceLock::new(),
-            passive: CancellationToken::new(),
+            passive: node.failed.child_token(),
+            node: Arc::clone(node),
         })
     }
 
-    /// Proposes a command. The future says what became of it, once it was applied here.
-    pub(crate) fn propose(
+    /// The process that it is part of.
+    pub(crate) fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    /// Whether anything may be sent: the gateway is this process's, and its lease runs.
+    pub(crate) fn may_send(&self) -> bool {
+        !self.passive.is_cancelled() && self.gate.is_open(boot_time())
+    }
+
+    /// Sends an IKE message, if anything may be sent.
+    ///
+    /// # Errors
+    /// What the plane says, or that there is no lease.
+    pub(crate) fn send_ike(
         &self,
-        command: Command,
-    ) -> BoxFuture<'static, Result<Outcome, LogFailed>> {
-        let replica = self.replica.clone();
-        let proposal = async move {
-            let outcomes = replica
-                .propose(vec![command])
-                .await
-                .map_err(|e| LogFailed(e.to_string()))?;
-            let none = || LogFailed("a command has no outcome".to_owned());
-            outcomes.into_iter().next().ok_or_else(none)
-        };
-        proposal.boxed()
+        local: SocketAddr,
+        remote: SocketAddr,
+        message: &[u8],
+    ) -> Result<(), PlaneError> {
+        if !self.may_send() {
+            self.drops.count(IkeDrop::NoLease);
+            return Err(PlaneError::Io {
+                what: format!("send IKE from {local} to {remote}"),
+                source: io::Error::new(io::ErrorKind::PermissionDenied, "there is no lease"),
+            });
+        }
+        self.plane.send_ike(local, remote, message)
+    }
+
+    /// Sends a NAT keepalive, if anything may be sent.
+    ///
+    /// # Errors
+    /// What the plane says.
+    pub(crate) fn keepalive(
+        &self,
+        local: SocketAddr,
+        remote: SocketAddr,
+    ) -> Result<(), PlaneError> {
+        if !self.may_send() {
+            return Ok(());
+        }
+        self.plane.keepalive(local, remote)
     }
 
     /// Tells the sender of a request that belongs to no SA (RFC 7296 §2.21.4), a few times a second. Only a process that holds the gateway's epoch
     /// may say so, and this one has had all SAs of the gateway since it took it.
     pub(crate) fn answer_stray(&self, bytes: &[u8], local: SocketAddr, remote: SocketAddr) {
-        if self.passive.is_cancelled() || self.stray_answers.pass(Instant::now()).is_none() {
+        if !self.may_send() || self.stray_answers.pass(Instant::now()).is_none() {
             return;
         }
         if let Some(answer) = sa::answer_stray(bytes) {
-            let _ = self.plane.send_ike(local, remote, &answer);
+            let _ = self.send_ike(local, remote, &answer);
         }
-    }
-
-    /// Looks at the replicated state.
-    pub(crate) fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
-        self.replica.read(look)
     }
 
     /// The worker that serves an SA; `None` before there are workers.
@@ -184,21 +128,13 @@ impl Shared {
                 epoch = self.epoch,
                 "no longer serving: {why}"
             );
-            self.passive.cancel();
+            self.stop_sending();
         }
     }
 
-    /// Counts a message that was dropped, and says so unless it was said too often just now.
-    pub(crate) fn dropped(
-        &self,
-        reason: IkeDrop,
-        local: SocketAddr,
-        remote: SocketAddr,
-        why: &dyn std::fmt::Display,
-    ) {
-        self.drops.count(reason);
-        if let Some(suppressed) = self.stranger_lines.pass(Instant::now()) {
-            debug!(event = "ike-dropped", reason = reason.label(), %local, peer = %remote, suppressed, "dropped a message: {why}");
-        }
+    /// Sends nothing more under this epoch, and ends.
+    pub(crate) fn stop_sending(&self) {
+        self.gate.close();
+        self.passive.cancel();
     }
 }

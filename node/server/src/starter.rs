@@ -1,6 +1,6 @@
 //! `start_action = "start"`: initiates Child SAs when the configuration is loaded, and again whenever they are down.
 
-use crate::{shared::Shared, worker::Message};
+use crate::{node::gateway_of, shared::Shared, worker::Message};
 use evergate_ike::{
     config::StartAction,
     record::{Phase, Record},
@@ -75,6 +75,9 @@ pub(crate) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
             () = shared.passive.cancelled() => return,
             _ = period.tick() => {}
         }
+        if !shared.may_send() {
+            continue;
+        }
         for (target, standing) in look(&shared) {
             match standing {
                 Standing::Up => attempts.up(&target),
@@ -95,6 +98,7 @@ fn look(shared: &Shared) -> Vec<(Target, Standing)> {
     let wanted: Vec<Target> = policy
         .connections
         .iter()
+        .filter(|c| gateway_of(&policy, c) == shared.gateway)
         .flat_map(|c| c.children.iter().map(move |child| (c, child)))
         .filter(|(_, child)| child.start_action == StartAction::Start)
         .map(|(c, child)| (c.name.clone(), child.name.clone()))

@@ -32,6 +32,7 @@ fn child_sa(spi_in: u32) -> ChildSa {
         reservation: 1..100,
         copy_dscp: true,
         source_hint: None,
+        gate: Arc::default(),
     }
 }
 

@@ -211,6 +211,7 @@ impl Case {
             reservation: self.first..self.first + 10_000,
             copy_dscp: true,
             source_hint: Some(format!("10.{n}.0.1").parse().unwrap()),
+            gate: Arc::default(),
         }
     }
 

@@ -1,6 +1,6 @@
 //! What there is: status and SAs, from the replicated state and the data plane.
 
-use crate::{clock::millis, shared::Shared};
+use crate::{clock::millis, node::Node, shared::Shared};
 use evergate_dataplane::{ChildStats, Drops};
 use evergate_ike::{
     crypto::{EspSuite, IkeSuite},
@@ -11,19 +11,15 @@ use evergate_proto::admin::{self, ChildFate, GetStatusResponse, IkePhase, IkeSa,
 use std::{collections::HashMap, sync::Arc};
 
 /// What this member is and does.
-pub(super) fn status(shared: &Shared) -> GetStatusResponse {
-    let totals = shared.plane.totals();
+pub(super) fn status(node: &Node) -> GetStatusResponse {
+    let totals = node.plane.totals();
     let mut status = GetStatusResponse {
-        member: shared.member.clone(),
+        member: node.member.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        gateways: vec![admin::Gateway {
-            id: shared.gateway.0,
-            epoch: shared.epoch,
-            active: !shared.passive.is_cancelled(),
-        }],
-        uptime_ms: shared.clock.uptime_millis(),
+        gateways: node.services().iter().map(|s| gateway(s)).collect(),
+        uptime_ms: node.clock.uptime_millis(),
         data_plane: Some(admin::DataPlane {
-            name: shared.plane.capabilities().name.to_owned(),
+            name: node.plane.capabilities().name.to_owned(),
             packets_in: totals.packets_in,
             bytes_in: totals.bytes_in,
             packets_out: totals.packets_out,
@@ -32,14 +28,29 @@ pub(super) fn status(shared: &Shared) -> GetStatusResponse {
             ike_out: totals.ike_out,
             drops: drops(&totals.drops),
         }),
-        ike_drops: shared
+        ike_drops: node
             .drops
             .nonzero()
             .map(|(reason, n)| (reason.to_owned(), n))
             .collect(),
         ..GetStatusResponse::default()
     };
-    shared.read(|state| {
+    match &node.membership {
+        Some(membership) => {
+            status.leads = membership.leads();
+            let leader = membership.cluster.leader();
+            status.leader = leader
+                .borrow()
+                .as_ref()
+                .map(|l| l.name.clone())
+                .unwrap_or_default();
+        }
+        None => {
+            status.leads = true;
+            status.leader.clone_from(&node.member);
+        }
+    }
+    node.read(|state| {
         let policy = state.policy();
         status.policy_version = state.policy_version();
         status.connections = count(policy.connections.len());
@@ -61,6 +72,18 @@ pub(super) fn status(shared: &Shared) -> GetStatusResponse {
     status
 }
 
+/// A virtual gateway that this process serves.
+fn gateway(service: &Shared) -> admin::Gateway {
+    let policy = service.policy.load();
+    let config = policy.gateways.iter().find(|g| g.id == service.gateway);
+    admin::Gateway {
+        name: config.map(|g| g.name.clone()).unwrap_or_default(),
+        id: service.gateway.0,
+        epoch: service.epoch,
+        active: service.may_send(),
+    }
+}
+
 fn count(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
@@ -74,7 +97,7 @@ fn drops(drops: &Drops) -> HashMap<String, u64> {
 }
 
 /// The records that a request asks for.
-pub(super) fn select(shared: &Shared, request: &ListSasRequest) -> Vec<Arc<Record>> {
+pub(super) fn select(node: &Node, request: &ListSasRequest) -> Vec<Arc<Record>> {
     let wanted = |record: &&Arc<Record>| {
         let of_phase = match &record.phase {
             Phase::Established(_) => true,
@@ -90,7 +113,7 @@ pub(super) fn select(shared: &Shared, request: &ListSasRequest) -> Vec<Arc<Recor
             && request.ike.is_none_or(|id| record.id.0 == id)
             && of_phase
     };
-    shared.read(|state| state.sas().filter(wanted).cloned().collect())
+    node.read(|state| state.sas().filter(wanted).cloned().collect())
 }
 
 fn phase(record: &Record) -> IkePhase {
@@ -104,7 +127,7 @@ fn phase(record: &Record) -> IkePhase {
 }
 
 /// An IKE SA as operators see it.
-pub(super) fn ike_sa(shared: &Shared, record: &Record) -> IkeSa {
+pub(super) fn ike_sa(node: &Node, record: &Record) -> IkeSa {
     let mut sa = IkeSa {
         id: record.id.0,
         remote_spi: record.remote_spi,
@@ -119,6 +142,18 @@ pub(super) fn ike_sa(shared: &Shared, record: &Record) -> IkeSa {
         revision: record.revision,
         inbound_next: record.inbound.next,
         outbound_next: record.outbound.next,
+        member: node
+            .read(|state| {
+                Some(
+                    state
+                        .gateway(record.gateway)?
+                        .owner
+                        .as_ref()?
+                        .member
+                        .clone(),
+                )
+            })
+            .unwrap_or_default(),
         ..IkeSa::default()
     };
     match &record.phase {
@@ -131,7 +166,7 @@ pub(super) fn ike_sa(shared: &Shared, record: &Record) -> IkeSa {
             sa.expires_at_ms = e.expires_at.map(|t| t.0);
             sa.peer_vips = e.peer_vips.iter().map(ToString::to_string).collect();
             sa.our_vips = e.our_vips.iter().map(ToString::to_string).collect();
-            sa.children = e.children.iter().map(|c| child_sa(shared, c)).collect();
+            sa.children = e.children.iter().map(|c| child_sa(node, c)).collect();
         }
         Phase::HalfOpen(h) => {
             sa.suite = ike_suite(h.negotiated.suite);
@@ -147,7 +182,7 @@ pub(super) fn ike_sa(shared: &Shared, record: &Record) -> IkeSa {
     sa
 }
 
-fn child_sa(shared: &Shared, child: &Child) -> admin::ChildSa {
+fn child_sa(node: &Node, child: &Child) -> admin::ChildSa {
     let fate = match child.fate {
         Fate::Standby => ChildFate::Standby,
         Fate::Live => ChildFate::Live,
@@ -164,7 +199,7 @@ fn child_sa(shared: &Shared, child: &Child) -> admin::ChildSa {
         created_ms: child.created.0,
         rekey_at_ms: child.rekey_at.map(|t| t.0),
         expires_at_ms: child.expires_at.map(|t| t.0),
-        stats: shared.plane.stats(child.spi_in).map(|s| child_stats(&s)),
+        stats: node.plane.stats(child.spi_in).map(|s| child_stats(&s)),
     }
 }
 

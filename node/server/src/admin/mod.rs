@@ -1,17 +1,20 @@
 //! The administration API on a Unix socket.
 
+mod cluster;
 mod listing;
 pub(crate) mod operations;
 
 use crate::{
     config,
+    node::Node,
     policy::{self, ApplyError},
-    shared::Shared,
 };
 use anyhow::Context;
 use evergate_proto::admin::{
-    ApplyConfigRequest, ApplyConfigResponse, GetStatusRequest, GetStatusResponse, IkeSa,
-    InitiateRequest, InitiateResponse, ListSasRequest, RekeyRequest, RekeyResponse,
+    ApplyConfigRequest, ApplyConfigResponse, DrainMemberRequest, DrainMemberResponse,
+    GetStatusRequest, GetStatusResponse, IkeSa, InitiateRequest, InitiateResponse,
+    ListGatewaysRequest, ListGatewaysResponse, ListMembersRequest, ListMembersResponse,
+    ListSasRequest, MoveGatewayRequest, MoveGatewayResponse, RekeyRequest, RekeyResponse,
     TerminateRequest, TerminateResponse,
     admin_server::{Admin, AdminServer},
 };
@@ -37,7 +40,7 @@ const MAX_DOCUMENT: usize = 16 << 20;
 /// # Errors
 /// If the socket cannot be made, or another process listens on it.
 pub(crate) async fn serve(
-    shared: Arc<Shared>,
+    node: Arc<Node>,
     socket: &Path,
     stop: CancellationToken,
     tasks: &TaskTracker,
@@ -51,7 +54,7 @@ pub(crate) async fn serve(
         .context("the descriptors cannot be served")?;
     let (health_reporter, health) = tonic_health::server::health_reporter();
     health_reporter.set_serving::<AdminServer<Service>>().await;
-    let service = AdminServer::new(Service { shared }).max_decoding_message_size(MAX_DOCUMENT);
+    let service = AdminServer::new(Service { node }).max_decoding_message_size(MAX_DOCUMENT);
     let server = Server::builder()
         .add_service(health)
         .add_service(reflection)
@@ -106,18 +109,24 @@ fn remove(path: &PathBuf) {
 
 /// The service.
 struct Service {
-    shared: Arc<Shared>,
+    node: Arc<Node>,
 }
 
 impl Service {
     /// A member that lost its gateway lists what it knows, but does nothing.
-    fn active(&self) -> Result<&Arc<Shared>, Status> {
-        if self.shared.passive.is_cancelled() {
+    fn active(&self) -> Result<&Arc<Node>, Status> {
+        let lost = self.node.membership.is_none()
+            && self
+                .node
+                .services()
+                .iter()
+                .all(|s| s.passive.is_cancelled());
+        if lost || self.node.failed.is_cancelled() {
             return Err(Status::unavailable(
                 "this member no longer serves the gateway",
             ));
         }
-        Ok(&self.shared)
+        Ok(&self.node)
     }
 }
 
@@ -127,7 +136,7 @@ impl Admin for Service {
         &self,
         _: Request<GetStatusRequest>,
     ) -> Result<Response<GetStatusResponse>, Status> {
-        Ok(Response::new(listing::status(&self.shared)))
+        Ok(Response::new(listing::status(&self.node)))
     }
 
     type ListSasStream = BoxStream<'static, Result<IkeSa, Status>>;
@@ -136,11 +145,11 @@ impl Admin for Service {
         &self,
         request: Request<ListSasRequest>,
     ) -> Result<Response<Self::ListSasStream>, Status> {
-        let shared = Arc::clone(&self.shared);
-        let records = listing::select(&shared, &request.into_inner());
+        let node = Arc::clone(&self.node);
+        let records = listing::select(&node, &request.into_inner());
         // Converted one by one, as fast as they are read.
         let all =
-            futures::stream::iter(records).map(move |record| Ok(listing::ike_sa(&shared, &record)));
+            futures::stream::iter(records).map(move |record| Ok(listing::ike_sa(&node, &record)));
         Ok(Response::new(all.boxed()))
     }
 
@@ -171,11 +180,43 @@ impl Admin for Service {
             .map(Response::new)
     }
 
+    async fn list_members(
+        &self,
+        _: Request<ListMembersRequest>,
+    ) -> Result<Response<ListMembersResponse>, Status> {
+        Ok(Response::new(cluster::members(&self.node)))
+    }
+
+    async fn list_gateways(
+        &self,
+        _: Request<ListGatewaysRequest>,
+    ) -> Result<Response<ListGatewaysResponse>, Status> {
+        Ok(Response::new(cluster::gateways(&self.node)))
+    }
+
+    async fn move_gateway(
+        &self,
+        request: Request<MoveGatewayRequest>,
+    ) -> Result<Response<MoveGatewayResponse>, Status> {
+        cluster::move_gateway(self.active()?, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn drain_member(
+        &self,
+        request: Request<DrainMemberRequest>,
+    ) -> Result<Response<DrainMemberResponse>, Status> {
+        cluster::drain(self.active()?, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
     async fn apply_config(
         &self,
         request: Request<ApplyConfigRequest>,
     ) -> Result<Response<ApplyConfigResponse>, Status> {
-        let shared = self.active()?;
+        let node = self.active()?;
         let request = request.into_inner();
         let config =
             config::parse(&request.toml, Path::new(&request.directory)).map_err(|problems| {
@@ -183,7 +224,7 @@ impl Admin for Service {
                 Status::invalid_argument(lines.join("\n"))
             })?;
         let warnings = config.warnings.iter().map(ToString::to_string).collect();
-        let applied = policy::apply(shared, config.policy, request.expected_version)
+        let applied = policy::apply(node, config.policy, request.expected_version)
             .await
             .map_err(|e| match e {
                 ApplyError::Refused(refusal @ Refusal::StalePolicy { .. }) => {

@@ -1,12 +1,13 @@
 //! What operators ask of SAs, and the wait until it is done.
 
 use crate::{
+    node::{Node, gateway_of},
     shared::Shared,
     starter::worker_for,
     worker::{Message, Notice, Watcher},
 };
 use evergate_ike::{
-    record::{Phase, Record, SaId},
+    record::{GatewayId, Phase, Record, SaId},
     sa::{Command, Event, Failure},
 };
 use evergate_proto::admin::{
@@ -28,10 +29,10 @@ const LONGEST: Duration = Duration::from_secs(300);
 
 /// Sets up a Child SA, and an IKE SA if there is none.
 pub(crate) async fn initiate(
-    shared: &Arc<Shared>,
+    node: &Arc<Node>,
     request: InitiateRequest,
 ) -> Result<InitiateResponse, Status> {
-    let policy = shared.policy.load_full();
+    let policy = node.policy.load_full();
     let connection = policy.connection(&request.connection).ok_or_else(|| {
         Status::not_found(format!("there is no connection {:?}", request.connection))
     })?;
@@ -47,10 +48,10 @@ pub(crate) async fn initiate(
         ))
     })?;
     let (watcher, events) = mpsc::channel(NOTICES);
-    let ike = match established(shared, &connection.name) {
+    let ike = match established(node, &connection.name) {
         Some(sa) => {
             command(
-                shared,
+                node,
                 sa,
                 Command::CreateChild(child.name.clone()),
                 Some(watcher),
@@ -58,7 +59,10 @@ pub(crate) async fn initiate(
             .await?;
             sa
         }
-        None => start(shared, &connection.name, &child.name, watcher).await?,
+        None => {
+            let service = serving(node, gateway_of(&policy, connection))?;
+            start(&service, &connection.name, &child.name, watcher).await?
+        }
     };
     let name = child.name.clone();
     let up = move |sa: SaId, event: &Event| match event {
@@ -73,7 +77,7 @@ pub(crate) async fn initiate(
         _ => None,
     };
     let (sa, spi) = wait(events, up).await?;
-    debug_assert!(sa == ike || shared.read(|s| s.sa(sa).is_some()));
+    debug_assert!(sa == ike || node.read(|s| s.sa(sa).is_some()));
     Ok(InitiateResponse {
         ike: sa.0,
         child: spi,
@@ -81,9 +85,9 @@ pub(crate) async fn initiate(
 }
 
 /// An IKE SA of a connection in which a Child SA can be made.
-fn established(shared: &Shared, connection: &str) -> Option<SaId> {
+fn established(node: &Node, connection: &str) -> Option<SaId> {
     let usable = |r: &Record| matches!(&r.phase, Phase::Established(e) if e.replaced_by.is_none());
-    shared.read(|state| {
+    node.read(|state| {
         state
             .sas()
             .find(|r| r.connection == connection && usable(r))
@@ -114,7 +118,7 @@ async fn start(
 
 /// Deletes SAs, and waits until their peers know, or are given up.
 pub(crate) async fn terminate(
-    shared: &Arc<Shared>,
+    node: &Arc<Node>,
     request: TerminateRequest,
 ) -> Result<TerminateResponse, Status> {
     let target = request
@@ -122,12 +126,12 @@ pub(crate) async fn terminate(
         .ok_or_else(|| Status::invalid_argument("nothing is named that should be terminated"))?;
     let (sas, child) = match target {
         terminate_request::Target::Ike(id) => (vec![SaId(id)], None),
-        terminate_request::Target::Child(spi) => (vec![owner(shared, spi)?], Some(spi)),
+        terminate_request::Target::Child(spi) => (vec![owner(node, spi)?], Some(spi)),
         terminate_request::Target::Connection(name) => {
             let open =
                 |r: &&Arc<Record>| r.connection == name && !matches!(r.phase, Phase::Closed(_));
             let sas: Vec<SaId> =
-                shared.read(|state| state.sas().filter(open).map(|r| r.id).collect());
+                node.read(|state| state.sas().filter(open).map(|r| r.id).collect());
             if sas.is_empty() {
                 return Err(Status::not_found(format!(
                     "connection {name:?} has no IKE SA"
@@ -140,7 +144,7 @@ pub(crate) async fn terminate(
     for sa in sas {
         let (watcher, events) = mpsc::channel(NOTICES);
         let wanted = child.map_or(Command::Delete, Command::DeleteChild);
-        command(shared, sa, wanted, Some(watcher)).await?;
+        command(node, sa, wanted, Some(watcher)).await?;
         let gone = move |_: SaId, event: &Event| match (event, child) {
             (Event::ChildClosed { spi_in, .. }, Some(spi)) if *spi_in == spi => Some(Ok(())),
             (Event::IkeClosed { .. }, _) => Some(Ok(())),
@@ -167,7 +171,7 @@ pub(crate) async fn terminate(
 
 /// Rekeys an SA, and waits for the new one.
 pub(crate) async fn rekey(
-    shared: &Arc<Shared>,
+    node: &Arc<Node>,
     request: RekeyRequest,
 ) -> Result<RekeyResponse, Status> {
     let target = request
@@ -176,11 +180,11 @@ pub(crate) async fn rekey(
     let (sa, wanted, old) = match target {
         rekey_request::Target::Ike(id) => (SaId(id), Command::RekeyIke, None),
         rekey_request::Target::Child(spi) => {
-            (owner(shared, spi)?, Command::RekeyChild(spi), Some(spi))
+            (owner(node, spi)?, Command::RekeyChild(spi), Some(spi))
         }
     };
     let (watcher, events) = mpsc::channel(NOTICES);
-    command(shared, sa, wanted, Some(watcher)).await?;
+    command(node, sa, wanted, Some(watcher)).await?;
     let done = move |_: SaId, event: &Event| match (event, old) {
         (Event::IkeRekeyed { by }, None) => Some(Ok(by.0)),
         (
@@ -201,20 +205,37 @@ pub(crate) async fn rekey(
 }
 
 /// The IKE SA that a Child SA belongs to.
-fn owner(shared: &Shared, spi: u32) -> Result<SaId, Status> {
-    shared
-        .read(|state| state.spi_owner(spi))
+fn owner(node: &Node, spi: u32) -> Result<SaId, Status> {
+    node.read(|state| state.spi_owner(spi))
         .ok_or_else(|| Status::not_found(format!("there is no Child SA 0x{spi:08x}")))
 }
 
+/// What serves a gateway here; else the error names the member that does.
+fn serving(node: &Node, gateway: GatewayId) -> Result<Arc<Shared>, Status> {
+    if let Some(service) = node.service(gateway) {
+        return Ok(service);
+    }
+    let policy = node.policy.load();
+    let config = policy.gateways.iter().find(|g| g.id == gateway);
+    let name = config.map_or_else(|| gateway.0.to_string(), |g| g.name.clone());
+    let owner = node.read(|s| Some(s.gateway(gateway)?.owner.as_ref()?.member.clone()));
+    Err(Status::failed_precondition(match owner {
+        Some(member) => format!("gateway {name:?} is served by member {member:?}: ask it there"),
+        None => format!("gateway {name:?} is not served by any member at the moment"),
+    }))
+}
+
 async fn command(
-    shared: &Arc<Shared>,
+    node: &Node,
     sa: SaId,
     command: Command,
     watcher: Option<Watcher>,
 ) -> Result<(), Status> {
     let (reply, answer) = oneshot::channel();
-    let worker = shared.worker(sa).ok_or_else(stopping)?;
+    let gateway = node.read(|state| state.sa(sa).map(|record| record.gateway));
+    let gateway = gateway.ok_or_else(|| Status::not_found(format!("there is no IKE SA 0x{sa}")))?;
+    let service = serving(node, gateway)?;
+    let worker = service.worker(sa).ok_or_else(stopping)?;
     let message = Message::Command {
         sa,
         command,

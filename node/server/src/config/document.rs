@@ -8,8 +8,13 @@ use evergate_ike::{
     secret::Secret,
     selector::SelectorTemplate,
 };
+use ipnet::IpNet;
 use serde::Deserialize;
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 use toml::Spanned;
 
 /// A configuration file.
@@ -17,9 +22,12 @@ use toml::Spanned;
 #[serde(deny_unknown_fields)]
 pub(super) struct Document {
     pub(super) member: Option<Spanned<Member>>,
+    pub(super) cluster: Option<Spanned<Cluster>>,
     pub(super) dataplane: Option<Spanned<Dataplane>>,
     pub(super) limits: Option<Spanned<Limits>>,
     pub(super) retransmit: Option<Spanned<Retransmit>>,
+    #[serde(default)]
+    pub(super) gateways: Named<Spanned<Gateway>>,
     #[serde(default)]
     pub(super) connections: Named<Spanned<Connection>>,
     #[serde(default)]
@@ -51,6 +59,57 @@ pub(crate) struct Member {
     pub(crate) nat_port: u16,
     /// Workers that serve IKE SAs; one for each core unless given.
     pub(crate) workers: Option<usize>,
+    /// Interface of the outer addresses of virtual gateways; the one whose network they are in unless given.
+    pub(crate) outer_interface: Option<String>,
+    /// Interface of their inner addresses; the one whose network they are in unless given.
+    pub(crate) inner_interface: Option<String>,
+}
+
+/// `[cluster]`: the other members, and how they are talked to.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Cluster {
+    /// Where other members are listened for.
+    pub(super) listen: Text<SocketAddr>,
+    /// The certificate of the members' authority.
+    pub(super) ca: PathBuf,
+    /// This member's certificate.
+    pub(super) cert: PathBuf,
+    /// Its private key.
+    pub(super) key: PathBuf,
+    /// All members, this one included; the same on each.
+    pub(super) members: Vec<ClusterMember>,
+    /// How long a lease lasts.
+    pub(super) lease: Option<Text<Duration>>,
+    /// How often it is renewed.
+    pub(super) renew: Option<Text<Duration>>,
+    /// How often the leader says that it is there.
+    pub(super) heartbeat: Option<Text<Duration>>,
+    /// The shortest time after which a leader that is not heard is replaced.
+    pub(super) election_min: Option<Text<Duration>>,
+    /// The longest.
+    pub(super) election_max: Option<Text<Duration>>,
+}
+
+/// `cluster.members`: a member of the cluster.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ClusterMember {
+    /// Its name.
+    pub(super) name: String,
+    /// Where other members reach it: host and port.
+    pub(super) address: String,
+}
+
+/// `[gateways.NAME]`: a virtual gateway; replicated with the policy.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Gateway {
+    /// Addresses that peers connect to, with the lengths of their prefixes on the link.
+    pub(super) outer: Vec<Text<IpNet>>,
+    /// Addresses that the protected network routes to, with the lengths of their prefixes on the link.
+    #[serde(default)]
+    pub(super) inner: Vec<Text<IpNet>>,
 }
 
 /// `[dataplane]`: how packets go.

@@ -4,6 +4,7 @@
 //! policy (`[connections]`, `[secrets]`, `[pools]`), which is replicated as one versioned document. Reading goes in
 //! two steps: every value by itself while it is parsed, then the document as a whole. Whatever is wrong has a place.
 
+mod cluster;
 mod document;
 mod problem;
 #[cfg(test)]
@@ -11,6 +12,7 @@ mod tests;
 mod validate;
 mod values;
 
+pub(crate) use cluster::ClusterConfig;
 pub(crate) use document::{Dataplane, Limits, Member};
 pub(crate) use problem::{Problem, Severity, render};
 
@@ -23,6 +25,8 @@ use std::{fs, io, path::Path};
 pub(crate) struct Config {
     /// Who this member is; absent in a file that only holds policy.
     pub(crate) member: Option<Member>,
+    /// The other members; absent where there are none.
+    pub(crate) cluster: Option<ClusterConfig>,
     /// The data plane's settings.
     pub(crate) dataplane: Dataplane,
     /// What bounds the load that strangers can cause.

@@ -45,6 +45,8 @@ pub(super) fn validate(
         problems: Vec::new(),
     };
     check.local(&document);
+    let gateways = check.gateways(document.gateways.0);
+    let cluster = check.cluster(document.cluster, document.member.as_ref(), &gateways);
     let pools = check.pools(document.pools.0);
     let secrets = check.secrets(document.secrets.0);
     let connections = check.connections(document.connections.0, &pools, &secrets);
@@ -56,6 +58,7 @@ pub(super) fn validate(
     }
     Ok(Config {
         member: document.member.map(Spanned::into_inner),
+        cluster,
         dataplane: document
             .dataplane
             .map(Spanned::into_inner)
@@ -66,20 +69,20 @@ pub(super) fn validate(
             secrets,
             pools,
             retransmit,
-            gateways: vec![],
+            gateways,
         },
         warnings: problems,
     })
 }
 
-struct Check<'a> {
+pub(super) struct Check<'a> {
     text: &'a str,
-    directory: &'a Path,
+    pub(super) directory: &'a Path,
     problems: Vec<Problem>,
 }
 
 impl Check<'_> {
-    fn error(&mut self, span: Range<usize>, message: impl Into<String>) {
+    pub(super) fn error(&mut self, span: Range<usize>, message: impl Into<String>) {
         self.problem(span, Severity::Error, message);
     }
 
@@ -172,7 +175,7 @@ impl Check<'_> {
         }
     }
 
-    fn name(&mut self, name: &Spanned<String>, what: &str) {
+    pub(super) fn name(&mut self, name: &Spanned<String>, what: &str) {
         let n = name.get_ref();
         if n.is_empty() || n.chars().count() > MAX_NAME || n.chars().any(char::is_control) {
             let message = format!(

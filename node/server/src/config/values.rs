@@ -12,7 +12,12 @@ use serde::{
     Deserialize, Deserializer,
     de::{self, MapAccess, Visitor},
 };
-use std::{fmt, marker::PhantomData, net::IpAddr, time::Duration};
+use std::{
+    fmt,
+    marker::PhantomData,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 use toml::Spanned;
 
 /// Something that is written as a text.
@@ -120,6 +125,25 @@ impl Textual for IpAddr {
     fn read(text: &str) -> Result<Self, String> {
         text.parse()
             .map_err(|_| format!("{text:?} is not an IP address"))
+    }
+}
+
+impl Textual for SocketAddr {
+    const EXPECTED: &'static str = "an IP address and a port such as \"198.51.100.1:4510\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        text.parse()
+            .map_err(|_| format!("{text:?} is not an address with a port"))
+    }
+}
+
+impl Textual for IpNet {
+    const EXPECTED: &'static str =
+        "an IP address with the length of its prefix such as \"192.0.2.2/24\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        text.parse()
+            .map_err(|_| format!("{text:?} is not an address with a prefix"))
     }
 }
 

@@ -1,5 +1,6 @@
 //! `evergate ctl`: the administration API on the command line.
 
+mod cluster;
 mod tables;
 
 use evergate_proto::admin::{
@@ -72,6 +73,25 @@ enum Command {
     Terminate(Terminate),
     /// Replace an SA by a new one
     Rekey(Rekey),
+    /// The members of the cluster
+    Members,
+    /// The virtual gateways, and who has them
+    Gateways,
+    /// Move a virtual gateway to another member; wait until it is there
+    Move {
+        /// The gateway
+        gateway: String,
+        /// The member that should have it
+        member: String,
+    },
+    /// Take all virtual gateways away from a member; wait until it has none
+    Drain {
+        /// The member
+        member: String,
+        /// Let it have gateways again
+        #[arg(long)]
+        undo: bool,
+    },
     /// The policy document
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -157,6 +177,9 @@ async fn call(arguments: &Arguments) -> Result<String, String> {
         }
         Command::Terminate(target) => terminate(&mut client, arguments, target).await,
         Command::Rekey(target) => rekey(&mut client, arguments, target).await,
+        Command::Members | Command::Gateways | Command::Move { .. } | Command::Drain { .. } => {
+            cluster::call(&mut client, arguments).await
+        }
         Command::Config(ConfigCommand::Apply {
             file,
             expected_version,

@@ -33,9 +33,13 @@ pub(super) fn status(s: &GetStatusResponse, as_json: bool) -> String {
         .gateways
         .iter()
         .map(|g| {
+            let name = if g.name.is_empty() {
+                g.id.to_string()
+            } else {
+                g.name.clone()
+            };
             format!(
-                "{} epoch {} {}",
-                g.id,
+                "{name} epoch {} {}",
                 g.epoch,
                 if g.active { "active" } else { "passive" }
             )
@@ -45,6 +49,14 @@ pub(super) fn status(s: &GetStatusResponse, as_json: bool) -> String {
         ("member", s.member.clone()),
         ("version", s.version.clone()),
         ("uptime", duration(s.uptime_ms)),
+        (
+            "cluster",
+            match (s.leads, s.leader.as_str()) {
+                (true, _) => "leads".to_owned(),
+                (false, "") => "no leader".to_owned(),
+                (false, leader) => format!("follows {leader}"),
+            },
+        ),
         ("gateways", gateways.join(", ")),
         (
             "policy",
@@ -100,12 +112,14 @@ fn status_json(s: &GetStatusResponse) -> Value {
     let gateways: Vec<Value> = s
         .gateways
         .iter()
-        .map(|g| json!({ "id": g.id, "epoch": g.epoch, "active": g.active }))
+        .map(|g| json!({ "id": g.id, "name": g.name, "epoch": g.epoch, "active": g.active }))
         .collect();
     json!({
         "member": s.member,
         "version": s.version,
         "uptime_ms": s.uptime_ms,
+        "leads": s.leads,
+        "leader": s.leader,
         "gateways": gateways,
         "policy_version": s.policy_version,
         "connections": s.connections,
@@ -397,7 +411,9 @@ CHILD SA    NAME  IKE SA              FATE  OUT         LOCAL TS     REMOTE TS  
                 id: 0,
                 epoch: 3,
                 active: true,
+                name: String::new(),
             }],
+            leads: true,
             data_plane: Some(DataPlane {
                 name: "userspace".into(),
                 ..DataPlane::default()
@@ -405,7 +421,7 @@ CHILD SA    NAME  IKE SA              FATE  OUT         LOCAL TS     REMOTE TS  
             ..GetStatusResponse::default()
         };
         let text = status(&s, false);
-        assert!(text.starts_with("member      m1\nversion     0.1.0\nuptime      1h 2m\ngateways    0 epoch 3 active\n"), "{text}");
+        assert!(text.starts_with("member      m1\nversion     0.1.0\nuptime      1h 2m\ncluster     leads\ngateways    0 epoch 3 active\n"), "{text}");
         assert!(!text.contains("dropped"));
         s.ike_drops.insert("malformed".into(), 4);
         assert!(status(&s, false).ends_with("dropped     4 IKE messages: malformed\n"));

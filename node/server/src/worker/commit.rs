@@ -4,7 +4,7 @@ use super::{
     Worker,
     slot::{Committing, Queued},
 };
-use crate::{drills, shared::LogFailed};
+use crate::{drills, node::LogFailed};
 use evergate_ike::{
     record::{Record, SaId},
     sa::{Effect, NoAddress, Question},

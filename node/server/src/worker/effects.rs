@@ -39,7 +39,7 @@ impl Worker {
                 remote,
             } => self.send(local, remote, &datagram),
             Effect::Keepalive { local, remote } => {
-                if let Err(e) = self.shared.plane.keepalive(local, remote) {
+                if let Err(e) = self.shared.keepalive(local, remote) {
                     debug!(event = "send-failed", sa = %id, peer = %remote, "cannot send a keepalive: {e}");
                 }
             }
@@ -79,7 +79,7 @@ impl Worker {
 
     /// Sends an IKE message. One that the kernel does not take is repeated by whoever waits for it.
     pub(super) fn send(&self, local: SocketAddr, remote: SocketAddr, datagram: &[u8]) {
-        if let Err(e) = self.shared.plane.send_ike(local, remote, datagram) {
+        if let Err(e) = self.shared.send_ike(local, remote, datagram) {
             self.shared.dropped(IkeDrop::SendFailed, local, remote, &e);
             return;
         }

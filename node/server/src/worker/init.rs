@@ -9,12 +9,13 @@ use super::{
 use crate::{counters::IkeDrop, drills};
 use evergate_ike::{
     config::Policy,
-    record::{Phase, Record, SaId},
+    record::{GatewayId, Phase, Record, SaId},
     sa::{Effect, Env, Failure, IkeSa, InitAnswer, answer_init, initiate},
     wire::{ExchangeType, Header},
 };
 use evergate_state::Command;
 use futures::FutureExt;
+use ipnet::IpNet;
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     sync::Arc,
@@ -157,7 +158,8 @@ impl Worker {
     ) {
         let shared = Arc::clone(&self.shared);
         let policy = shared.policy.load_full();
-        let local = own_address(&policy, connection);
+        let local = gateway_address(&policy, connection, shared.gateway)
+            .or_else(|| own_address(&policy, connection));
         let mut env = Env {
             now: shared.clock.now(),
             ivs: &shared.ivs,
@@ -195,6 +197,20 @@ impl Worker {
         self.propose_new(slot, record, Vec::new());
         let _ = reply.send(Ok(id));
     }
+}
+
+/// The outer address of the virtual gateway for the peer of a connection, if it has one.
+fn gateway_address(policy: &Policy, connection: &str, gateway: GatewayId) -> Option<IpAddr> {
+    let connection = policy.connection(connection)?;
+    let remote = connection.remote_host()?;
+    let config = policy.gateways.iter().find(|g| g.id == gateway)?;
+    let mut fitting = config
+        .outer
+        .iter()
+        .map(IpNet::addr)
+        .filter(|a| a.is_ipv4() == remote.is_ipv4());
+    let named = |a: &IpAddr| connection.local_addrs.iter().any(|l| l.contains(a));
+    fitting.clone().find(named).or_else(|| fitting.next())
 }
 
 /// The address from which this host reaches the peer of a connection, where the connection does not say it.

@@ -18,10 +18,10 @@ pub(crate) use limits::{HalfOpenLimits, RateLimit};
 pub(crate) use slot::{Notice, Watcher};
 pub(crate) use spis::worker_of;
 
-use crate::{clock::SystemEntropy, counters::IkeDrop, drills, shared::Shared};
+use crate::{children, clock::SystemEntropy, counters::IkeDrop, drills, shared::Shared};
 use commit::Done;
 use evergate_ike::{
-    record::{Record, Role, SaId},
+    record::{Phase, Record, Role, SaId},
     sa::{self, Change, Env, Failure, IkeSa, Input, Timer},
     wire::Header,
 };
@@ -194,8 +194,14 @@ impl Worker {
     /// Somebody else may serve the SAs now: the data plane lets go of them, nothing is sent any more.
     fn abandon(self) {
         for mut slot in self.slots.into_values() {
-            for child in slot.sa.record().children() {
-                let _ = self.shared.plane.remove(child.spi_in, Duration::ZERO);
+            let record = slot.sa.record();
+            for child in record.children() {
+                let _ = children::remove(&self.shared, child.spi_in, Duration::ZERO);
+            }
+            if let Phase::Established(established) = &record.phase {
+                for address in &established.our_vips {
+                    let _ = self.shared.plane.release_address(*address);
+                }
             }
             slot.tell(None);
         }

@@ -4,11 +4,13 @@ use crate::{
     clock::Clock,
     config::{Limits, parse},
     gateway::{self, GATEWAY},
-    shared::{Ports, Setup, Shared},
+    node::{Node, Ports, Setup},
+    shared::Shared,
 };
 use evergate_cluster::{ClusterKey, Config, Replica, store::Disk};
 use evergate_dataplane::{
-    Capabilities, ChildSa, ChildStats, DataPlane, Outer, PlaneError, PlaneEvent, Protected, Totals,
+    Capabilities, ChildSa, ChildStats, DataPlane, Gate, Outer, PlaneError, PlaneEvent, Protected,
+    Totals,
 };
 use evergate_ike::record::{Record, SaId};
 use evergate_state::Command;
@@ -218,10 +220,8 @@ impl Host {
             .lock()
             .unwrap()
             .insert(address.parse().unwrap(), sender);
-        let shared = Shared::new(Setup {
+        let node = Node::new(Setup {
             member: "m".into(),
-            gateway: GATEWAY,
-            epoch,
             replica,
             plane: Arc::clone(&plane) as Arc<dyn DataPlane>,
             cookies: gateway::fresh_cookies(None),
@@ -232,9 +232,12 @@ impl Host {
             },
             limits: config.limits,
             workers: 3,
+            membership: None,
         });
+        let shared = Shared::new(&node, GATEWAY, epoch, Gate::default());
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        gateway::serve(&shared, events, &stop, &tasks);
+        gateway::serve(&shared, &stop, &tasks);
+        gateway::serve_process(&node, events, &stop, &tasks);
         Self {
             shared,
             plane,

@@ -39,7 +39,7 @@ fn child_of_c() -> InitiateRequest {
 /// A pair with a Child SA that `a` initiated.
 async fn tunnel() -> (Arc<Net>, Host, Host) {
     let (net, a, b) = pair("", "").await;
-    initiate(&a.shared, child_of_c()).await.unwrap();
+    initiate(a.shared.node(), child_of_c()).await.unwrap();
     agree(&a, &b).await;
     (net, a, b)
 }
@@ -57,7 +57,7 @@ async fn agree(a: &Host, b: &Host) {
 async fn rekey_child(host: &Host, spi: u32) -> u32 {
     let target = Some(rekey_request::Target::Child(spi));
     u32::try_from(
-        rekey(&host.shared, RekeyRequest { target })
+        rekey(host.shared.node(), RekeyRequest { target })
             .await
             .unwrap()
             .spi,
@@ -68,7 +68,7 @@ async fn rekey_child(host: &Host, spi: u32) -> u32 {
 #[tokio::test]
 async fn a_child_is_up_when_initiate_says_so() {
     let (_net, a, b) = pair("", "").await;
-    let up = initiate(&a.shared, child_of_c()).await.unwrap();
+    let up = initiate(a.shared.node(), child_of_c()).await.unwrap();
     assert_eq!((a.only().0.0, a.only().1), (up.ike, up.child));
     agree(&a, &b).await;
     let (of_a, of_b) = (
@@ -83,7 +83,7 @@ async fn a_child_is_up_when_initiate_says_so() {
 async fn a_second_child_uses_the_ike_sa_that_is_there() {
     let (_net, a, b) = tunnel().await;
     let (ike, first) = a.only();
-    let up = initiate(&a.shared, child_of_c()).await.unwrap();
+    let up = initiate(a.shared.node(), child_of_c()).await.unwrap();
     assert_eq!(up.ike, ike.0);
     assert_ne!(up.child, first);
     until("the peer has both", || b.sending().len() == 2).await;
@@ -98,7 +98,10 @@ async fn rekeys_from_either_side_leave_one_pair() {
         agree(&a, &b).await;
         assert_eq!(a.sending()[0].0, new);
         let target = Some(rekey_request::Target::Ike(b.only().0.0));
-        let new = rekey(&b.shared, RekeyRequest { target }).await.unwrap().spi;
+        let new = rekey(b.shared.node(), RekeyRequest { target })
+            .await
+            .unwrap()
+            .spi;
         until("only the new IKE SA is left", || {
             b.established().len() == 1 && a.established().len() == 1
         })
@@ -138,13 +141,13 @@ async fn nothing_leaves_before_it_is_committed() {
             seen.fetch_add(1, Ordering::Relaxed);
         });
     }
-    initiate(&a.shared, child_of_c()).await.unwrap();
+    initiate(a.shared.node(), child_of_c()).await.unwrap();
     let (_, spi) = b.only();
     rekey_child(&b, spi).await;
     agree(&a, &b).await;
     let target = Some(terminate_request::Target::Connection("c".into()));
     assert_eq!(
-        terminate(&a.shared, TerminateRequest { target })
+        terminate(a.shared.node(), TerminateRequest { target })
             .await
             .unwrap()
             .count,
@@ -194,7 +197,7 @@ async fn virtual_addresses_are_leased_and_taken_again_after_a_restart() {
     let pool = "[pools.p]\naddrs = '10.9.0.1-10.9.0.1'\n";
     let text = config(B, A, "pools = ['p']").replace(&format!("remote_ts = ['{A}']"), "");
     let b = Host::start(&net, B, &(text + pool)).await;
-    initiate(&a.shared, child_of_c()).await.unwrap();
+    initiate(a.shared.node(), child_of_c()).await.unwrap();
     let ours = |host: &Host| -> Vec<String> {
         let addresses = host.plane.addresses.lock().unwrap();
         addresses.iter().map(ToString::to_string).collect()
@@ -203,7 +206,7 @@ async fn virtual_addresses_are_leased_and_taken_again_after_a_restart() {
     let a = a.killed_and_started(&net).await;
     assert_eq!(ours(&a), ["10.9.0.1"]);
     let target = Some(terminate_request::Target::Connection("c".into()));
-    terminate(&a.shared, TerminateRequest { target })
+    terminate(a.shared.node(), TerminateRequest { target })
         .await
         .unwrap();
     until("the address is free again", || {
@@ -220,7 +223,11 @@ async fn who_lost_the_gateway_sends_nothing_any_more() {
     gateway_taken(&b).await;
     let before = net.sent_by(B).len();
     let target = Some(rekey_request::Target::Child(spi));
-    assert!(rekey(&b.shared, RekeyRequest { target }).await.is_err());
+    assert!(
+        rekey(b.shared.node(), RekeyRequest { target })
+            .await
+            .is_err()
+    );
     until("the member is passive", || b.shared.passive.is_cancelled()).await;
     until("its data plane is empty", || {
         b.plane.children.lock().unwrap().is_empty()
@@ -266,7 +273,7 @@ async fn a_member_whose_disk_fails_becomes_passive() {
     let target = Some(rekey_request::Target::Child(a.only().1));
     let asked = tokio::time::timeout(
         Duration::from_millis(500),
-        rekey(&a.shared, RekeyRequest { target }),
+        rekey(a.shared.node(), RekeyRequest { target }),
     )
     .await;
     assert!(asked.is_err(), "answered without a log: {asked:?}");
@@ -391,7 +398,7 @@ async fn a_cookie_that_comes_back_is_accepted() {
         &message,
     );
     until("one half-open SA", || net.sent_by(B).len() == 1).await;
-    initiate(&a.shared, child_of_c()).await.unwrap();
+    initiate(a.shared.node(), child_of_c()).await.unwrap();
     agree(&a, &b).await;
     let inits = net
         .sent_by(A)
@@ -480,7 +487,7 @@ async fn what_should_be_started_is_started_again_when_it_is_down() {
     until("it comes up", || !a.sending().is_empty()).await;
     let (first, _) = a.only();
     let target = Some(terminate_request::Target::Connection("c".into()));
-    terminate(&b.shared, TerminateRequest { target })
+    terminate(b.shared.node(), TerminateRequest { target })
         .await
         .unwrap();
     until("it comes up again", || {
@@ -496,14 +503,14 @@ async fn failures_reach_who_asked() {
     let a = Host::start(&net, A, &config(A, B, "")).await;
     let wrong = config(B, A, "").replace("secret = 'secret'", "secret = 'other'");
     let _b = Host::start(&net, B, &wrong).await;
-    let failed = initiate(&a.shared, child_of_c()).await.unwrap_err();
+    let failed = initiate(a.shared.node(), child_of_c()).await.unwrap_err();
     assert_eq!(failed.message(), "the peer answered AUTHENTICATION_FAILED");
     let unknown = InitiateRequest {
         connection: "nope".into(),
         child: None,
     };
     assert_eq!(
-        initiate(&a.shared, unknown).await.unwrap_err().code(),
+        initiate(a.shared.node(), unknown).await.unwrap_err().code(),
         tonic::Code::NotFound
     );
 }

@@ -1,0 +1,299 @@
+//! Three members around one or more virtual gateways, and a strongSwan peer.
+//!
+//! ```text
+//! peer1 192.0.2.1 ── bridge ── peer11, peer12, peer13 (members m1, m2, m3)
+//!                              │ 10.10.2.11 ...: inside   │ 10.77.0.11 ...: Raft
+//! host 10.10.2.10 ─────────────┴── "gw", which is only two switches here
+//! ```
+//! The virtual gateway has 192.0.2.2 outside and 10.10.2.1 inside, as the one
+//! gateway of other drills has.
+
+use crate::capture::Capture;
+use crate::checker::Findings;
+use crate::connection::Connection;
+use crate::duo::C1;
+use crate::flow::Flow;
+use crate::lab::{Family, Lab, PROTECTED, inside};
+use crate::member::{Member, binary};
+use crate::process::run;
+use crate::sa::{Endpoint, Spis};
+use crate::strongswan::{Esp, StrongSwan};
+use crate::{Result, millis, secs, until};
+use anyhow::{Context, ensure};
+use serde_json::Value;
+use std::fmt::Write;
+
+/// How many members there are.
+pub const MEMBERS: usize = 3;
+
+/// The host of member number `n`, from 0.
+#[must_use]
+pub fn host(n: usize) -> String {
+    format!("peer{}", 11 + n)
+}
+
+/// A virtual gateway: its name, and its addresses outside and inside.
+#[derive(Debug, Clone)]
+pub struct Gateway {
+    /// Its name.
+    pub name: String,
+    /// Outer addresses with prefixes.
+    pub outer: Vec<String>,
+    /// Inner addresses with prefixes.
+    pub inner: Vec<String>,
+}
+
+impl Gateway {
+    /// The one that all connections of the drills go to.
+    #[must_use]
+    pub fn usual() -> Self {
+        let text = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect();
+        Self {
+            name: "g1".to_owned(),
+            outer: text(&["192.0.2.2/24", "2001:db8::2/64"]),
+            inner: text(&["10.10.2.1/24", "fd00:10:2::1/64"]),
+        }
+    }
+}
+
+/// Members, a peer, and everything on the wire between them.
+#[derive(Debug)]
+pub struct Trio {
+    /// strongSwan on `peer1`.
+    pub peer: StrongSwan,
+    /// The members; a killed one stays in its place.
+    pub members: Vec<Member>,
+    /// Everything on the wire.
+    pub capture: Capture,
+    /// The hosts.
+    pub lab: Lab,
+}
+
+impl Trio {
+    /// Starts all, and waits until somebody serves the gateways.
+    pub fn start(esp: Esp, gateways: &[Gateway], change: impl Fn(&mut Connection)) -> Result<Self> {
+        let mut lab = Lab::new(1500)?;
+        lab.add_peer(1)?;
+        wire(&mut lab)?;
+        let mut peer = Connection::peer(1, Family::V4);
+        change(&mut peer);
+        let members = configure(&lab, gateways, &peer.mirrored())?;
+        let capture = Capture::start(&lab)?;
+        let peer = StrongSwan::start(&lab, "peer1", esp, std::slice::from_ref(&peer))?;
+        let mut trio = Self {
+            peer,
+            members,
+            capture,
+            lab,
+        };
+        for member in &mut trio.members {
+            member.spawn(&[])?;
+        }
+        trio.all_serve()?;
+        for gateway in gateways {
+            trio.active(&gateway.name)?;
+        }
+        Ok(trio)
+    }
+
+    /// Waits until all members that run answer.
+    pub fn all_serve(&mut self) -> Result<()> {
+        for member in &mut self.members {
+            if member.process().is_ok() {
+                until(secs(20), "a member serves", || {
+                    member.status().map(|_| true)
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Members that run.
+    fn running(&mut self) -> Vec<usize> {
+        let runs = |n: &usize| self.members[*n].process().is_ok();
+        (0..MEMBERS).filter(runs).collect()
+    }
+
+    /// Waits until exactly one member that runs says that it serves a gateway, and returns its number.
+    pub fn active(&mut self, gateway: &str) -> Result<usize> {
+        let running = self.running();
+        let mut found = 0;
+        until(secs(20), "one member is active", || {
+            let mut active = Vec::new();
+            for &n in &running {
+                if self.serves(n, gateway)? {
+                    active.push(n);
+                }
+            }
+            found = active.first().copied().unwrap_or(0);
+            Ok(active.len() == 1)
+        })?;
+        Ok(found)
+    }
+
+    fn serves(&self, n: usize, gateway: &str) -> Result<bool> {
+        let status = self.members[n].status()?;
+        let gateways = status["gateways"].as_array().context("no gateways")?;
+        let this = |g: &&Value| g["name"] == *gateway && g["active"] == true;
+        Ok(gateways.iter().any(|g| this(&g)))
+    }
+
+    /// The number of the member that leads.
+    pub fn leader(&mut self) -> Result<usize> {
+        let running = self.running();
+        let mut found = 0;
+        until(secs(20), "there is a leader", || {
+            for &n in &running {
+                if self.members[n].status()?["leads"] == true {
+                    found = n;
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        })?;
+        Ok(found)
+    }
+
+    /// Traffic between the networks every `interval` milliseconds, in this inner family.
+    pub fn traffic(&self, family: Family, interval: u64) -> Result<Flow> {
+        let index = usize::from(family == Family::V6);
+        let addresses = inside(1);
+        let (a, b) = (("peer1", &*addresses[index]), ("host", PROTECTED[index]));
+        Flow::start(&self.lab, a, b, millis(interval), 200)
+    }
+
+    /// Waits until the peer and the active member name the same live SAs, and returns them from the member's view.
+    pub fn agree(&mut self, gateway: &str, children: usize) -> Result<Spis> {
+        let active = self.active(gateway)?;
+        let mut agreed = Spis::default();
+        until(secs(15), "both sides agree on their SAs", || {
+            let (member, peer) = (self.members[active].sas()?, self.peer.sas()?);
+            agreed = Spis::of(&member);
+            if agreed == Spis::of(&peer).mirrored() && agreed.child.len() == children {
+                return Ok(true);
+            }
+            anyhow::bail!("member: {member:?}\npeer: {peer:?}")
+        })?;
+        Ok(agreed)
+    }
+
+    /// Starts a tunnel from the peer.
+    pub fn up(&mut self, gateway: &str) -> Result<Spis> {
+        self.peer.initiate(C1, C1)?;
+        self.agree(gateway, 1)
+    }
+
+    /// Starts a member that was killed or stopped, and waits until it serves.
+    pub fn start_again(&mut self, n: usize) -> Result<()> {
+        self.members[n].start_again(&[])
+    }
+
+    /// The network on which members talk to each other: cut, or joined again.
+    pub fn cut(&self, n: usize, cut: bool) -> Result<()> {
+        let state = if cut { "down" } else { "up" };
+        self.lab.ip("gw", &format!("link set rp{n} {state}"))
+    }
+
+    /// Ends all and judges the wire.
+    pub fn finish(self) -> Result<Findings> {
+        let Self {
+            peer,
+            members,
+            capture,
+            mut lab,
+        } = self;
+        drop((peer, members));
+        let findings = capture.check(&[])?;
+        findings.verdict()?;
+        lab.passed();
+        Ok(findings)
+    }
+}
+
+/// Makes the host `gw` of the lab two switches, and adds the members' hosts.
+fn wire(lab: &mut Lab) -> Result<()> {
+    lab.ip("gw", "link del up0")?;
+    lab.ip("gw", "addr flush dev in0")?;
+    for bridge in ["inner", "raft"] {
+        lab.ip(
+            "gw",
+            &format!("link add {bridge} type bridge mcast_snooping 0"),
+        )?;
+        lab.ip("gw", &format!("link set {bridge} up"))?;
+    }
+    lab.ip("gw", "link set in0 master inner")?;
+    let switch = lab.namespace("gw");
+    for n in 0..MEMBERS {
+        let number = u8::try_from(11 + n)?;
+        let host = lab.add_peer(number)?;
+        let namespace = lab.namespace(&host);
+        for (device, port, bridge) in [("in0", "ip", "inner"), ("raft0", "rp", "raft")] {
+            let line = format!(
+                "ip link add {device} netns {namespace} type veth peer name {port}{n} netns {switch}"
+            );
+            run(&line.split_whitespace().collect::<Vec<_>>())?;
+            lab.ip("gw", &format!("link set {port}{n} master {bridge} up"))?;
+            lab.ip(&host, &format!("link set {device} up"))?;
+        }
+        lab.ip(&host, &format!("addr add 10.10.2.{number}/24 dev in0"))?;
+        lab.ip(
+            &host,
+            &format!("addr add fd00:10:2::{number}/64 dev in0 nodad"),
+        )?;
+        lab.ip(&host, &format!("addr add 10.77.0.{number}/24 dev raft0"))?;
+        let forward = ["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"];
+        lab.exec(&host, &[&["sysctl", "-qw"], &forward[..]].concat())?;
+    }
+    Ok(())
+}
+
+/// Keys, certificates and configurations of the members.
+fn configure(lab: &Lab, gateways: &[Gateway], connection: &Connection) -> Result<Vec<Member>> {
+    let pki = lab.dir_of("pki")?;
+    let pki = pki.to_str().context("path")?;
+    run(&[&binary()?, "keygen", "--out", &format!("{pki}/cluster.key")])?;
+    run(&[&binary()?, "pki", "init", &format!("{pki}/ca")])?;
+    let mut shared = String::new();
+    for n in 1..=MEMBERS {
+        let _ = write!(
+            shared,
+            "{{ name = \"m{n}\", address = \"10.77.0.{}:4510\" }},",
+            10 + n
+        );
+    }
+    let mut members = Vec::new();
+    for n in 1..=MEMBERS {
+        let name = format!("m{n}");
+        run(&[
+            &binary()?,
+            "pki",
+            "issue",
+            "--name",
+            &name,
+            &format!("{pki}/ca"),
+        ])?;
+        let mut text = format!(
+            "[member]\nname = \"{name}\"\nstate_dir = \"{{dir}}/state\"\nkey_file = \"{pki}/cluster.key\"\nadmin_socket = \"{{dir}}/admin.sock\"\n\
+             [cluster]\nlisten = \"10.77.0.{}:4510\"\nca = \"{pki}/ca/ca.pem\"\ncert = \"{pki}/ca/{name}.pem\"\nkey = \"{pki}/ca/{name}.key\"\n\
+             members = [{shared}]\n",
+            10 + n
+        );
+        for gateway in gateways {
+            let list = |all: &[String]| {
+                let quoted: Vec<String> = all.iter().map(|a| format!("\"{a}\"")).collect();
+                quoted.join(", ")
+            };
+            let _ = write!(
+                text,
+                "[gateways.{}]\nouter = [{}]\ninner = [{}]\n",
+                gateway.name,
+                list(&gateway.outer),
+                list(&gateway.inner)
+            );
+        }
+        text.push_str(&connection.toml());
+        members.push(Member::with_config(lab, &host(n - 1), &text)?);
+    }
+    ensure!(members.len() == MEMBERS, "{} members", members.len());
+    Ok(members)
+}

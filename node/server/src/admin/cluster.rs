@@ -1,0 +1,184 @@
+//! What operators ask of the cluster.
+
+use crate::node::Node;
+use evergate_ike::{
+    config::GatewayConfig,
+    record::{GatewayId, Phase},
+};
+use evergate_proto::admin::{
+    ClusterGateway, DrainMemberRequest, DrainMemberResponse, ListGatewaysResponse,
+    ListMembersResponse, Member, MoveGatewayRequest, MoveGatewayResponse,
+};
+use evergate_state::{Command, Outcome, Refusal, State};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tonic::Status;
+
+/// No call waits longer than this, whatever its deadline is.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// How often to ask the leader again.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// The members.
+pub(super) fn members(node: &Node) -> ListMembersResponse {
+    let own = |state: &State, name: &str| {
+        let has = |g: &evergate_state::Gateway| g.owner.as_ref().is_some_and(|o| o.member == name);
+        count(state.gateways().filter(|(_, g)| has(g)).count())
+    };
+    let Some(membership) = &node.membership else {
+        let alone = Member {
+            name: node.member.clone(),
+            voter: true,
+            leader: true,
+            gateways: node.read(|state| own(state, &node.member)),
+            ..Member::default()
+        };
+        return ListMembersResponse {
+            members: vec![alone],
+        };
+    };
+    let mut members: Vec<Member> = node.read(|state| {
+        let all = membership.cluster.members().into_iter();
+        all.map(|m| Member {
+            gateways: own(state, &m.name),
+            draining: state.member(&m.name).is_some_and(|known| known.draining),
+            name: m.name,
+            address: m.address,
+            voter: m.voter,
+            leader: m.leader,
+            acknowledged_ms: m
+                .acknowledged
+                .map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
+        })
+        .collect()
+    });
+    members.sort_by(|a, b| a.name.cmp(&b.name));
+    ListMembersResponse { members }
+}
+
+/// The virtual gateways.
+pub(super) fn gateways(node: &Node) -> ListGatewaysResponse {
+    let gateways = node.read(|state| {
+        let policy = state.policy();
+        if policy.gateways.is_empty() {
+            return vec![gateway(state, GatewayId(0), None)];
+        }
+        let all = policy.gateways.iter();
+        all.map(|g| gateway(state, g.id, Some(g))).collect()
+    });
+    ListGatewaysResponse { gateways }
+}
+
+fn gateway(state: &State, id: GatewayId, config: Option<&GatewayConfig>) -> ClusterGateway {
+    let owner = state.gateway(id).and_then(|g| g.owner.as_ref());
+    let open = |r: &&Arc<_>| {
+        let record: &evergate_ike::record::Record = r;
+        record.gateway == id && !matches!(record.phase, Phase::Closed(_))
+    };
+    let mut listed = ClusterGateway {
+        id: id.0,
+        epoch: state.epoch(id),
+        member: owner.map(|o| o.member.clone()).unwrap_or_default(),
+        ..ClusterGateway::default()
+    };
+    for record in state.sas().filter(open) {
+        listed.ike_sas += 1;
+        listed.children += count(record.children().len());
+    }
+    if let Some(config) = config {
+        listed.name.clone_from(&config.name);
+        listed.outer = config.outer.iter().map(ToString::to_string).collect();
+        listed.inner = config.inner.iter().map(ToString::to_string).collect();
+    }
+    listed
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+/// Moves a gateway, and waits until it is there.
+pub(super) async fn move_gateway(
+    node: &Arc<Node>,
+    request: MoveGatewayRequest,
+) -> Result<MoveGatewayResponse, Status> {
+    let membership = node.membership.as_ref().ok_or_else(alone)?;
+    let policy = node.policy.load_full();
+    let gateway = policy.gateways.iter().find(|g| g.name == request.gateway);
+    let gateway = gateway
+        .ok_or_else(|| Status::not_found(format!("there is no gateway {:?}", request.gateway)))?
+        .id;
+    if node.read(|s| s.member(&request.member).is_none()) {
+        return Err(no_member(&request.member));
+    }
+    let there = |state: &State| {
+        let has = state.gateway(gateway)?;
+        let owner = has.owner.as_ref()?;
+        (owner.member == request.member && state.is_current(owner)).then_some(has.epoch)
+    };
+    let deadline = Instant::now() + LONGEST;
+    loop {
+        if let Some(epoch) = node.read(there) {
+            return Ok(MoveGatewayResponse { epoch });
+        }
+        membership
+            .ask_to_move(gateway, &request.member)
+            .await
+            .map_err(Status::failed_precondition)?;
+        let mut applied = node.replica.applied();
+        let moved = applied.wait_for(|_| node.read(there).is_some());
+        if tokio::time::timeout(AGAIN, moved).await.is_err() && Instant::now() >= deadline {
+            return Err(Status::deadline_exceeded("the gateway has not moved yet"));
+        }
+    }
+}
+
+/// Lets a member have no gateways, and waits until it has none; or lets it have some again.
+pub(super) async fn drain(
+    node: &Arc<Node>,
+    request: DrainMemberRequest,
+) -> Result<DrainMemberResponse, Status> {
+    node.membership.as_ref().ok_or_else(alone)?;
+    let has = |state: &State| {
+        let own = |g: &evergate_state::Gateway| {
+            g.owner.as_ref().is_some_and(|o| o.member == request.member)
+        };
+        count(state.gateways().filter(|(_, g)| own(g)).count())
+    };
+    let before = node.read(has);
+    let command = Command::SetDraining {
+        member: request.member.clone(),
+        draining: !request.undo,
+    };
+    match node.propose(command).await {
+        Ok(Outcome::Refused(Refusal::UnknownMember(name))) => return Err(no_member(&name)),
+        Ok(Outcome::Refused(refusal)) => {
+            return Err(Status::failed_precondition(refusal.to_string()));
+        }
+        Ok(_) => {}
+        Err(failed) => return Err(Status::unavailable(failed.to_string())),
+    }
+    if request.undo {
+        return Ok(DrainMemberResponse { moved: 0 });
+    }
+    let mut applied = node.replica.applied();
+    let empty = applied.wait_for(|_| node.read(has) == 0);
+    match tokio::time::timeout(LONGEST, empty).await {
+        Ok(Ok(_)) => Ok(DrainMemberResponse { moved: before }),
+        Ok(Err(_)) => Err(Status::unavailable("the member is stopping")),
+        Err(_) => Err(Status::deadline_exceeded(
+            "it still has gateways; the attempt goes on",
+        )),
+    }
+}
+
+fn alone() -> Status {
+    Status::failed_precondition("this member is in no cluster")
+}
+
+fn no_member(name: &str) -> Status {
+    Status::not_found(format!("there is no member {name:?}"))
+}

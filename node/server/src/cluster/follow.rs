@@ -1,0 +1,354 @@
+//! Serves virtual gateways as the replicated state and the leases say.
+//!
+//! A gateway that was assigned to this process is *prepared*: its SAs go into the data plane, from which nothing is sent yet. When the
+//! lease is there it is *served*: the addresses are taken and announced, and workers run. When the assignment is over, everything
+//! stops at once. While only the lease is over, the gate is closed, and nothing else changes.
+
+use super::{Membership, front::Front, message::HandOver};
+use crate::{
+    children,
+    gateway::{Prepared, prepare},
+    node::Node,
+    shared::Shared,
+};
+use evergate_dataplane::Gate;
+use evergate_ike::record::GatewayId;
+use evergate_state::Command;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError},
+    time::{Duration, Instant},
+};
+use tokio::{
+    sync::Notify,
+    time::{MissedTickBehavior, interval, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
+
+/// How often to look, besides when something has changed.
+const PERIOD: Duration = Duration::from_millis(50);
+
+/// A gateway that is given up in good order takes no longer than this.
+const FAREWELL: Duration = Duration::from_secs(3);
+
+/// How far a gateway is.
+enum Stage {
+    Prepared(Prepared),
+    Served,
+    /// It ends; its SAs are being taken out of the data plane.
+    Ending,
+}
+
+/// A gateway that is, or was, this process's own.
+struct Post {
+    shared: Arc<Shared>,
+    stage: Stage,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// Serves gateways.
+struct Follower {
+    node: Arc<Node>,
+    membership: Arc<Membership>,
+    front: Front,
+    posts: BTreeMap<GatewayId, Post>,
+    /// A post has ended.
+    ended: Arc<Notify>,
+    policy_version: u64,
+}
+
+/// Serves whatever this process gets, until told to stop; then it gives everything up.
+pub(super) async fn run(
+    node: Arc<Node>,
+    membership: Arc<Membership>,
+    front: Front,
+    stop: CancellationToken,
+) {
+    let mut applied = node.replica.applied();
+    let mut period = interval(PERIOD);
+    period.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let policy_version = node.read(evergate_state::State::policy_version);
+    let mut follower = Follower {
+        node,
+        membership: Arc::clone(&membership),
+        front,
+        posts: BTreeMap::new(),
+        ended: Arc::new(Notify::new()),
+        policy_version,
+    };
+    let ended = Arc::clone(&follower.ended);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return follower.give_up().await,
+            _ = period.tick() => {}
+            changed = applied.changed() => if changed.is_err() { return follower.give_up().await },
+            () = membership.changed.notified() => {}
+            () = ended.notified() => {}
+        }
+        follower.look().await;
+    }
+}
+
+impl Follower {
+    async fn look(&mut self) {
+        self.adopt().await;
+        let own: BTreeMap<GatewayId, u32> = self
+            .node
+            .read(|state| self.membership.own(state))
+            .into_iter()
+            .collect();
+        self.lose(&own);
+        self.clear();
+        let failed = self.node.failed.is_cancelled();
+        for (gateway, epoch) in own {
+            if !failed && !self.posts.contains_key(&gateway) {
+                self.prepare(gateway, epoch);
+            }
+        }
+        self.serve();
+        let wanted = std::mem::take(
+            &mut *self
+                .membership
+                .hand_over
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+        for wanted in wanted {
+            self.hand_over(wanted).await;
+        }
+    }
+
+    /// Follows what is replicated besides: the policy, and cookie secrets.
+    async fn adopt(&mut self) {
+        let (version, policy, cookies) = self.node.read(|state| {
+            let version = state.policy_version();
+            let news = version != self.policy_version;
+            let policy = news.then(|| Arc::clone(state.policy()));
+            (version, policy, state.cookie_secrets().cloned())
+        });
+        if let Some(policy) = policy {
+            self.policy_version = version;
+            self.node.adopt_policy(policy).await;
+        }
+        if let Some(cookies) = cookies.filter(|c| *c != **self.node.cookies.load()) {
+            self.node.cookies.store(Arc::new(cookies));
+        }
+    }
+
+    /// Stops what is somebody else's, or was assigned anew.
+    fn lose(&mut self, own: &BTreeMap<GatewayId, u32>) {
+        let lost: Vec<GatewayId> = self
+            .posts
+            .iter()
+            .filter(|(gateway, post)| {
+                let stays = own.get(gateway) == Some(&post.shared.epoch)
+                    && !post.shared.passive.is_cancelled();
+                !stays && !matches!(post.stage, Stage::Ending)
+            })
+            .map(|(gateway, _)| *gateway)
+            .collect();
+        for gateway in lost {
+            if let Some(post) = self.posts.get(&gateway) {
+                info!(
+                    event = "gateway-lost",
+                    gateway = gateway.0,
+                    epoch = post.shared.epoch,
+                    "no longer serving gateway {} in epoch {}",
+                    gateway.0,
+                    post.shared.epoch
+                );
+            }
+            self.end(gateway);
+        }
+    }
+
+    /// Stops at once: first sending, then the addresses, then the rest.
+    fn end(&mut self, gateway: GatewayId) {
+        let Some(post) = self.posts.get_mut(&gateway) else {
+            return;
+        };
+        post.shared.stop_sending();
+        self.membership.holder().drop_gateway(gateway);
+        self.front.leave(&self.node.policy.load(), gateway);
+        self.node.dismiss(gateway);
+        // The keeper of leases silences what is not served.
+        self.membership.renew.notify_one();
+        if let Stage::Prepared(prepared) = std::mem::replace(&mut post.stage, Stage::Ending) {
+            // They take their SAs out of the data plane.
+            prepared.run(&post.stop, &post.tasks);
+        }
+        post.tasks.close();
+        let (tasks, ended) = (post.tasks.clone(), Arc::clone(&self.ended));
+        tokio::spawn(async move {
+            tasks.wait().await;
+            ended.notify_one();
+        });
+    }
+
+    /// Forgets what has ended.
+    fn clear(&mut self) {
+        self.posts
+            .retain(|_, post| !matches!(post.stage, Stage::Ending) || !post.tasks.is_empty());
+    }
+
+    fn prepare(&mut self, gateway: GatewayId, epoch: u32) {
+        let started = Instant::now();
+        let shared = Shared::new(&self.node, gateway, epoch, Gate::closed());
+        let prepared = prepare(&shared);
+        info!(
+            event = "gateway-prepared",
+            gateway = gateway.0,
+            epoch,
+            took_us = micros(started),
+            "gateway {} is ours in epoch {epoch}",
+            gateway.0
+        );
+        let post = Post {
+            shared,
+            stage: Stage::Prepared(prepared),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        };
+        self.posts.insert(gateway, post);
+        self.membership.renew.notify_one();
+    }
+
+    /// Serves what is prepared and may act.
+    fn serve(&mut self) {
+        let policy = self.node.policy.load_full();
+        for (gateway, post) in &mut self.posts {
+            let ready = matches!(&post.stage, Stage::Prepared(p) if p.shared().may_send());
+            if !ready {
+                continue;
+            }
+            let Stage::Prepared(prepared) = std::mem::replace(&mut post.stage, Stage::Served)
+            else {
+                continue;
+            };
+            let started = Instant::now();
+            self.front.take(&policy, *gateway, &post.shared.passive);
+            prepared.run(&post.stop, &post.tasks);
+            let epoch = post.shared.epoch;
+            info!(
+                event = "gateway-taken",
+                gateway = gateway.0,
+                epoch,
+                took_us = micros(started),
+                "serving gateway {} in epoch {epoch}",
+                gateway.0
+            );
+        }
+    }
+
+    /// Gives a gateway to another process, or to nobody in particular.
+    async fn hand_over(&mut self, wanted: HandOver) {
+        let HandOver { gateway, epoch, to } = wanted;
+        let serves = self
+            .posts
+            .get(&gateway)
+            .is_some_and(|post| post.shared.epoch == epoch && matches!(post.stage, Stage::Served));
+        if serves {
+            let command = Command::AssignGateway {
+                gateway,
+                member: to.member.clone(),
+                incarnation: to.incarnation,
+                expected_epoch: epoch,
+            };
+            info!(
+                event = "handing-over",
+                gateway = gateway.0,
+                epoch,
+                to = to.member,
+                "handing gateway {} over to {}",
+                gateway.0,
+                to.member
+            );
+            self.leave(gateway, command).await;
+        }
+    }
+
+    /// Gives a gateway up in good order: what its workers have under way is committed, then nothing is sent any more, and how far peers' packets
+    /// have come is said in the same entry as the end.
+    async fn leave(&mut self, gateway: GatewayId, last: Command) {
+        let Some(post) = self.posts.get_mut(&gateway) else {
+            return;
+        };
+        post.stop.cancel();
+        post.tasks.close();
+        let shared = Arc::clone(&post.shared);
+        if timeout(FAREWELL, post.tasks.wait()).await.is_err() {
+            warn!(
+                event = "drain-incomplete",
+                gateway = gateway.0,
+                "the workers did not end in time"
+            );
+        }
+        shared.gate.close();
+        let own = |spi: u32| {
+            shared.read(|state| {
+                let owner = state.spi_owner(spi).and_then(|sa| state.sa(sa));
+                owner.is_some_and(|record| record.gateway == gateway)
+            })
+        };
+        let mut edges = self.node.plane.replay_edges();
+        edges.retain(|(spi, _)| own(*spi));
+        let report = Command::ReportReceived {
+            gateway,
+            epoch: shared.epoch,
+            edges,
+        };
+        let done = timeout(FAREWELL, self.node.replica.propose(vec![report, last])).await;
+        if !matches!(done, Ok(Ok(_))) {
+            warn!(
+                event = "handover-failed",
+                gateway = gateway.0,
+                "the end of gateway {} was not committed in time",
+                gateway.0
+            );
+        }
+        shared.stop_sending();
+        self.membership.holder().drop_gateway(gateway);
+        self.front.leave(&self.node.policy.load(), gateway);
+        self.node.dismiss(gateway);
+        self.membership.renew.notify_one();
+        self.posts.remove(&gateway);
+        remove_children(&shared);
+    }
+
+    /// Gives everything up, so that others need not wait for leases to end.
+    async fn give_up(mut self) {
+        let all: Vec<(GatewayId, u32)> = self
+            .posts
+            .iter()
+            .filter(|(_, post)| matches!(post.stage, Stage::Served))
+            .map(|(gateway, post)| (*gateway, post.shared.epoch))
+            .collect();
+        for (gateway, epoch) in all {
+            let last = Command::ReleaseGateway { gateway, epoch };
+            if self.node.failed.is_cancelled() {
+                self.end(gateway);
+            } else {
+                self.leave(gateway, last).await;
+            }
+        }
+    }
+}
+
+/// Takes the Child SAs of a gateway out of the data plane.
+fn remove_children(shared: &Shared) {
+    let records: Vec<_> = shared.read(|state| {
+        let own = state.sas().filter(|r| r.gateway == shared.gateway);
+        own.cloned().collect()
+    });
+    for record in records {
+        for child in record.children() {
+            let _ = children::remove(shared, child.spi_in, Duration::ZERO);
+        }
+    }
+}
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,140 @@
+//! The addresses of virtual gateways.
+
+use anyhow::Context;
+use evergate_dataplane::{
+    ANNOUNCEMENTS, Addresses, AddressesConfig, Announcer, DeadMan, DeadManConfig, Side, Taken,
+};
+use evergate_ike::{config::Policy, record::GatewayId};
+use ipnet::IpNet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, warn};
+
+/// The table of the dead-man switch.
+const TABLE: &str = "evergate";
+
+/// The addresses of the virtual gateways that this process serves.
+pub(super) struct Front {
+    addresses: Addresses,
+    announcer: Arc<Announcer>,
+    /// What it has.
+    held: BTreeMap<GatewayId, Vec<(IpNet, Side)>>,
+}
+
+/// All addresses of virtual gateways.
+pub(super) fn addresses(policy: &Policy) -> impl Iterator<Item = IpNet> + '_ {
+    let of = |g: &'_ evergate_ike::config::GatewayConfig| {
+        g.outer.iter().chain(&g.inner).copied().collect::<Vec<_>>()
+    };
+    policy.gateways.iter().flat_map(of)
+}
+
+/// The addresses of one virtual gateway.
+fn of(policy: &Policy, gateway: GatewayId) -> Vec<(IpNet, Side)> {
+    let config = policy.gateways.iter().find(|g| g.id == gateway);
+    let config = config.into_iter();
+    config
+        .flat_map(|g| {
+            let outer = g.outer.iter().map(|n| (*n, Side::Outer));
+            outer.chain(g.inner.iter().map(|n| (*n, Side::Inner)))
+        })
+        .collect()
+}
+
+/// Gives up what a former process of this member left behind, and puts the dead-man switch in front of all addresses of virtual gateways.
+///
+/// # Errors
+/// If there is no netlink, no packet socket or no nf_tables.
+pub(super) fn open(
+    config: AddressesConfig,
+    policy: &Policy,
+) -> anyhow::Result<(Front, Option<DeadMan>)> {
+    let mut all = Addresses::open(config).context("cannot move addresses")?;
+    let mut devices = BTreeSet::new();
+    for gateway in policy.gateway_ids() {
+        for (address, side) in of(policy, gateway) {
+            let index = all
+                .interface(address, side)
+                .with_context(|| format!("no interface for {address}"))?;
+            let name = nix::net::if_::if_indextoname(index)
+                .with_context(|| format!("no interface for {address}"))?;
+            devices.insert(name.to_string_lossy().into_owned());
+        }
+    }
+    let guarded: Vec<_> = addresses(policy).map(|n| n.addr()).collect();
+    let config = DeadManConfig {
+        table: TABLE.to_owned(),
+        devices: devices.into_iter().collect(),
+    };
+    // Fail closed: where nothing stops a process that was stopped itself, two could speak from one address.
+    let switch = DeadMan::install(config, &guarded).context("cannot make the dead-man switch")?;
+    let announcer = Announcer::open().context("cannot announce addresses")?;
+    let mut front = Front {
+        addresses: all,
+        announcer: Arc::new(announcer),
+        held: BTreeMap::new(),
+    };
+    front.set(policy);
+    Ok((front, Some(switch)))
+}
+
+impl Front {
+    /// Takes the addresses of a gateway, and tells the neighbours.
+    pub(super) fn take(&mut self, policy: &Policy, gateway: GatewayId, stop: &CancellationToken) {
+        self.held.insert(gateway, of(policy, gateway));
+        let taken = self.set(policy);
+        for address in &taken {
+            if let Err(e) = self.announcer.announce(address) {
+                warn!(event = "announce-failed", address = %address.address, "cannot announce: {e}");
+            }
+        }
+        let (announcer, stop) = (Arc::clone(&self.announcer), stop.clone());
+        tokio::spawn(async move {
+            let repeated = repeat(&announcer, &taken);
+            stop.run_until_cancelled(repeated).await;
+        });
+    }
+
+    /// Gives the addresses of a gateway up.
+    pub(super) fn leave(&mut self, policy: &Policy, gateway: GatewayId) {
+        if self.held.remove(&gateway).is_some() {
+            self.set(policy);
+        }
+    }
+
+    /// Makes the kernel have what is held.
+    fn set(&mut self, policy: &Policy) -> Vec<Taken> {
+        let wanted: Vec<(IpNet, Side)> = self.held.values().flatten().copied().collect();
+        let all: Vec<IpNet> = addresses(policy).collect();
+        match self.addresses.set(&wanted, &all) {
+            Ok(changed) => {
+                for e in &changed.errors {
+                    error!(event = "address-failed", "an address of a gateway: {e}");
+                }
+                changed.added
+            }
+            Err(e) => {
+                error!(event = "address-failed", "addresses of gateways: {e}");
+                Vec::new()
+            }
+        }
+    }
+}
+
+/// Announces again for those that missed it.
+async fn repeat(announcer: &Announcer, taken: &[Taken]) {
+    let mut before = Duration::ZERO;
+    for at in ANNOUNCEMENTS.iter().skip(1) {
+        tokio::time::sleep(at.saturating_sub(before)).await;
+        before = *at;
+        for address in taken {
+            if let Err(e) = announcer.announce(address) {
+                debug!(event = "announce-failed", address = %address.address, "cannot announce again: {e}");
+            }
+        }
+    }
+}

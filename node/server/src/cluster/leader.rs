@@ -1,0 +1,374 @@
+//! What the leader does: it grants leases, and assigns virtual gateways that nobody has.
+
+use super::{
+    Membership,
+    message::{Answer, Ask, HandOver, decode, encode},
+    now,
+};
+use crate::node::Node;
+use bytes::Bytes;
+use evergate_cluster::{
+    lease::{BootTime, Grantor},
+    placement::{Action, Candidate, Holding, Seat, plan},
+};
+use evergate_ike::record::GatewayId;
+use evergate_state::{Command, Outcome, Owner, State};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Weak},
+    time::Duration,
+};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+/// The leader looks this often who should have what, and whenever something has changed.
+const PERIOD: Duration = Duration::from_millis(20);
+
+/// So long a new leader waits for others to ask before it assigns gateways that were never assigned: members start at about the same time.
+const GATHER: Duration = Duration::from_secs(2);
+
+/// Handovers that were not done after so long are planned anew.
+const HANDOVER: Duration = Duration::from_secs(5);
+
+/// What a process is as the leader of one term.
+pub(super) struct Leading {
+    term: u64,
+    since: BootTime,
+    grantor: Grantor,
+    /// Handovers that were asked for: in which epoch, who gets it, and when it was asked.
+    moving: BTreeMap<GatewayId, (u32, Owner, BootTime)>,
+    /// Assignments that are being committed.
+    assigning: BTreeSet<GatewayId>,
+    /// Who could have gateways at the last look, and whether gateways are spread over them: that is done when somebody came or went, not
+    /// against an operator who moved one.
+    candidates: Vec<Candidate>,
+    spreading: bool,
+}
+
+/// Answers requests for leases from now on.
+pub(super) fn answer(node: &Arc<Node>, membership: &Arc<Membership>) {
+    // The cluster outlives the node: it must not keep it alive.
+    let (node, of) = (Arc::downgrade(node), Arc::downgrade(membership));
+    let handler = move |name: String, request: Bytes| {
+        let answered = grant(&node, &of, &name, &request);
+        futures::future::ready(answered).boxed()
+    };
+    membership.cluster.on_renew_leases(Arc::new(handler));
+}
+
+fn grant(
+    node: &Weak<Node>,
+    membership: &Weak<Membership>,
+    name: &str,
+    request: &[u8],
+) -> Result<Bytes, String> {
+    let (Some(node), Some(membership)) = (node.upgrade(), membership.upgrade()) else {
+        return Err("the member is stopping".to_owned());
+    };
+    let request = match decode(request)? {
+        Ask::Leases(request) => request,
+        Ask::Move { gateway, member } => return ask_to_move(&node, &membership, gateway, &member),
+    };
+    if request.owner.member != name {
+        return Err(format!("{name:?} asks for {:?}", request.owner.member));
+    }
+    let until = membership.quorum_until().ok_or("not the leader")?;
+    // First of all its own leases get a bound, then others get theirs.
+    membership.holder().lead(until);
+    let mut leading = membership.leading();
+    let leading = leading.as_mut().ok_or("not the leader, or not yet")?;
+    let owner = &request.owner;
+    let was_live = leading.grantor.is_live(owner, now());
+    let grant = node.read(|state| {
+        let epoch_of = |gateway| state.epoch_of(gateway, owner);
+        leading.grantor.grant(&request, now(), until, epoch_of)
+    });
+    let grant = grant.map_err(|e| e.to_string())?;
+    if !was_live {
+        membership.plan.notify_one();
+    }
+    let asked = |gateway: &GatewayId, epoch: u32| request.gateways.contains(&(*gateway, epoch));
+    let hand_over = leading
+        .moving
+        .iter()
+        .filter(|(gateway, (epoch, to, _))| asked(gateway, *epoch) && to != owner)
+        .map(|(gateway, (epoch, to, _))| HandOver {
+            gateway: *gateway,
+            epoch: *epoch,
+            to: to.clone(),
+        })
+        .collect();
+    encode(&Answer { grant, hand_over })
+}
+
+/// Moves a gateway because an operator wants it.
+fn ask_to_move(
+    node: &Node,
+    membership: &Membership,
+    gateway: GatewayId,
+    member: &str,
+) -> Result<Bytes, String> {
+    let mut leading = membership.leading();
+    let leading = leading.as_mut().ok_or("not the leader, or not yet")?;
+    let at = now();
+    let mut live = leading.grantor.live(at);
+    let to = live
+        .find(|owner| owner.member == member && node.read(|s| s.is_current(owner)))
+        .cloned()
+        .ok_or_else(|| format!("member {member:?} does not run, as far as the leader knows"))?;
+    let epoch = node.read(|s| s.epoch(gateway));
+    info!(
+        event = "moving",
+        gateway = gateway.0,
+        epoch,
+        to = member,
+        "an operator moves gateway {} to {member}",
+        gateway.0
+    );
+    leading.moving.insert(gateway, (epoch, to, at));
+    membership.plan.notify_one();
+    Ok(Bytes::new())
+}
+
+/// What became of an assignment.
+type Assigned = BoxFuture<'static, (Vec<(GatewayId, u32)>, bool)>;
+
+/// Leads whenever this member is the leader, until told to stop.
+pub(super) async fn run(node: Arc<Node>, membership: Arc<Membership>, stop: CancellationToken) {
+    let mut period = interval(PERIOD);
+    period.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut leader = membership.cluster.leader();
+    let mut assigned: FuturesUnordered<Assigned> = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = period.tick() => {}
+            () = membership.plan.notified() => {}
+            changed = leader.changed() => if changed.is_err() { return },
+            Some((gateways, decided)) = assigned.next(), if !assigned.is_empty() => {
+                if let Some(leading) = membership.leading().as_mut() {
+                    leading.assigned(&gateways, decided);
+                }
+            }
+        }
+        let mine = leader.borrow_and_update().clone();
+        let term = mine
+            .filter(|l| l.id == membership.cluster.id())
+            .map(|l| l.term);
+        let Some(term) = term.filter(|_| membership.leads()) else {
+            if membership.leading().take().is_some() {
+                info!(event = "follows", "this member does not lead any more");
+            }
+            continue;
+        };
+        let known = membership.leading().as_ref().map(|l| l.term);
+        if known != Some(term) && !elected(&membership, term).await {
+            continue;
+        }
+        assigned.extend(look(&node, &membership));
+    }
+}
+
+/// Begins to lead once everything is applied that was committed before; false if that cannot be said yet.
+async fn elected(membership: &Membership, term: u64) -> bool {
+    let since = now();
+    let applied = timeout(
+        membership.timing.election_timeout_max,
+        membership.cluster.barrier(),
+    );
+    if !matches!(applied.await, Ok(Ok(()))) {
+        return false;
+    }
+    let former = membership
+        .cluster
+        .term_before(term)
+        .and_then(|before| membership.holder().former_leader(before));
+    info!(
+        event = "leads",
+        term,
+        former = former.as_ref().map(|f| f.member.as_str()),
+        "this member leads"
+    );
+    let me = membership.me.clone();
+    *membership.leading() = Some(Leading {
+        term,
+        since,
+        grantor: Grantor::new(membership.timing, term, me, former, since),
+        moving: BTreeMap::new(),
+        assigning: BTreeSet::new(),
+        candidates: Vec::new(),
+        spreading: false,
+    });
+    membership.renew.notify_one();
+    true
+}
+
+/// Looks who should have what, and starts what follows.
+fn look(node: &Arc<Node>, membership: &Membership) -> Option<Assigned> {
+    if membership.quorum_until().is_none_or(|until| until <= now()) {
+        return None;
+    }
+    let mut leading = membership.leading();
+    let leading = leading.as_mut()?;
+    let members = membership.cluster.members().len();
+    let chosen = node.read(|state| leading.choose(state, members, membership.timing.renew));
+    if chosen.is_empty() {
+        return None;
+    }
+    let gateways = chosen.iter().map(|(g, e, _)| (*g, *e)).collect();
+    let command = |(gateway, epoch, to): (GatewayId, u32, Owner)| Command::AssignGateway {
+        gateway,
+        member: to.member,
+        incarnation: to.incarnation,
+        expected_epoch: epoch,
+    };
+    let commands: Vec<Command> = chosen.into_iter().map(command).collect();
+    let replica = node.replica.clone();
+    let done = async move {
+        let outcomes = replica.propose(commands).await;
+        match &outcomes {
+            Ok(outcomes) => {
+                for outcome in outcomes {
+                    if let Outcome::Refused(refusal) = outcome {
+                        debug!(
+                            event = "assign-refused",
+                            "an assignment was refused: {refusal}"
+                        );
+                    }
+                }
+            }
+            Err(e) => warn!(event = "assign-failed", "gateways were not assigned: {e}"),
+        }
+        (gateways, outcomes.is_ok())
+    };
+    Some(done.boxed())
+}
+
+impl Leading {
+    /// The gateways to assign now: in which epoch, and to whom.
+    fn choose(
+        &mut self,
+        state: &State,
+        members: usize,
+        renew: Duration,
+    ) -> Vec<(GatewayId, u32, Owner)> {
+        let at = now();
+        let live: Vec<Candidate> = self
+            .grantor
+            .live(at)
+            .filter(|owner| state.is_current(owner))
+            .map(|owner| Candidate {
+                owner: owner.clone(),
+                draining: state.member(&owner.member).is_some_and(|m| m.draining),
+            })
+            .collect();
+        self.moving.retain(|gateway, (epoch, to, asked)| {
+            state.epoch(*gateway) == *epoch
+                && live.iter().any(|c| c.owner == *to)
+                && at < asked.after(HANDOVER)
+        });
+        let seats: Vec<Seat> = state
+            .policy()
+            .gateway_ids()
+            .into_iter()
+            .filter(|id| !self.assigning.contains(id))
+            .map(|id| self.seat(state, id, at))
+            .collect();
+        let complete = live.len() >= members;
+        // Who lives asks at once when there is a new leader; what was never assigned has more time.
+        let patient = |epoch: u32| {
+            let wait = if epoch == 0 { GATHER } else { renew };
+            complete || at >= self.since.after(wait)
+        };
+        if self.candidates != live {
+            self.candidates.clone_from(&live);
+            self.spreading = true;
+        }
+        let moving: BTreeMap<GatewayId, Owner> = self
+            .moving
+            .iter()
+            .map(|(gateway, (_, to, _))| (*gateway, to.clone()))
+            .collect();
+        let mut chosen = Vec::new();
+        let balance = self.spreading && complete && moving.is_empty();
+        let actions = plan(&seats, &live, &moving, balance);
+        if balance && actions.is_empty() {
+            self.spreading = false;
+        }
+        for action in actions {
+            match action {
+                Action::Assign { gateway, epoch, to } if patient(epoch) => {
+                    let owner = state.gateway(gateway).and_then(|g| g.owner.as_ref());
+                    if self.grantor.reassign(gateway, epoch, owner, at) {
+                        let before = owner.map(|o| o.member.as_str());
+                        info!(
+                            event = "assigning",
+                            gateway = gateway.0,
+                            epoch,
+                            before,
+                            to = to.member,
+                            "assigning gateway {} to {}",
+                            gateway.0,
+                            to.member
+                        );
+                        self.assigning.insert(gateway);
+                        chosen.push((gateway, epoch, to));
+                    }
+                }
+                Action::Assign { .. } => {}
+                Action::Move {
+                    gateway,
+                    epoch,
+                    from,
+                    to,
+                } => {
+                    info!(
+                        event = "moving",
+                        gateway = gateway.0,
+                        epoch,
+                        from = from.member,
+                        to = to.member,
+                        "asking {} to hand gateway {} over to {}",
+                        from.member,
+                        gateway.0,
+                        to.member
+                    );
+                    self.moving.insert(gateway, (epoch, to, at));
+                }
+            }
+        }
+        self.grantor.forget(at, |owner| {
+            state
+                .gateways()
+                .any(|(_, g)| g.owner.as_ref() == Some(owner))
+        });
+        chosen
+    }
+
+    fn seat(&self, state: &State, gateway: GatewayId, at: BootTime) -> Seat {
+        let owner = state.gateway(gateway).and_then(|g| g.owner.as_ref());
+        let holding = match owner {
+            None => Holding::Free,
+            Some(owner) if self.grantor.is_live(owner, at) => Holding::Held(owner.clone()),
+            Some(owner) if at >= self.grantor.silent_from(owner) => Holding::Free,
+            Some(_) => Holding::Uncertain,
+        };
+        Seat {
+            gateway,
+            epoch: state.epoch(gateway),
+            holding,
+        }
+    }
+
+    /// Assignments were applied or refused; if that is not known they may be proposed again, but nothing is granted under the old epochs.
+    fn assigned(&mut self, gateways: &[(GatewayId, u32)], decided: bool) {
+        for (gateway, epoch) in gateways {
+            self.assigning.remove(gateway);
+            if decided {
+                self.grantor.settled(*gateway, *epoch);
+            }
+        }
+    }
+}

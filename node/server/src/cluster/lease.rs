@@ -1,0 +1,206 @@
+//! Leases of this process: asked for all the time, and what follows from them.
+//!
+//! All this runs on a thread of its own, so that nothing which workers do delays a renewal.
+
+use super::{
+    Membership, leader,
+    message::{Answer, Ask, decode, encode},
+    now,
+};
+use crate::node::Node;
+use anyhow::Context;
+use evergate_dataplane::DeadMan;
+use evergate_ike::record::GatewayId;
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+use tokio::{
+    runtime,
+    time::{MissedTickBehavior, interval},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+/// So many requests may be unanswered: those of a whole lease, and some that were made for another reason.
+const OUTSTANDING: usize = 12;
+
+/// Starts to ask for leases, and to lead whenever this member is the leader.
+///
+/// # Errors
+/// If the system gives no thread.
+pub(super) fn spawn(
+    node: &Arc<Node>,
+    membership: &Arc<Membership>,
+    switch: Option<DeadMan>,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("no runtime for leases")?;
+    let keeper = Keeper {
+        node: Arc::clone(node),
+        membership: Arc::clone(membership),
+        switch,
+        guarded: BTreeSet::new(),
+        live: BTreeMap::new(),
+    };
+    let (node, membership, stop) = (Arc::clone(node), Arc::clone(membership), stop.clone());
+    thread::Builder::new()
+        .name("leases".into())
+        .spawn(move || {
+            runtime.block_on(async {
+                let leading = leader::run(node, membership, stop.clone());
+                tokio::join!(keeper.run(stop), leading);
+            });
+        })
+        .context("no thread for leases")?;
+    Ok(())
+}
+
+/// Renews leases.
+struct Keeper {
+    node: Arc<Node>,
+    membership: Arc<Membership>,
+    switch: Option<DeadMan>,
+    /// The addresses that the switch guards.
+    guarded: BTreeSet<IpAddr>,
+    /// The gateways whose addresses the switch lets speak, and which addresses those are.
+    live: BTreeMap<GatewayId, Vec<IpAddr>>,
+}
+
+type Asked = BoxFuture<'static, Result<Answer, String>>;
+
+impl Keeper {
+    async fn run(mut self, stop: CancellationToken) {
+        let membership = Arc::clone(&self.membership);
+        let mut period = interval(membership.timing.renew);
+        period.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut leader = membership.cluster.leader();
+        let mut answers: FuturesUnordered<Asked> = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                Some(answer) = answers.next(), if !answers.is_empty() => {
+                    self.answered(answer);
+                    self.apply();
+                    continue;
+                }
+                _ = period.tick() => {}
+                () = membership.renew.notified() => {}
+                changed = leader.changed() => if changed.is_err() { break },
+            }
+            self.bound();
+            if answers.len() < OUTSTANDING {
+                answers.extend(self.ask());
+            }
+            self.apply();
+        }
+        // What is still served now is given up by those who serve it; their leases end by themselves.
+    }
+
+    /// A leader's own leases end with its quorum lease.
+    fn bound(&self) {
+        let mut holder = self.membership.holder();
+        if !self.membership.leads() {
+            return holder.follow();
+        }
+        if let Some(until) = self.membership.quorum_until() {
+            holder.lead(until);
+        }
+    }
+
+    /// Asks the leader for what the state says is our own.
+    fn ask(&self) -> Option<Asked> {
+        let membership = &self.membership;
+        let leader = membership.cluster.leader().borrow().clone()?;
+        let own = self.node.read(|state| membership.own(state));
+        let request = membership.holder().request(now(), own);
+        let ask = encode(&Ask::Leases(request)).ok()?;
+        let (cluster, deadline) = (membership.cluster.clone(), membership.timing.grant);
+        let asked = async move {
+            let answer = cluster.renew_leases(&leader, ask, deadline).await;
+            decode(&answer.map_err(|e| e.to_string())?)
+        };
+        Some(asked.boxed())
+    }
+
+    fn answered(&self, answer: Result<Answer, String>) {
+        match answer {
+            Ok(answer) => {
+                self.membership.holder().granted(&answer.grant);
+                if !answer.hand_over.is_empty() {
+                    let wanted = &self.membership.hand_over;
+                    *wanted
+                        .lock()
+                        .unwrap_or_else(std::sync::PoisonError::into_inner) = answer.hand_over;
+                    self.membership.changed.notify_one();
+                }
+            }
+            Err(e) => debug!(event = "lease-denied", "no lease: {e}"),
+        }
+    }
+
+    /// Opens gates for as long as leases last, and lets the addresses speak.
+    fn apply(&mut self) {
+        let policy = self.node.policy.load_full();
+        let services = self.node.services();
+        let mut live = BTreeMap::new();
+        let mut changes: Vec<(IpAddr, Duration)> = Vec::new();
+        {
+            let holder = self.membership.holder();
+            for service in &services {
+                let at = now();
+                let left = holder.remaining(service.gateway, service.epoch, at);
+                if left.is_zero() || service.passive.is_cancelled() {
+                    service.gate.close();
+                    continue;
+                }
+                service.gate.open_until(at.after(left).0);
+                let config = policy.gateways.iter().find(|g| g.id == service.gateway);
+                let addresses: Vec<IpAddr> = config
+                    .map(|g| {
+                        g.outer
+                            .iter()
+                            .chain(&g.inner)
+                            .map(ipnet::IpNet::addr)
+                            .collect()
+                    })
+                    .unwrap_or_default();
+                changes.extend(addresses.iter().map(|a| (*a, left)));
+                live.insert(service.gateway, addresses);
+            }
+        }
+        let news = live.keys().any(|g| !self.live.contains_key(g));
+        let speaking: BTreeSet<IpAddr> = changes.iter().map(|(a, _)| *a).collect();
+        let silent = self
+            .live
+            .values()
+            .flatten()
+            .filter(|a| !speaking.contains(a));
+        changes.extend(silent.map(|a| (*a, Duration::ZERO)));
+        self.switch(&policy, &changes);
+        self.live = live;
+        if news {
+            self.membership.changed.notify_one();
+        }
+    }
+
+    fn switch(&mut self, policy: &evergate_ike::config::Policy, changes: &[(IpAddr, Duration)]) {
+        let Some(switch) = &mut self.switch else {
+            return;
+        };
+        let all: BTreeSet<IpAddr> = super::front::addresses(policy).map(|n| n.addr()).collect();
+        let more: Vec<IpAddr> = all.difference(&self.guarded).copied().collect();
+        let done = switch.guard(&more).and_then(|()| switch.refresh(changes));
+        match done {
+            Ok(()) => self.guarded.extend(more),
+            Err(e) => warn!(event = "switch-failed", "the dead-man switch: {e}"),
+        }
+    }
+}

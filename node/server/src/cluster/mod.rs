@@ -1,0 +1,219 @@
+//! This process as one of several: which virtual gateways are its own, and until when it may act for them.
+//!
+//! - `lease`: asks the leader for leases, all the time, on a thread of its own; opens gates and keeps the dead-man switch alive.
+//! - `leader`: what the leader does besides: it grants leases, and assigns virtual gateways that nobody has.
+//! - `follow`: starts and stops to serve virtual gateways as the replicated state says.
+//! - `front`: the addresses of virtual gateways.
+
+mod follow;
+mod front;
+mod leader;
+mod lease;
+mod message;
+
+use crate::{
+    clock::Clock,
+    config::{ClusterConfig, Member},
+    gateway::{Opened, register},
+    node::Node,
+};
+use anyhow::Context;
+use evergate_cluster::{
+    ClusterKey, Replica,
+    lease::{BootTime, Holder, Timing},
+    raft::{Cluster, Credentials, RaftConfig},
+};
+use evergate_dataplane::{AddressesConfig, boot_time};
+use evergate_ike::record::GatewayId;
+use evergate_state::{Owner, State};
+use leader::Leading;
+use message::{Ask, HandOver, encode};
+use std::{
+    fs,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+use tokio::sync::Notify;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::info;
+use zeroize::Zeroizing;
+
+/// What an operator wants of the leader is answered within this time.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The part of a process in its cluster.
+pub(crate) struct Membership {
+    /// This process.
+    pub(crate) me: Owner,
+    /// Raft.
+    pub(crate) cluster: Cluster,
+    timing: Timing,
+    holder: Mutex<Holder>,
+    /// What it is as the leader.
+    leading: Mutex<Option<Leading>>,
+    /// What the leader asked to be handed over.
+    hand_over: Mutex<Vec<HandOver>>,
+    /// Leases are to be renewed at once.
+    renew: Notify,
+    /// Leases have changed, or there is something to hand over.
+    changed: Notify,
+    /// The leader should look again who should have what.
+    plan: Notify,
+}
+
+impl Membership {
+    /// Whether this member leads, as far as it knows.
+    pub(crate) fn leads(&self) -> bool {
+        self.cluster.is_leader()
+    }
+
+    /// Asks the leader to move a gateway to a member.
+    ///
+    /// # Errors
+    /// Why that cannot be, as a sentence.
+    pub(crate) async fn ask_to_move(&self, gateway: GatewayId, member: &str) -> Result<(), String> {
+        let leader = self.cluster.leader().borrow().clone();
+        let leader = leader.ok_or("there is no leader at the moment")?;
+        let ask = encode(&Ask::Move {
+            gateway,
+            member: member.to_owned(),
+        })?;
+        let asked = self.cluster.renew_leases(&leader, ask, PATIENCE).await;
+        asked.map(drop).map_err(|e| e.to_string())
+    }
+
+    /// Until when nobody else can be the leader, if this process is: the boot-time clock. `None` if it may not be any more.
+    fn quorum_until(&self) -> Option<BootTime> {
+        let acked = self.cluster.last_quorum_acked()?;
+        // Read after the other: what is told is rather too early than too late.
+        let ago = Instant::now().saturating_duration_since(acked);
+        let sent = boot_time().checked_sub(ago)?;
+        Some(self.timing.quorum_until(BootTime(sent)))
+    }
+
+    fn holder(&self) -> MutexGuard<'_, Holder> {
+        self.holder.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn leading(&self) -> MutexGuard<'_, Option<Leading>> {
+        self.leading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The gateways that the state says are this process's own, with their epochs.
+    fn own(&self, state: &State) -> Vec<(GatewayId, u32)> {
+        let configured = state.policy().gateway_ids();
+        let own = configured.into_iter().filter_map(|id| {
+            let epoch = state.epoch_of(id, &self.me)?;
+            Some((id, epoch))
+        });
+        own.collect()
+    }
+}
+
+fn now() -> BootTime {
+    BootTime(boot_time())
+}
+
+/// Joins the cluster, and makes this process the one of its member. Waits until there is a leader.
+///
+/// # Errors
+/// If the state cannot be opened, credentials cannot be used, or the address cannot be listened on.
+pub(crate) async fn join(
+    member: &Member,
+    config: &ClusterConfig,
+    key: ClusterKey,
+    clock: Arc<Clock>,
+) -> anyhow::Result<Opened> {
+    let raft = raft_config(member, config, key, clock)?;
+    info!(
+        event = "joining",
+        member = member.name,
+        members = config.members.len(),
+        "joining the cluster"
+    );
+    let replica = Replica::join(raft).await.with_context(|| {
+        let directory = member.state_dir.display();
+        format!("cannot join the cluster with the state in {directory}")
+    })?;
+    let cluster = replica.cluster().cloned();
+    let cluster = cluster.context("the replica is in no cluster")?;
+    let me = register(&replica, &member.name).await?;
+    info!(
+        event = "joined",
+        member = member.name,
+        "part of the cluster"
+    );
+    let membership = Membership {
+        holder: Mutex::new(Holder::new(config.lease, me.clone())),
+        me,
+        cluster,
+        timing: config.lease,
+        leading: Mutex::default(),
+        hand_over: Mutex::default(),
+        renew: Notify::new(),
+        changed: Notify::new(),
+        plan: Notify::new(),
+    };
+    Ok(Opened {
+        replica,
+        membership: Some(Arc::new(membership)),
+    })
+}
+
+fn raft_config(
+    member: &Member,
+    config: &ClusterConfig,
+    key: ClusterKey,
+    clock: Arc<Clock>,
+) -> anyhow::Result<RaftConfig> {
+    let directory = &member.state_dir;
+    fs::create_dir_all(directory)
+        .with_context(|| format!("cannot make the directory {}", directory.display()))?;
+    let read =
+        |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    let listener = std::net::TcpListener::bind(config.listen)
+        .with_context(|| format!("cannot listen on {}", config.listen))?;
+    Ok(RaftConfig {
+        replica: evergate_cluster::Config::new(key, move || clock.now()),
+        dir: directory.clone(),
+        name: member.name.clone(),
+        listener: Some(listener),
+        members: config.members.clone(),
+        credentials: Some(Credentials {
+            authority: read(&config.ca)?,
+            certificate: read(&config.cert)?,
+            key: Zeroizing::new(read(&config.key)?),
+        }),
+        timing: config.pace,
+    })
+}
+
+/// Serves whatever virtual gateways this process gets, until told to stop.
+///
+/// # Errors
+/// If addresses cannot be moved, or there is no dead-man switch.
+pub(crate) fn serve(
+    node: &Arc<Node>,
+    member: &Member,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) -> anyhow::Result<()> {
+    let membership = node.membership.clone();
+    let membership = membership.context("the process is in no cluster")?;
+    let addresses = AddressesConfig {
+        outer_interface: member.outer_interface.clone(),
+        inner_interface: member.inner_interface.clone(),
+        origin: AddressesConfig::ORIGIN,
+    };
+    let (front, switch) = front::open(addresses, &node.policy.load())?;
+    leader::answer(node, &membership);
+    lease::spawn(node, &membership, switch, stop)?;
+    tasks.spawn(follow::run(
+        Arc::clone(node),
+        membership,
+        front,
+        stop.clone(),
+    ));
+    Ok(())
+}

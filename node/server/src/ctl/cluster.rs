@@ -1,0 +1,151 @@
+//! Commands about the cluster.
+
+use super::{Arguments, Client, Command, tables::either, timed};
+use evergate_proto::admin::{
+    DrainMemberRequest, ListGatewaysRequest, ListMembersRequest, MoveGatewayRequest,
+};
+use serde_json::{Value, json};
+use tonic::Status;
+
+/// Carries such a command out.
+pub(super) async fn call(client: &mut Client, arguments: &Arguments) -> Result<String, Status> {
+    match &arguments.command {
+        Command::Members => members(client, arguments).await,
+        Command::Gateways => gateways(client, arguments).await,
+        Command::Move { gateway, member } => move_gateway(client, arguments, gateway, member).await,
+        Command::Drain { member, undo } => drain(client, arguments, member, *undo).await,
+        _ => Err(Status::internal("not about the cluster")),
+    }
+}
+
+async fn members(client: &mut Client, arguments: &Arguments) -> Result<String, Status> {
+    let request = timed(arguments, ListMembersRequest {});
+    let all = client.list_members(request).await?.into_inner().members;
+    let json: Value = all
+        .iter()
+        .map(|m| {
+            json!({ "name": m.name, "address": m.address, "voter": m.voter, "leader": m.leader, "draining": m.draining,
+                    "gateways": m.gateways, "acknowledged_ms": m.acknowledged_ms })
+        })
+        .collect();
+    let rows = all.iter().map(|m| {
+        let role = match (m.leader, m.voter) {
+            (true, _) => "leader",
+            (false, true) => "follower",
+            (false, false) => "learner",
+        };
+        let heard = m
+            .acknowledged_ms
+            .map_or_else(|| "-".to_owned(), |ms| format!("{ms} ms ago"));
+        let draining = if m.draining { "draining" } else { "" };
+        [
+            m.name.clone(),
+            m.address.clone(),
+            role.to_owned(),
+            m.gateways.to_string(),
+            heard,
+            draining.to_owned(),
+        ]
+    });
+    let head = ["MEMBER", "ADDRESS", "ROLE", "GATEWAYS", "HEARD", ""];
+    let text = table(head, rows.collect());
+    Ok(either(arguments.json, &json, text))
+}
+
+async fn gateways(client: &mut Client, arguments: &Arguments) -> Result<String, Status> {
+    let request = timed(arguments, ListGatewaysRequest {});
+    let all = client.list_gateways(request).await?.into_inner().gateways;
+    let json: Value = all
+        .iter()
+        .map(|g| {
+            json!({ "name": g.name, "id": g.id, "epoch": g.epoch, "member": g.member, "outer": g.outer, "inner": g.inner,
+                    "ike_sas": g.ike_sas, "children": g.children })
+        })
+        .collect();
+    let rows = all.iter().map(|g| {
+        let shown = |text: &str| if text.is_empty() { "-" } else { text }.to_owned();
+        [
+            shown(&g.name),
+            shown(&g.member),
+            g.epoch.to_string(),
+            g.ike_sas.to_string(),
+            g.children.to_string(),
+            [g.outer.join(" "), g.inner.join(" ")].join("  "),
+        ]
+    });
+    let head = ["GATEWAY", "MEMBER", "EPOCH", "IKE", "CHILD", "ADDRESSES"];
+    let text = table(head, rows.collect());
+    Ok(either(arguments.json, &json, text))
+}
+
+async fn move_gateway(
+    client: &mut Client,
+    arguments: &Arguments,
+    gateway: &str,
+    member: &str,
+) -> Result<String, Status> {
+    let request = MoveGatewayRequest {
+        gateway: gateway.to_owned(),
+        member: member.to_owned(),
+    };
+    let moved = client.move_gateway(timed(arguments, request)).await?;
+    let epoch = moved.into_inner().epoch;
+    let line = format!("gateway {gateway} is with {member}, in epoch {epoch}\n");
+    let value = json!({ "gateway": gateway, "member": member, "epoch": epoch });
+    Ok(either(arguments.json, &value, line))
+}
+
+async fn drain(
+    client: &mut Client,
+    arguments: &Arguments,
+    member: &str,
+    undo: bool,
+) -> Result<String, Status> {
+    let request = DrainMemberRequest {
+        member: member.to_owned(),
+        undo,
+    };
+    let drained = client.drain_member(timed(arguments, request)).await?;
+    let moved = drained.into_inner().moved;
+    let line = if undo {
+        format!("{member} may have gateways again\n")
+    } else {
+        format!("{member} has no gateways any more, {moved} moved\n")
+    };
+    let value = json!({ "member": member, "draining": !undo, "moved": moved });
+    Ok(either(arguments.json, &value, line))
+}
+
+/// Columns as wide as their widest cell.
+fn table<const N: usize>(head: [&str; N], rows: Vec<[String; N]>) -> String {
+    let head = head.map(str::to_owned);
+    let width = |at: usize| {
+        let cells = rows
+            .iter()
+            .chain([&head])
+            .map(|row| row[at].chars().count());
+        cells.max().unwrap_or_default()
+    };
+    let widths: [usize; N] = std::array::from_fn(width);
+    let line = |row: &[String; N]| {
+        let cells = row
+            .iter()
+            .zip(widths)
+            .map(|(cell, w)| format!("{cell:<w$}"));
+        let line = cells.collect::<Vec<_>>().join("  ");
+        format!("{}\n", line.trim_end())
+    };
+    std::iter::once(&head).chain(&rows).map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let text = |list: [&str; 2]| list.map(str::to_owned);
+        let rows = vec![text(["a", "bb"]), text(["cccc", ""])];
+        assert_eq!(table(["X", "Y"], rows), "X     Y\na     bb\ncccc\n");
+    }
+}
