@@ -1,7 +1,11 @@
 //! The outbound policy database (RFC 4301 §4.4.1): from an inner packet to the SA that protects it.
 
 use crate::{OutboundSa, Selector, Selectors, packet::PacketSelectors};
-use std::{collections::HashMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap, btree_map},
+    net::IpAddr,
+    sync::Arc,
+};
 
 /// Names a policy. Chosen by the caller; one per Child SA configuration and peer.
 pub type PolicyId = u64;
@@ -99,16 +103,55 @@ impl<S> Entry<S> {
 
 /// Policies by selectors.
 ///
-/// Policies for one remote address (the virtual address of a peer) are found by that address; all others are
-/// scanned, in order.
+/// They are found by the narrowest prefix that contains a range of remote addresses: a look-up takes one step for each
+/// length of prefix that there is, however many policies there are.
 #[derive(Clone, Debug)]
 pub struct Spd<S = OutboundSa> {
     entries: HashMap<PolicyId, Entry<S>>,
-    by_address: HashMap<IpAddr, Vec<Rule>>,
-    ranges: Vec<Rule>,
+    /// What goes first comes last: of equal selectors the newest policy goes first, and joins the list most cheaply.
+    rules: HashMap<Prefix, Vec<Rule>>,
+    /// Which lengths of prefixes there are, and how many of each.
+    v4: Lengths,
+    v6: Lengths,
 }
 
-/// One pair of selectors of a policy. Lists of rules are sorted by rank.
+/// How many prefixes there are of each length; only of lengths that there are.
+type Lengths = BTreeMap<u32, usize>;
+
+/// An address without the bits behind the first `len`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Prefix {
+    address: IpAddr,
+    len: u32,
+}
+
+impl Prefix {
+    fn new(address: IpAddr, len: u32) -> Self {
+        let address = match address {
+            IpAddr::V4(a) => {
+                let mask = u32::MAX.checked_shl(32 - len.min(32)).unwrap_or(0);
+                IpAddr::V4((u32::from(a) & mask).into())
+            }
+            IpAddr::V6(a) => {
+                let mask = u128::MAX.checked_shl(128 - len.min(128)).unwrap_or(0);
+                IpAddr::V6((u128::from(a) & mask).into())
+            }
+        };
+        Self { address, len }
+    }
+
+    /// The narrowest that contains a selector's addresses; `None` if they are of different families, and none can match.
+    fn covering(selector: &Selector) -> Option<Self> {
+        let len = match (selector.start, selector.end) {
+            (IpAddr::V4(a), IpAddr::V4(b)) => (u32::from(a) ^ u32::from(b)).leading_zeros(),
+            (IpAddr::V6(a), IpAddr::V6(b)) => (u128::from(a) ^ u128::from(b)).leading_zeros(),
+            _ => return None,
+        };
+        Some(Self::new(selector.start, len))
+    }
+}
+
+/// One pair of selectors of a policy.
 #[derive(Clone, Debug)]
 struct Rule {
     rank: Rank,
@@ -159,8 +202,9 @@ impl<S> Default for Spd<S> {
     fn default() -> Self {
         Self {
             entries: HashMap::new(),
-            by_address: HashMap::new(),
-            ranges: Vec::new(),
+            rules: HashMap::new(),
+            v4: Lengths::new(),
+            v6: Lengths::new(),
         }
     }
 }
@@ -171,13 +215,22 @@ impl<S> Spd<S> {
     pub fn insert(&mut self, entry: Entry<S>) -> Option<Entry<S>> {
         let before = self.remove(entry.id);
         for &remote in &entry.selectors.remote {
-            let rules = match single_address(&remote) {
-                Some(address) => self.by_address.entry(address).or_default(),
-                None => &mut self.ranges,
+            let Some(prefix) = Prefix::covering(&remote) else {
+                continue;
             };
+            if !self.rules.contains_key(&prefix) {
+                *self.lengths(prefix).entry(prefix.len).or_default() += 1;
+            }
+            let rules = self.rules.entry(prefix).or_default();
+            // Most prefixes have the rule of one policy, for long.
+            rules.reserve_exact(if rules.is_empty() {
+                entry.selectors.local.len()
+            } else {
+                0
+            });
             for &local in &entry.selectors.local {
                 let rule = Rule::new(&entry, local, remote);
-                let at = rules.partition_point(|other| other.rank <= rule.rank);
+                let at = rules.partition_point(|other| other.rank > rule.rank);
                 rules.insert(at, rule);
             }
         }
@@ -188,26 +241,30 @@ impl<S> Spd<S> {
     /// Removes a policy.
     pub fn remove(&mut self, id: PolicyId) -> Option<Entry<S>> {
         let entry = self.entries.remove(&id)?;
-        for remote in &entry.selectors.remote {
-            let Some(address) = single_address(remote) else {
+        for prefix in entry.selectors.remote.iter().filter_map(Prefix::covering) {
+            let Some(rules) = self.rules.get_mut(&prefix) else {
                 continue;
             };
-            if let Some(rules) = self.by_address.get_mut(&address) {
-                rules.retain(|rule| rule.rank.id != id);
-                if rules.is_empty() {
-                    self.by_address.remove(&address);
+            rules.retain(|rule| rule.rank.id != id);
+            if !rules.is_empty() {
+                continue;
+            }
+            self.rules.remove(&prefix);
+            if let btree_map::Entry::Occupied(mut count) = self.lengths(prefix).entry(prefix.len) {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
                 }
             }
         }
-        if entry
-            .selectors
-            .remote
-            .iter()
-            .any(|remote| single_address(remote).is_none())
-        {
-            self.ranges.retain(|rule| rule.rank.id != id);
-        }
         Some(entry)
+    }
+
+    fn lengths(&mut self, prefix: Prefix) -> &mut Lengths {
+        match prefix.address {
+            IpAddr::V4(_) => &mut self.v4,
+            IpAddr::V6(_) => &mut self.v6,
+        }
     }
 
     /// The policy with this id.
@@ -241,17 +298,17 @@ impl<S> Spd<S> {
 
     /// The policy for a packet that we would send.
     pub fn lookup(&self, packet: &PacketSelectors) -> Option<&Entry<S>> {
-        let first = |rules: &'_ [Rule]| {
-            rules
-                .iter()
-                .find(|rule| rule.matches(packet))
-                .map(|rule| rule.rank)
+        let lengths = match packet.destination {
+            IpAddr::V4(_) => &self.v4,
+            IpAddr::V6(_) => &self.v6,
         };
-        let single = self
-            .by_address
-            .get(&packet.destination)
-            .and_then(|rules| first(rules));
-        let best = single.into_iter().chain(first(&self.ranges)).min()?;
+        let around = lengths
+            .keys()
+            .filter_map(|&len| self.rules.get(&Prefix::new(packet.destination, len)));
+        let best = around
+            .filter_map(|rules| rules.iter().rev().find(|rule| rule.matches(packet)))
+            .map(|rule| rule.rank)
+            .min()?;
         self.entries.get(&best.id)
     }
 
@@ -269,10 +326,6 @@ impl<S> Spd<S> {
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
-}
-
-fn single_address(selector: &Selector) -> Option<IpAddr> {
-    (selector.start == selector.end).then_some(selector.start)
 }
 
 /// How many addresses more than one there are.

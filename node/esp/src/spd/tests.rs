@@ -1,4 +1,5 @@
 use super::*;
+use proptest::prelude::*;
 
 fn address(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -135,7 +136,8 @@ fn replacing_leaves_no_old_rules() {
     assert_eq!(found(&spd, &to("10.2.0.1")), None);
     assert_eq!(found(&spd, &to("10.1.0.2")), Some(1));
     assert_eq!(spd.remove(1).unwrap().id, 1);
-    assert!(spd.is_empty() && spd.by_address.is_empty() && spd.ranges.is_empty());
+    assert!(spd.is_empty() && spd.rules.is_empty());
+    assert!(spd.v4.is_empty() && spd.v6.is_empty());
 }
 
 #[test]
@@ -163,4 +165,67 @@ fn the_newest_active_sa_sends() {
         "the policy stays, so that nothing leaves in the clear"
     );
     assert!(!spd.add_sa(9, first, true));
+}
+
+/// The same question answered by looking at every policy.
+fn scanned(entries: &[Entry<u32>], packet: &PacketSelectors) -> Option<PolicyId> {
+    let rules = entries.iter().flat_map(|entry| {
+        let pairs = entry.selectors.remote.iter().flat_map(|remote| {
+            let locals = entry.selectors.local.iter();
+            locals.map(|local| (*local, *remote))
+        });
+        pairs.map(|(local, remote)| Rule::new(entry, local, remote))
+    });
+    rules
+        .filter(|rule| rule.matches(packet))
+        .map(|rule| rule.rank)
+        .min()
+        .map(|rank| rank.id)
+}
+
+/// A range of addresses in a small space, so that ranges meet, or in all of it.
+fn any_range() -> impl Strategy<Value = Selector> {
+    let v4 = (any::<u8>(), any::<u8>()).prop_map(|(a, b)| {
+        let at = |n: u8| IpAddr::from([10, 0, n / 16, n % 16 * 17]);
+        Selector::addresses(at(a.min(b)), at(a.max(b)))
+    });
+    let v6 = (any::<u8>(), 0..=128_u32).prop_map(|(a, len)| {
+        let first = u128::from(a) << 120 & u128::MAX.checked_shl(128 - len).unwrap_or(0);
+        let last = first | u128::MAX.checked_shr(len).unwrap_or(0);
+        Selector::addresses(IpAddr::V6(first.into()), IpAddr::V6(last.into()))
+    });
+    prop_oneof![6 => v4, 2 => v6, 1 => Just(range(ALL))]
+}
+
+proptest! {
+    #[test]
+    fn looking_up_is_as_good_as_scanning(
+        policies in prop::collection::vec((0..3_u32, any_range(), any_range()), 0..40),
+        removed in prop::collection::vec(any::<prop::sample::Index>(), 0..10),
+        packets in prop::collection::vec((any_range(), any_range()), 1..40),
+    ) {
+        let entries = policies.iter().zip(1..).map(|((priority, local, remote), id)| {
+            let selectors = Selectors { local: vec![*local, range("10.0.0.0-10.0.3.7")], remote: vec![*remote] };
+            Entry::new(id, Action::Protect, *priority, selectors)
+        });
+        let mut entries: Vec<Entry<u32>> = entries.collect();
+        let mut spd = Spd::default();
+        for entry in &entries {
+            spd.insert(entry.clone());
+        }
+        for index in removed {
+            if !entries.is_empty() {
+                let entry = entries.swap_remove(index.index(entries.len()));
+                prop_assert!(spd.remove(entry.id).is_some());
+            }
+        }
+        for (source, destination) in packets {
+            let packet = PacketSelectors { source: source.start, destination: destination.end, protocol: 6, ports: Some((1, 2)) };
+            prop_assert_eq!(found(&spd, &packet), scanned(&entries, &packet));
+        }
+        for entry in &entries {
+            spd.remove(entry.id);
+        }
+        prop_assert!(spd.rules.is_empty() && spd.v4.is_empty() && spd.v6.is_empty());
+    }
 }
