@@ -9,7 +9,10 @@ use anyhow::{Context, Result, anyhow};
 use ipnet::Ipv4Net;
 use nix::{
     errno::Errno,
-    sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt::RxqOvfl},
+    sys::socket::{
+        ControlMessageOwned, MsgFlags, recvmsg, setsockopt,
+        sockopt::{RcvBufForce, RxqOvfl},
+    },
 };
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use std::{
@@ -29,6 +32,8 @@ const EVERY_PROTOCOL: u16 = 0x0003;
 const OUTGOING: u32 = 4;
 /// Longest frame that can be looked at.
 const FRAME_LEN: usize = 9216;
+/// Bytes of frames that may wait to be looked at.
+const BUFFER: usize = 16 << 20;
 /// How often the thread looks whether it is to end.
 const PATIENCE: Duration = Duration::from_millis(50);
 
@@ -102,8 +107,10 @@ fn open() -> Result<Socket> {
         SockFilter::new(0x06, 0, 0, 0),
         SockFilter::new(0x06, 0, 0, u32::MAX),
     ])?;
-    // As much as the kernel gives without being asked as root.
-    socket.set_recv_buffer_size(16 << 20)?;
+    // Only root of the machine gets more than its limit says.
+    if setsockopt(&socket, RcvBufForce, &BUFFER).is_err() {
+        socket.set_recv_buffer_size(BUFFER)?;
+    }
     socket.set_read_timeout(Some(PATIENCE))?;
     setsockopt(&socket, RxqOvfl, &1)?;
     Ok(socket)

@@ -1,10 +1,11 @@
 //! A gateway as a process of its own: started, killed, and asked over its administration API.
 
-use super::network::NetNs;
+use super::{network::NetNs, topology::KEY_FILE};
 use crate::ctl;
 use anyhow::{Context, Error, Result, bail, ensure};
 use evergate_proto::admin::{
-    ChildFate, GetStatusRequest, IkeSa, ListSasRequest, admin_client::AdminClient,
+    ChildFate, GetStatusRequest, GetStatusResponse, IkeSa, ListSasRequest,
+    admin_client::AdminClient,
 };
 use std::{
     ffi::OsStr,
@@ -42,21 +43,17 @@ pub(super) struct Sa {
 }
 
 impl Gateway {
-    /// Writes its files; it keeps everything in `dir`.
-    pub(super) fn new(name: &str, ns: &NetNs, dir: &Path, config: &str) -> Result<Self> {
-        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    /// Writes its files; all that it keeps is in a directory of its name in `root`.
+    pub(super) fn new(name: &str, ns: &NetNs, root: &Path, config: &str) -> Result<Self> {
+        let dir = root.join(name);
+        fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let gateway = Self {
             name: name.to_owned(),
             ns: ns.clone(),
-            dir: dir.to_owned(),
+            dir,
             process: None,
         };
         fs::write(gateway.path("evergate.toml"), config)?;
-        let key = gateway.path("cluster.key");
-        let made = evergate(["keygen".as_ref(), "--out".as_ref(), key.as_os_str()])
-            .stdout(Stdio::null())
-            .status();
-        ensure!(made?.success(), "evergate keygen failed");
         Ok(gateway)
     }
 
@@ -92,19 +89,23 @@ impl Gateway {
         Ok(())
     }
 
-    /// Whether it runs.
+    /// Whether it was started, and not killed since.
+    pub(super) fn is_started(&self) -> bool {
+        self.process.is_some()
+    }
+
+    /// Looks whether it still runs, if it was started.
     ///
     /// # Errors
     /// If it ended by itself.
-    pub(super) fn runs(&mut self) -> Result<bool> {
-        let Some(process) = &mut self.process else {
-            return Ok(false);
-        };
-        if let Some(status) = process.try_wait()? {
+    pub(super) fn check(&mut self) -> Result<()> {
+        if let Some(process) = &mut self.process
+            && let Some(status) = process.try_wait()?
+        {
             self.process = None;
             bail!("{} ended by itself ({status})", self.name);
         }
-        Ok(true)
+        Ok(())
     }
 
     /// The end of its log.
@@ -122,12 +123,23 @@ impl Gateway {
 
     /// Whether it answers.
     pub(super) async fn serves(&self) -> bool {
-        let ask = async {
-            let mut client = self.client().await?;
-            client.get_status(GetStatusRequest {}).await?;
-            Ok::<_, Error>(())
-        };
-        matches!(timeout(PATIENCE, ask).await, Ok(Ok(())))
+        self.is_started() && matches!(timeout(PATIENCE, self.status()).await, Ok(Ok(_)))
+    }
+
+    /// The epoch in which it serves the virtual gateway, if it does.
+    pub(super) async fn active_in(&self) -> Option<u32> {
+        if !self.is_started() {
+            return None;
+        }
+        let status = timeout(PATIENCE, self.status()).await.ok()?.ok()?;
+        let active = status.gateways.iter().filter(|g| g.active);
+        active.map(|g| g.epoch).max()
+    }
+
+    async fn status(&self) -> Result<GetStatusResponse> {
+        let mut client = self.client().await?;
+        let status = client.get_status(GetStatusRequest {}).await?;
+        Ok(status.into_inner())
     }
 
     /// Its established SAs.
@@ -200,6 +212,17 @@ impl Sa {
     pub(super) fn spis(&self) -> ((u64, u64), &[(u32, u32)]) {
         (self.ike, &self.children)
     }
+}
+
+/// Makes a cluster key in a directory.
+pub(super) fn make_key(dir: &Path) -> Result<()> {
+    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let key = dir.join(KEY_FILE);
+    let made = evergate(["keygen".as_ref(), "--out".as_ref(), key.as_os_str()])
+        .stdout(Stdio::null())
+        .status();
+    ensure!(made?.success(), "evergate keygen failed");
+    Ok(())
 }
 
 /// This program, also when its file was replaced meanwhile. In a process group of its own: a terminal's signals are not for it.

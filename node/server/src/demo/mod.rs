@@ -6,6 +6,7 @@ mod checker;
 mod gateway;
 mod isolate;
 mod network;
+mod picture;
 mod play;
 mod progress;
 mod report;
@@ -27,9 +28,15 @@ pub(crate) struct Args {
     /// How often the active member is killed
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=1000))]
     kills: u16,
+    /// How many members there are: 1, which is started again after each kill, or at least 3, so that a majority is left
+    #[arg(long, default_value_t = 3, value_parser = members)]
+    members: u8,
     /// How many peers there are
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(topology::MAX_PEERS)))]
     peers: u8,
+    /// A gap of so many milliseconds is a failure [default: 1000 with several members, else none]
+    #[arg(long, value_name = "MS")]
+    max_gap: Option<u32>,
     /// Encapsulate ESP in UDP as behind a NAT
     #[arg(long)]
     encap: bool,
@@ -41,6 +48,15 @@ pub(crate) struct Args {
     keep: Option<PathBuf>,
     #[arg(long, hide = true)]
     inside: bool,
+}
+
+/// A cluster that loses one member needs a majority of the others.
+fn members(text: &str) -> Result<u8, String> {
+    let count = text.parse::<u8>().ok();
+    let sensible = |n: &u8| *n == 1 || (3..=topology::MAX_MEMBERS).contains(n);
+    count
+        .filter(sensible)
+        .ok_or_else(|| format!("expected 1, or 3 to {}", topology::MAX_MEMBERS))
 }
 
 /// Runs the demo. It ends the process with another status than 0 if anything did not hold.

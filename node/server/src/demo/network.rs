@@ -1,7 +1,8 @@
 //! Network namespaces, links between them, addresses and routes, over netlink.
 
 use super::topology::{
-    INTERNET_PREFIX, OFFICE, OFFICE_PREFIX, PEER_PREFIX, ROUTER, Site, Topology,
+    CLUSTER_PREFIX, GATEWAY, INTERNET_PREFIX, OFFICE, OFFICE_PREFIX, PEER_PREFIX, ROUTER, Site,
+    Topology,
 };
 use anyhow::{Context, Result};
 use nix::{
@@ -19,9 +20,11 @@ use std::{
 };
 
 /// The device of a gateway on the internet segment.
-const OUTER_DEVICE: &str = "wan0";
+pub(super) const OUTER_DEVICE: &str = "wan0";
 /// The device of a gateway in its protected network.
-const INNER_DEVICE: &str = "lan0";
+pub(super) const INNER_DEVICE: &str = "lan0";
+/// The device of a member in the network between members.
+const CLUSTER_DEVICE: &str = "cluster0";
 /// The bridge of a segment, and the device of a protected host.
 const BRIDGE: &str = "br0";
 /// Longest packet of every segment in bytes.
@@ -144,6 +147,8 @@ pub(super) struct Network {
     pub(super) internet: NetNs,
     /// The host behind the members.
     pub(super) office: NetNs,
+    /// The network between members. It exists as long as it is held.
+    _cluster: Option<NetNs>,
     /// The members.
     pub(super) members: Vec<NetNs>,
     /// The peers.
@@ -155,39 +160,50 @@ pub(super) struct Network {
 impl Network {
     /// Makes them, and everything between them.
     pub(super) fn new(topology: &Topology) -> Result<Self> {
-        let internet = segment(ROUTER, INTERNET_PREFIX)?;
-        let office = segment(OFFICE, OFFICE_PREFIX)?;
-        let mut network = Self {
-            internet,
-            office,
-            members: Vec::new(),
-            peers: Vec::new(),
-            peer_hosts: Vec::new(),
-        };
+        let internet = segment(Some((ROUTER, INTERNET_PREFIX)))?;
+        let office = segment(Some((OFFICE, OFFICE_PREFIX)))?;
+        let cluster = topology.is_cluster().then(|| segment(None)).transpose()?;
+        let (mut members, mut peers, mut peer_hosts) = (Vec::new(), Vec::new(), Vec::new());
         for member in &topology.members {
-            let gateway = gateway(member, &network.internet, &network.office)?;
-            network.members.push(gateway);
+            let ns = gateway(member, &internet, &office)?;
+            if let (Some(segment), Some(address)) = (&cluster, member.cluster) {
+                connect(&ns, CLUSTER_DEVICE, segment, &member.name)?;
+                ns.netlink(async |netlink| {
+                    netlink
+                        .address(CLUSTER_DEVICE, address, CLUSTER_PREFIX)
+                        .await
+                })?;
+            }
+            members.push(ns);
         }
         for peer in &topology.peers {
-            let host = segment(peer.host, PEER_PREFIX)?;
-            let gateway = gateway(peer, &network.internet, &host)?;
+            let host = segment(Some((peer.host, PEER_PREFIX)))?;
+            let ns = gateway(peer, &internet, &host)?;
             default_route(&host, peer.inner)?;
-            network.peers.push(gateway);
-            network.peer_hosts.push(host);
+            peers.push(ns);
+            peer_hosts.push(host);
         }
-        if let Some(member) = topology.members.first() {
-            default_route(&network.office, member.inner)?;
-        }
-        Ok(network)
+        default_route(&office, GATEWAY.1)?;
+        Ok(Self {
+            internet,
+            office,
+            _cluster: cluster,
+            members,
+            peers,
+            peer_hosts,
+        })
     }
 }
 
-/// A namespace with a bridge and an address on it.
-fn segment(address: Ipv4Addr, prefix: u8) -> Result<NetNs> {
+/// A namespace with a bridge, and an address on it if somebody is there.
+fn segment(address: Option<(Ipv4Addr, u8)>) -> Result<NetNs> {
     let ns = NetNs::new()?;
     ns.netlink(async |netlink| {
         netlink.bridge().await?;
-        netlink.address(BRIDGE, address, prefix).await
+        match address {
+            Some((address, prefix)) => netlink.address(BRIDGE, address, prefix).await,
+            None => Ok(()),
+        }
     })?;
     Ok(ns)
 }

@@ -3,14 +3,17 @@
 use super::{
     Args,
     capture::Capture,
-    gateway::{Gateway, Sa},
-    network::Network,
+    gateway::{self, Gateway},
+    network::{NetNs, Network},
+    picture::Picture,
     progress::{Progress, Scene},
-    report::{Facts, Kill, Report, Sas},
-    topology::{Agreement, OFFICE, Topology},
+    report::{Facts, Kill, Report, Restart},
+    topology::{Agreement, CLUSTER_DIR, OFFICE, Topology},
     traffic::{Host, Traffic},
 };
-use anyhow::{Context, Error, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use evergate_cluster::pki;
+use evergate_dataplane::{DeadMan, DeadManConfig};
 use std::{
     path::Path,
     time::{Duration, Instant},
@@ -20,12 +23,16 @@ use std::{
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often is looked whether something has come about.
 const GLANCE: Duration = Duration::from_millis(5);
+/// How often members are asked what they do.
+const QUESTION: Duration = Duration::from_millis(100);
 /// So many packets in each direction are taken for traffic that flows.
 const FLOWING: usize = 100;
 /// Undisturbed traffic before each kill and after the last.
 const CALM: Duration = Duration::from_secs(1);
 /// The time that packets under way may need to arrive.
 const DRAIN: Duration = Duration::from_millis(300);
+/// The longest gap that a cluster may need for a takeover, unless another one is given.
+const LONGEST_GAP: Duration = Duration::from_secs(1);
 
 /// Everything that runs. The fields end in this order: processes before the network.
 struct Stage {
@@ -36,20 +43,24 @@ struct Stage {
     network: Network,
     progress: Progress,
     kills: (usize, usize),
+    active: Option<Active>,
+    asked: Option<Instant>,
 }
 
-/// What all gateways say about their SAs.
-#[derive(Debug, Default)]
-struct Picture {
-    members: Vec<Sa>,
-    peers: Vec<Sa>,
+/// Who serves the virtual gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Active {
+    /// Which member.
+    index: usize,
+    /// In which epoch.
+    epoch: u32,
 }
 
-/// Plays it, with all files in `dir`.
-pub(super) async fn play(args: &Args, dir: &Path) -> Result<Report> {
+/// Plays it, with all files in `root`.
+pub(super) async fn play(args: &Args, root: &Path) -> Result<Report> {
     let began = Instant::now();
-    let topology = Topology::new(args.peers);
-    let mut stage = Stage::set(args, &topology, dir)?;
+    let topology = Topology::new(args.members, args.peers);
+    let mut stage = Stage::set(args, &topology, root)?;
     let (before, handshakes) = match stage.establish(&topology).await {
         Ok(seen) => seen,
         Err(error) => {
@@ -77,10 +88,12 @@ pub(super) async fn play(args: &Args, dir: &Path) -> Result<Report> {
     let totals = traffic.finish()?;
     let (wire, frames_missed) = stage.capture.finish()?;
     let begun_anew = (wire.handshakes - handshakes).max(before.authenticated_again(&after));
+    let given = args.max_gap.map(|ms| Duration::from_millis(ms.into()));
     Ok(Report::new(Facts {
         members: stage.members.len(),
         peers: stage.peers.len(),
         kills,
+        gap_limit: given.or(topology.is_cluster().then_some(LONGEST_GAP)),
         trouble: trouble.map(|error| format!("{error:#}")),
         totals,
         same_spis: before.same_spis(&after),
@@ -95,29 +108,29 @@ pub(super) async fn play(args: &Args, dir: &Path) -> Result<Report> {
 
 impl Stage {
     /// Namespaces, links and files; nothing runs yet but the capture.
-    fn set(args: &Args, topology: &Topology, dir: &Path) -> Result<Self> {
+    fn set(args: &Args, topology: &Topology, root: &Path) -> Result<Self> {
         let mut progress = Progress::new();
+        let secrets = topology.peers.iter().map(|_| secret());
         let agreement = Agreement {
             encap: args.encap,
-            secrets: topology
-                .peers
-                .iter()
-                .map(|_| secret())
-                .collect::<Result<_>>()?,
+            secrets: secrets.collect::<Result<_>>()?,
         };
+        if topology.is_cluster() {
+            check_nftables()?;
+        }
         let network = Network::new(topology)?;
         let capture = Capture::start(&network.internet)?;
+        make_cluster(topology, &root.join(CLUSTER_DIR))?;
         let mut members = Vec::new();
         for (member, ns) in topology.members.iter().zip(&network.members) {
-            let dir = dir.join(&member.name);
-            let config = topology.member_config(member, &agreement, &dir);
-            members.push(Gateway::new(&member.name, ns, &dir, &config)?);
+            let config = topology.member_config(member, &agreement, root);
+            members.push(Gateway::new(&member.name, ns, root, &config)?);
         }
         let mut peers = Vec::new();
         for (index, (peer, ns)) in topology.peers.iter().zip(&network.peers).enumerate() {
-            let dir = dir.join(&peer.name);
-            let config = topology.peer_config(index, &agreement, &dir);
-            peers.push(Gateway::new(&peer.name, ns, &dir, &config)?);
+            let config = topology.peer_config(index, &agreement, root);
+            peers.push(Gateway::new(&peer.name, ns, root, &config)?);
+            gateway::make_key(&root.join(&peer.name))?;
         }
         progress.event(&format!(
             "namespaces made for {} member(s), {} peer(s) and the hosts behind them",
@@ -132,6 +145,8 @@ impl Stage {
             network,
             progress,
             kills: (0, usize::from(args.kills)),
+            active: None,
+            asked: None,
         })
     }
 
@@ -148,20 +163,38 @@ impl Stage {
     async fn kill_again_and_again(&mut self, kills: &mut Vec<Kill>) -> Result<()> {
         for _ in 0..self.kills.1 {
             self.calm().await?;
-            let active = self.active().context("no member is active")?;
+            self.measure(kills)?;
+            let active = self.wait_for_active().await?;
             kills.push(self.kill(active).await?);
         }
-        self.calm().await
+        self.calm().await?;
+        self.measure(kills)
     }
 
-    /// Members first, then the peers, which initiate.
+    /// What happened until now belongs to the last kill: also when the killed member came back, nothing must stand still.
+    fn measure(&self, kills: &mut [Kill]) -> Result<()> {
+        if let Some(last) = kills.last_mut() {
+            last.gap = self.gap(last.at)?;
+        }
+        Ok(())
+    }
+
+    /// Members first, all at once, then the peers, which initiate.
     async fn start_all(&mut self) -> Result<()> {
+        for member in &mut self.members {
+            member.start()?;
+        }
         for index in 0..self.members.len() {
-            self.members[index].start()?;
-            let end = Instant::now() + PATIENCE;
-            while !self.members[index].serves().await {
-                self.glance(end, "a member serves").await?;
-            }
+            self.wait_for_member(index).await?;
+        }
+        let active = self.wait_for_active().await?;
+        if self.members.len() > 1 {
+            let text = format!(
+                "{} members form a cluster; {} is active",
+                self.members.len(),
+                self.members[active.index].name()
+            );
+            self.progress.event(&text);
         }
         for peer in &mut self.peers {
             peer.start()?;
@@ -182,30 +215,108 @@ impl Stage {
         Ok(())
     }
 
-    /// Kills a member and starts it again.
-    async fn kill(&mut self, index: usize) -> Result<Kill> {
-        let killed = self.now()?;
-        self.members[index].kill()?;
+    /// Kills the active member. Alone, it is started again at once; in a cluster another must go on first.
+    async fn kill(&mut self, active: Active) -> Result<Kill> {
+        let at = self.now()?;
+        self.members[active.index].kill()?;
+        self.active = None;
         self.kills.0 += 1;
-        let restarted = self.now()?;
-        self.members[index].start()?;
-        let name = self.members[index].name().to_owned();
-        self.wait_for_traffic(restarted)
-            .await
-            .with_context(|| format!("no traffic after kill {} of {name}", self.kills.0))?;
+        if self.members.len() == 1 {
+            self.restarted(active, at).await
+        } else {
+            self.taken_over(active, at).await
+        }
+    }
+
+    /// A member that is alone comes back.
+    async fn restarted(&mut self, active: Active, at: u64) -> Result<Kill> {
+        let begun = self.now()?;
+        self.members[active.index].start()?;
+        self.wait_for_traffic_again(begun).await?;
         let traffic = self.traffic.as_ref().context("no traffic")?;
-        let first = traffic.first_packets(restarted).context("no packet")?;
+        let first = traffic.first_packets(begun).context("no packet")?;
         let kill = Kill {
-            gap: traffic.longest_gap(killed),
-            restart_to_first_packet: Duration::from_nanos(first.saturating_sub(restarted)),
+            at,
+            member: self.members[active.index].name().to_owned(),
+            gap: self.gap(at)?,
+            restart: Restart::Alone {
+                first_packet: Duration::from_nanos(first.saturating_sub(begun)),
+            },
         };
         self.progress.event(&format!(
-            "kill {} of {}: {name} killed with SIGKILL and started again: a gap of {} ms",
+            "kill {} of {}: {} killed with SIGKILL and started again: a gap of {} ms",
             self.kills.0,
             self.kills.1,
+            kill.member,
             kill.gap.as_millis()
         ));
         Ok(kill)
+    }
+
+    /// Another member goes on; then the killed one is started again, and joins.
+    async fn taken_over(&mut self, active: Active, at: u64) -> Result<Kill> {
+        self.wait_for_traffic_again(at).await?;
+        let now = self.wait_for_active().await?;
+        ensure!(
+            now.epoch > active.epoch,
+            "the epoch did not grow: {} after {}",
+            now.epoch,
+            active.epoch
+        );
+        let member = self.members[active.index].name().to_owned();
+        let successor = self.members[now.index].name().to_owned();
+        let gap = self.gap(at)?;
+        self.progress.event(&format!(
+            "kill {} of {}: {member} killed with SIGKILL; {successor} took over, epoch {}: a gap of {} ms",
+            self.kills.0,
+            self.kills.1,
+            now.epoch,
+            gap.as_millis()
+        ));
+        let begun = Instant::now();
+        self.members[active.index].start()?;
+        self.wait_for_member(active.index).await?;
+        let rejoined = begun.elapsed();
+        self.progress.event(&format!(
+            "{member} is a member again after {} ms",
+            rejoined.as_millis()
+        ));
+        Ok(Kill {
+            at,
+            member,
+            gap,
+            restart: Restart::Cluster {
+                successor,
+                epoch: now.epoch,
+                rejoined,
+            },
+        })
+    }
+
+    /// Waits until a member serves its administration API: it does once it has joined.
+    async fn wait_for_member(&mut self, index: usize) -> Result<()> {
+        let end = Instant::now() + PATIENCE;
+        let what = format!("{} is part of the cluster", self.members[index].name());
+        while !self.members[index].serves().await {
+            self.glance(end, &what).await?;
+        }
+        Ok(())
+    }
+
+    async fn wait_for_active(&mut self) -> Result<Active> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            self.asked = None;
+            self.glance(end, "a member is active").await?;
+            if let Some(active) = self.active {
+                return Ok(active);
+            }
+        }
+    }
+
+    async fn wait_for_traffic_again(&mut self, since: u64) -> Result<()> {
+        let flows = self.wait_for_traffic(since).await;
+        flows.with_context(|| format!("no traffic after kill {}", self.kills.0))
     }
 
     /// Waits until packets that were sent after `since` arrive everywhere.
@@ -237,11 +348,14 @@ impl Stage {
             bail!("not within {} seconds: {what}", PATIENCE.as_secs());
         }
         for gateway in self.members.iter_mut().chain(&mut self.peers) {
-            gateway.runs()?;
+            gateway.check()?;
         }
-        let active = self.active();
+        if self.asked.is_none_or(|at| at.elapsed() >= QUESTION) {
+            self.active = self.ask().await;
+            self.asked = Some(Instant::now());
+        }
         let scene = Scene {
-            active: active.map(|index| self.members[index].name()),
+            active: self.active.map(|a| (self.members[a.index].name(), a.epoch)),
             kills: self.kills,
             traffic: self.traffic.as_ref(),
         };
@@ -250,11 +364,18 @@ impl Stage {
         Ok(())
     }
 
-    /// Which member has the virtual gateway: with a single one, that one.
-    fn active(&mut self) -> Option<usize> {
-        self.members
-            .iter_mut()
-            .position(|m| m.runs().is_ok_and(|runs| runs))
+    /// Which member says that it is active. If several do, the one with the highest epoch is.
+    async fn ask(&self) -> Option<Active> {
+        let mut active: Option<Active> = None;
+        for (index, member) in self.members.iter().enumerate() {
+            let Some(epoch) = member.active_in().await else {
+                continue;
+            };
+            if active.is_none_or(|a| a.epoch < epoch) {
+                active = Some(Active { index, epoch });
+            }
+        }
+        active
     }
 
     fn pairs(&self, topology: &Topology) -> Vec<(Host, Host)> {
@@ -277,69 +398,47 @@ impl Stage {
             .context("no traffic")
     }
 
-    async fn picture(&self) -> Result<Picture> {
-        let all = async |gateways: &[Gateway]| {
-            let mut sas = Vec::new();
-            for gateway in gateways {
-                sas.extend(gateway.sas().await?);
-            }
-            sas.sort();
-            Ok::<_, Error>(sas)
-        };
-        Ok(Picture {
-            members: all(&self.members).await?,
-            peers: all(&self.peers).await?,
-        })
+    /// The longest gap since then, also if it still lasts.
+    fn gap(&self, since: u64) -> Result<Duration> {
+        let traffic = self.traffic.as_ref().context("no traffic")?;
+        Ok(traffic.longest_gap(since).max(traffic.silence()))
     }
 
-    /// Shows what the first member and the first peer have to say.
+    async fn picture(&self) -> Result<Picture> {
+        Picture::take(&self.members, &self.peers).await
+    }
+
+    /// Shows what the members and the first peer have to say.
     fn show_logs(&mut self) {
-        let logs = [&self.members, &self.peers].map(|all| all.first().map(Gateway::log));
-        for log in logs.into_iter().flatten() {
-            self.progress.event(&log);
+        for gateway in self.members.iter().chain(self.peers.first()) {
+            self.progress.event(&gateway.log());
         }
     }
 }
 
-impl Picture {
-    /// Whether each peer has a tunnel, and both ends agree on it.
-    fn complete(&self, peers: usize) -> bool {
-        self.members.len() == peers
-            && self.members.iter().all(|sa| !sa.children.is_empty())
-            && self
-                .members
-                .iter()
-                .map(Sa::spis)
-                .eq(self.peers.iter().map(Sa::spis))
-    }
-
-    /// Whether both ends have what both had.
-    fn same_spis(&self, after: &Self) -> bool {
-        let spis = |sas: &'_ [Sa]| -> Vec<_> {
-            sas.iter().map(|sa| (sa.ike, sa.children.clone())).collect()
-        };
-        let all = [&self.members, &self.peers, &after.members, &after.peers];
-        all.windows(2).all(|pair| spis(pair[0]) == spis(pair[1]))
-    }
-
-    /// How many IKE SAs were authenticated that were not before.
-    fn authenticated_again(&self, after: &Self) -> u64 {
-        let known = |sas: &[Sa], sa: &Sa| {
-            sas.iter()
-                .any(|s| (s.ike, s.authenticated_ms) == (sa.ike, sa.authenticated_ms))
-        };
-        let new = |before: &[Sa], after: &[Sa]| {
-            after.iter().filter(|sa| !known(before, sa)).count() as u64
-        };
-        new(&self.members, &after.members).max(new(&self.peers, &after.peers))
-    }
-
-    fn summary(&self) -> Sas {
-        Sas {
-            count: self.members.iter().map(|sa| 1 + sa.children.len()).sum(),
-            spis: self.members.iter().map(Sa::describe).collect(),
+/// What all members have: the cluster key, and certificates if there are several.
+fn make_cluster(topology: &Topology, dir: &Path) -> Result<()> {
+    gateway::make_key(dir)?;
+    if topology.is_cluster() {
+        pki::init(dir)?;
+        for member in &topology.members {
+            pki::issue_in(dir, &member.name)?;
         }
     }
+    Ok(())
+}
+
+/// Members that share addresses have a switch in nftables. What the kernel says about it is said here, where it is understood.
+fn check_nftables() -> Result<()> {
+    let config = DeadManConfig {
+        table: "evergate".to_owned(),
+        devices: vec!["lo".to_owned()],
+    };
+    let made = NetNs::new()?.run(|| Ok(DeadMan::install(config, &[])?));
+    made.map(drop).context(
+        "members of a cluster need nftables, which keeps a dead member silent: load the kernel module (modprobe nf_tables), \
+         or see a single member that is started again (evergate demo --members 1)",
+    )
 }
 
 /// A new pre-shared key, as hexadecimal digits.
@@ -347,53 +446,4 @@ fn secret() -> Result<String> {
     let mut bytes = [0_u8; 32];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| anyhow!("no randomness"))?;
     Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn picture() -> Picture {
-        let sa = |n: u64| Sa {
-            ike: (n, n + 1),
-            authenticated_ms: Some(n),
-            children: vec![(7, 8)],
-        };
-        Picture {
-            members: vec![sa(1), sa(3)],
-            peers: vec![sa(1), sa(3)],
-        }
-    }
-
-    #[test]
-    fn a_picture_is_complete_when_both_ends_agree() {
-        assert!(picture().complete(2) && !picture().complete(1));
-        let mut other = picture();
-        other.peers[0].children = vec![(7, 9)];
-        assert!(!other.complete(2));
-        for sa in &mut other.members {
-            sa.children.clear();
-        }
-        other.peers = other.members.clone();
-        assert!(!other.complete(2));
-    }
-
-    #[test]
-    fn changes_at_either_end_are_noticed() {
-        let before = picture();
-        assert!(before.same_spis(&picture()));
-        assert_eq!(before.authenticated_again(&picture()), 0);
-        let mut gone = picture();
-        gone.peers.pop();
-        assert!(!before.same_spis(&gone));
-        let mut rekeyed = picture();
-        rekeyed.members[1].children = vec![(9, 10)];
-        rekeyed.peers[1].children = vec![(9, 10)];
-        assert!(!before.same_spis(&rekeyed));
-        assert_eq!(before.authenticated_again(&rekeyed), 0);
-        let mut again = picture();
-        again.peers[1].authenticated_ms = Some(99);
-        assert_eq!(before.authenticated_again(&again), 1);
-        assert_eq!(before.summary().count, 4);
-    }
 }

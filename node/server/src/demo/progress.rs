@@ -17,8 +17,8 @@ pub(super) struct Progress {
 
 /// What the changing line shows.
 pub(super) struct Scene<'a> {
-    /// The active member, if one is.
-    pub(super) active: Option<&'a str>,
+    /// The active member and its epoch, if one is.
+    pub(super) active: Option<(&'a str, u32)>,
     /// Kills until now, and in all.
     pub(super) kills: (usize, usize),
     /// The traffic, once there is some.
@@ -44,12 +44,12 @@ impl Progress {
         if !self.terminal || self.drawn.is_some_and(|d| d.elapsed() < INTERVAL) {
             return;
         }
-        let mut line = format!(
-            "active: {:<5}  kills: {}/{}",
-            scene.active.unwrap_or("nobody"),
-            scene.kills.0,
-            scene.kills.1
-        );
+        let active = match scene.active {
+            Some((name, epoch)) => format!("{name} (epoch {epoch})"),
+            None => "nobody".to_owned(),
+        };
+        let (killed, kills) = scene.kills;
+        let mut line = format!("active: {active:<14}  kills: {killed}/{kills}");
         if let Some(traffic) = scene.traffic {
             let (sent, arrived) = traffic.counts();
             let silence = traffic.silence().as_millis();

@@ -19,9 +19,17 @@ pub(super) struct Report {
     pub(super) gaps_ms: Vec<f64>,
     pub(super) gap_ms_max: f64,
     pub(super) gap_ms_median: f64,
-    /// From the start of a new process until packets sent after it had arrived in every direction.
-    pub(super) restart_to_first_packet_ms_max: f64,
-    pub(super) restart_to_first_packet_ms_median: f64,
+    /// The longest gap that was allowed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) gap_ms_limit: Option<f64>,
+    /// Who was killed and who took over, for each kill; with several members only.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) takeovers: Vec<Takeover>,
+    /// From the start of a new process until packets sent after it had arrived in every direction; with a single member only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) restart_to_first_packet_ms_max: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) restart_to_first_packet_ms_median: Option<f64>,
     pub(super) packets_sent: u64,
     pub(super) packets_lost: u64,
     pub(super) packets_duplicated: u64,
@@ -53,13 +61,51 @@ pub(super) struct Report {
     pub(super) seconds: f64,
 }
 
+/// Another member went on.
+#[derive(Debug, Serialize)]
+pub(super) struct Takeover {
+    /// Who was killed.
+    pub(super) killed: String,
+    /// Who took over.
+    pub(super) successor: String,
+    /// The new epoch.
+    pub(super) epoch: u32,
+    /// The longest time without a packet in some direction, until the next kill.
+    pub(super) gap_ms: f64,
+    /// From the new start of the killed member until it was part of the cluster again.
+    pub(super) rejoin_ms: f64,
+}
+
 /// How a kill went.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Kill {
-    /// The longest time without a packet in some direction.
+    /// When, in the time of the traffic.
+    pub(super) at: u64,
+    /// Who was killed.
+    pub(super) member: String,
+    /// The longest time without a packet in some direction, until the next kill.
     pub(super) gap: Duration,
-    /// From the start of the new process.
-    pub(super) restart_to_first_packet: Duration,
+    /// How it went on.
+    pub(super) restart: Restart,
+}
+
+/// How it went on after a kill.
+#[derive(Clone, Debug)]
+pub(super) enum Restart {
+    /// The member is alone.
+    Alone {
+        /// From the start of the new process until packets sent after it had arrived.
+        first_packet: Duration,
+    },
+    /// Another took over.
+    Cluster {
+        /// Who.
+        successor: String,
+        /// In which epoch.
+        epoch: u32,
+        /// How long the killed one needed to come back.
+        rejoined: Duration,
+    },
 }
 
 /// The SAs before or after, as descriptions, and how many they are.
@@ -74,6 +120,8 @@ pub(super) struct Facts {
     pub(super) peers: usize,
     /// Those after which traffic flowed again.
     pub(super) kills: Vec<Kill>,
+    /// The longest gap that is allowed.
+    pub(super) gap_limit: Option<Duration>,
     /// Why it ended too early.
     pub(super) trouble: Option<String>,
     pub(super) totals: Totals,
@@ -90,11 +138,7 @@ impl Report {
     /// Judges the facts.
     pub(super) fn new(facts: Facts) -> Self {
         let gaps: Vec<f64> = facts.kills.iter().map(|k| ms(k.gap)).collect();
-        let restarts: Vec<f64> = facts
-            .kills
-            .iter()
-            .map(|k| ms(k.restart_to_first_packet))
-            .collect();
+        let (takeovers, restarts) = split(&facts.kills);
         let failures = failures(&facts);
         let Facts {
             totals,
@@ -112,8 +156,10 @@ impl Report {
             gap_ms_max: max(&gaps),
             gap_ms_median: median(&gaps),
             gaps_ms: gaps,
-            restart_to_first_packet_ms_max: max(&restarts),
-            restart_to_first_packet_ms_median: median(&restarts),
+            gap_ms_limit: facts.gap_limit.map(ms),
+            takeovers,
+            restart_to_first_packet_ms_max: (!restarts.is_empty()).then(|| max(&restarts)),
+            restart_to_first_packet_ms_median: (!restarts.is_empty()).then(|| median(&restarts)),
             packets_sent: totals.sent,
             packets_lost: totals.lost,
             packets_duplicated: totals.duplicated,
@@ -144,7 +190,7 @@ impl Report {
         format!(
             "\n{kills} kill{}, {members} member{}, {peers} peer{}, {seconds} s\n\
              \x20 gap                      {gap_ms_median} ms median, {gap_ms_max} ms longest\n\
-             \x20 restart to first packet  {restart_to_first_packet_ms_median} ms median, {restart_to_first_packet_ms_max} ms longest\n\
+             {restarts}\
              \x20 packets                  {packets_sent} sent, {packets_lost} lost, {packets_duplicated} duplicated\n\
              \x20 security associations    {sas_before} before, {sas_after} after, {same}, {reauthentications} reauthentications\n\
              \x20 on the wire              {frames_checked} frames: {iv_reuse} IVs used twice, {in_clear} frames in the clear\n\
@@ -158,8 +204,7 @@ impl Report {
             seconds = self.seconds,
             gap_ms_median = self.gap_ms_median,
             gap_ms_max = self.gap_ms_max,
-            restart_to_first_packet_ms_median = self.restart_to_first_packet_ms_median,
-            restart_to_first_packet_ms_max = self.restart_to_first_packet_ms_max,
+            restarts = self.restarts(),
             packets_sent = self.packets_sent,
             packets_lost = self.packets_lost,
             packets_duplicated = self.packets_duplicated,
@@ -178,11 +223,39 @@ impl Report {
     }
 }
 
+/// Takeovers, or the times of restarts.
+fn split(kills: &[Kill]) -> (Vec<Takeover>, Vec<f64>) {
+    let (mut takeovers, mut restarts) = (Vec::new(), Vec::new());
+    for kill in kills {
+        match &kill.restart {
+            Restart::Alone { first_packet } => restarts.push(ms(*first_packet)),
+            Restart::Cluster {
+                successor,
+                epoch,
+                rejoined,
+            } => takeovers.push(Takeover {
+                killed: kill.member.clone(),
+                successor: successor.clone(),
+                epoch: *epoch,
+                gap_ms: ms(kill.gap),
+                rejoin_ms: ms(*rejoined),
+            }),
+        }
+    }
+    (takeovers, restarts)
+}
+
 fn failures(facts: &Facts) -> Vec<String> {
     let wire = &facts.wire;
     let none = |count: u64, what: &str| (count != 0).then(|| format!("{count} {what}"));
+    let gap = facts.kills.iter().map(|k| k.gap).max().unwrap_or_default();
+    let too_long = facts.gap_limit.filter(|limit| gap >= *limit);
     let checks = [
         facts.trouble.clone(),
+        too_long.map(|limit| {
+            let (gap, limit) = (gap.as_millis(), limit.as_millis());
+            format!("a gap of {gap} ms, and less than {limit} ms is expected")
+        }),
         (!facts.same_spis).then(|| "the SAs are not those from before".to_owned()),
         (facts.before.count == 0).then(|| "there were no SAs".to_owned()),
         none(facts.reauthentications, "new authentications"),
@@ -205,6 +278,30 @@ fn failures(facts: &Facts) -> Vec<String> {
         (facts.totals.sent == facts.totals.lost).then(|| "no packet arrived".to_owned()),
     ];
     checks.into_iter().flatten().collect()
+}
+
+impl Report {
+    /// A line about what came after the kills.
+    fn restarts(&self) -> String {
+        let restart = self
+            .restart_to_first_packet_ms_median
+            .zip(self.restart_to_first_packet_ms_max);
+        if let Some((median, longest)) = restart {
+            return format!(
+                "\x20 restart to first packet  {median} ms median, {longest} ms longest\n"
+            );
+        }
+        let Some(last) = self.takeovers.last() else {
+            return String::new();
+        };
+        let order = self.takeovers.iter().map(|t| t.killed.as_str());
+        let order: Vec<&str> = order.chain([last.successor.as_str()]).collect();
+        format!(
+            "\x20 active                   {}, epoch {}\n",
+            order.join(" > "),
+            last.epoch
+        )
+    }
 }
 
 fn plural(count: usize) -> &'static str {
@@ -236,9 +333,13 @@ mod tests {
     use super::*;
 
     fn good() -> Facts {
-        let kill = |gap, restart_to_first_packet| Kill {
+        let kill = |gap, first_packet| Kill {
+            at: 0,
+            member: "m1".to_owned(),
             gap: Duration::from_micros(gap),
-            restart_to_first_packet: Duration::from_micros(restart_to_first_packet),
+            restart: Restart::Alone {
+                first_packet: Duration::from_micros(first_packet),
+            },
         };
         let sas = || Sas {
             count: 2,
@@ -247,6 +348,7 @@ mod tests {
         Facts {
             members: 1,
             peers: 1,
+            gap_limit: None,
             trouble: None,
             kills: vec![kill(200_040, 150_000), kill(100_000, 90_000)],
             totals: Totals {
@@ -297,9 +399,33 @@ mod tests {
     }
 
     #[test]
+    fn takeovers_are_listed() {
+        let mut facts = good();
+        facts.members = 3;
+        facts.gap_limit = Some(Duration::from_millis(201));
+        for (kill, (successor, epoch)) in facts.kills.iter_mut().zip([("m2", 2), ("m3", 3)]) {
+            kill.restart = Restart::Cluster {
+                successor: successor.to_owned(),
+                epoch,
+                rejoined: Duration::from_millis(80),
+            };
+        }
+        facts.kills[1].member = "m2".to_owned();
+        let report = Report::new(facts);
+        assert!(report.ok, "{:?}", report.failures);
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!(json["takeovers"][1]["killed"], "m2");
+        assert_eq!(json["takeovers"][1]["gap_ms"], 100.0);
+        assert_eq!(json["takeovers"][0]["rejoin_ms"], 80.0);
+        assert!(json.get("restart_to_first_packet_ms_max").is_none());
+        assert!(report.text().contains("m1 > m2 > m3, epoch 3"));
+    }
+
+    #[test]
     fn each_thing_that_did_not_hold_is_a_failure() {
         type Spoil = fn(&mut Facts);
-        let spoils: [Spoil; 11] = [
+        let spoils: [Spoil; 12] = [
+            |f| f.gap_limit = Some(Duration::from_millis(200)),
             |f| f.trouble = Some("no traffic".to_owned()),
             |f| f.same_spis = false,
             |f| f.before.count = 0,

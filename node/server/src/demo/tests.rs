@@ -33,7 +33,7 @@ fn unprotected_traffic_is_carried_and_found_in_the_clear() {
     if !may_make_namespaces() {
         return;
     }
-    let topology = Topology::new(2);
+    let topology = Topology::new(1, 2);
     let network = Network::new(&topology).unwrap();
     let member = topology.members[0].outer;
     for (peer, ns) in topology.peers.iter().zip(&network.peers) {
@@ -83,7 +83,7 @@ fn without_a_tunnel_nothing_arrives_and_the_leak_is_seen() {
     if !may_make_namespaces() {
         return;
     }
-    let topology = Topology::new(1);
+    let topology = Topology::new(1, 1);
     let network = Network::new(&topology).unwrap();
     let capture = Capture::start(&network.internet).unwrap();
     let host = |ns: &super::network::NetNs, address| Host {
