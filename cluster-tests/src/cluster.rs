@@ -20,8 +20,11 @@ use crate::sa::{Endpoint, Spis};
 use crate::strongswan::{Esp, StrongSwan};
 use crate::{Result, millis, secs, until};
 use anyhow::{Context, ensure};
+use nix::sys::signal::Signal;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::fmt::Write;
+use std::net::Ipv6Addr;
 
 /// How many members there are.
 pub const MEMBERS: usize = 3;
@@ -194,6 +197,19 @@ impl Trio {
         self.lab.ip("gw", &format!("link set rp{n} {state}"))
     }
 
+    /// Sends a signal to a member.
+    pub fn signal(&mut self, n: usize, signal: Signal) -> Result<()> {
+        self.members[n].process()?.signal(signal)
+    }
+
+    /// The Ethernet addresses from which the usual gateway's outer addresses spoke since then (microseconds of Unix time), ARP and neighbour
+    /// advertisements included.
+    pub fn speakers(&self, since: u64) -> Result<BTreeSet<String>> {
+        let frames = self.capture.so_far()?;
+        let recent = frames.iter().filter(|(at, _)| *at >= since);
+        Ok(recent.filter_map(|(_, frame)| speaker(frame)).collect())
+    }
+
     /// Ends all and judges the wire.
     pub fn finish(self) -> Result<Findings> {
         let Self {
@@ -208,6 +224,22 @@ impl Trio {
         lab.passed();
         Ok(findings)
     }
+}
+
+/// Who sends a frame, if it is from an outer address of the usual gateway.
+fn speaker(frame: &[u8]) -> Option<String> {
+    let source: &[u8] = match frame.get(12..14)? {
+        [0x08, 0x00] => frame.get(26..30)?,
+        [0x08, 0x06] => frame.get(28..32)?,
+        [0x86, 0xdd] => frame.get(22..38)?,
+        _ => return None,
+    };
+    let v6: [u8; 16] = "2001:db8::2".parse::<Ipv6Addr>().ok()?.octets();
+    // The target of a neighbour advertisement.
+    let advertised = frame.get(54) == Some(&136) && frame.get(62..78) == Some(&v6[..]);
+    let from = source == [192, 0, 2, 2] || source == v6 || advertised;
+    let mac = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    from.then(|| mac(&frame[6..12]))
 }
 
 /// Makes the host `gw` of the lab two switches, and adds the members' hosts.

@@ -1,26 +1,57 @@
-//! A member is killed, and another one goes on with its tunnels: the same SPIs,
-//! no new authentication, and no IV twice (which every drill checks).
+//! A member is killed, stopped or cut off, and another one goes on with its
+//! tunnels: the same SPIs, no new authentication, and no IV twice (which every
+//! drill checks).
 
 use evergate_cluster_tests::capture::now;
-use evergate_cluster_tests::cluster::{Gateway, Trio};
+use evergate_cluster_tests::cluster::{Gateway, MEMBERS, Trio};
 use evergate_cluster_tests::duo::C1;
-use evergate_cluster_tests::lab::Family::V4;
-use evergate_cluster_tests::sa::Endpoint;
+use evergate_cluster_tests::flow::Report;
+use evergate_cluster_tests::lab::Family::{V4, V6};
+use evergate_cluster_tests::sa::{Endpoint, Spis};
 use evergate_cluster_tests::strongswan::Esp;
-use evergate_cluster_tests::{Result, millis, secs};
+use evergate_cluster_tests::{Result, millis, secs, until};
+use nix::sys::signal::Signal;
+use std::thread::sleep;
 use std::time::Duration;
 
 /// No gap may be as long as this.
 const LONGEST: Duration = millis(1000);
 
+const G: &str = "g1";
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum By {
+    Peer,
+    Member,
+}
+
+fn start(esp: Esp) -> Result<Trio> {
+    Trio::start(esp, &[Gateway::usual()], |_| {})
+}
+
+fn up(trio: &mut Trio, by: By) -> Result<Spis> {
+    match by {
+        By::Peer => trio.up(G),
+        By::Member => {
+            let active = trio.active(G)?;
+            trio.members[active].initiate(C1, C1)?;
+            trio.agree(G, 1)
+        }
+    }
+}
+
+fn gap(report: &Report) -> Duration {
+    report.forth.longest_gap.max(report.back.longest_gap)
+}
+
 /// Kills the active member `rounds` times under traffic, and starts it again each time.
-fn kills(esp: Esp, rounds: usize, before: impl Fn(&mut Trio) -> Result<()>) -> Result<()> {
-    let mut trio = Trio::start(esp, &[Gateway::usual()], |_| {})?;
-    let (spis, established) = (trio.up("g1")?, now());
+fn kills(esp: Esp, by: By, rounds: usize, before: impl Fn(&mut Trio) -> Result<()>) -> Result<()> {
+    let mut trio = start(esp)?;
+    let (spis, established) = (up(&mut trio, by)?, now());
     let mut gaps = Vec::new();
     for round in 0..rounds {
         before(&mut trio)?;
-        let active = trio.active("g1")?;
+        let active = trio.active(G)?;
         let led = trio.leader()? == active;
         let flow = trio.traffic(V4, 2)?;
         flow.runs(100, secs(10))?;
@@ -28,7 +59,7 @@ fn kills(esp: Esp, rounds: usize, before: impl Fn(&mut Trio) -> Result<()>) -> R
         flow.runs(300, secs(10))?;
         let report = flow.stop();
         report.has_no_duplicate()?;
-        let gap = report.forth.longest_gap.max(report.back.longest_gap);
+        let gap = gap(&report);
         eprintln!(
             "round {round}: m{} killed (leader: {led}), gap {gap:?}, lost {} and {}",
             active + 1,
@@ -36,13 +67,17 @@ fn kills(esp: Esp, rounds: usize, before: impl Fn(&mut Trio) -> Result<()>) -> R
             report.back.lost
         );
         gaps.push(gap);
-        assert_eq!(trio.agree("g1", 1)?, spis, "other SAs after a takeover");
+        assert_eq!(trio.agree(G, 1)?, spis, "other SAs after a takeover");
         trio.start_again(active)?;
     }
     // The successor can do all that its predecessors could.
     trio.peer.rekey_child(C1)?;
-    let rekeyed = trio.agree("g1", 1)?;
-    assert!(rekeyed.child.is_disjoint(&spis.child));
+    until(secs(5), "the peer's rekey", || {
+        Ok(trio.agree(G, 1)?.child.is_disjoint(&spis.child))
+    })?;
+    let active = trio.active(G)?;
+    trio.members[active].rekey_ike(C1)?;
+    assert!(trio.agree(G, 1)?.ike.is_disjoint(&spis.ike));
     let found = trio.finish()?;
     assert_eq!(
         found.authentications_after(established),
@@ -56,6 +91,153 @@ fn kills(esp: Esp, rounds: usize, before: impl Fn(&mut Trio) -> Result<()>) -> R
 }
 
 #[test]
-fn the_tunnel_outlives_the_active_member() -> Result<()> {
-    kills(Esp::InUdp, 1, |_| Ok(()))
+fn the_tunnel_outlives_the_active_member_ten_times() -> Result<()> {
+    kills(Esp::InUdp, By::Peer, 10, |_| Ok(()))
+}
+
+#[test]
+fn the_tunnel_outlives_the_leader_as_initiator() -> Result<()> {
+    kills(Esp::Plain, By::Member, 4, |trio| {
+        let leader = trio.leader()?;
+        let name = format!("m{}", leader + 1);
+        trio.members[leader].ctl(&["move", G, &name])?;
+        assert_eq!(trio.active(G)?, leader);
+        Ok(())
+    })
+}
+
+/// Something is done to the active member under traffic, so that another takes over, and undone later. Nothing of the former one may come
+/// between.
+fn set_aside(
+    aside: impl Fn(&mut Trio, usize) -> Result<()>,
+    back: impl Fn(&mut Trio, usize) -> Result<()>,
+) -> Result<()> {
+    let mut trio = start(Esp::InUdp)?;
+    let (spis, established) = (trio.up(G)?, now());
+    let active = trio.active(G)?;
+    let flow = trio.traffic(V4, 2)?;
+    flow.runs(100, secs(10))?;
+    aside(&mut trio, active)?;
+    flow.runs(300, secs(10))?;
+    let first = flow.stop();
+    first.has_no_duplicate()?;
+    eprintln!("m{} aside: gap {:?}", active + 1, gap(&first));
+    let taken = now();
+    let flow = trio.traffic(V4, 2)?;
+    flow.runs(300, secs(10))?;
+    back(&mut trio, active)?;
+    sleep(secs(2));
+    let second = flow.stop();
+    second.has_no_duplicate()?;
+    second.is_lossless()?;
+    assert_ne!(trio.active(G)?, active);
+    assert_eq!(trio.agree(G, 1)?, spis, "other SAs after a takeover");
+    let stale = trio.speakers(taken)?;
+    assert_eq!(
+        stale.len(),
+        1,
+        "two speak from the gateway's addresses: {stale:?}"
+    );
+    let found = trio.finish()?;
+    assert_eq!(found.authentications_after(established), 0);
+    assert!(gap(&first) < LONGEST, "{:?}", gap(&first));
+    Ok(())
+}
+
+#[test]
+fn a_member_that_was_stopped_and_goes_on_says_nothing_any_more() -> Result<()> {
+    let signal = |signal: Signal| move |trio: &mut Trio, n: usize| trio.signal(n, signal);
+    set_aside(signal(Signal::SIGSTOP), signal(Signal::SIGCONT))
+}
+
+#[test]
+fn a_member_that_is_cut_off_from_the_others_falls_silent() -> Result<()> {
+    set_aside(|trio, n| trio.cut(n, true), |trio, n| trio.cut(n, false))
+}
+
+#[test]
+fn tunnels_outlive_all_members() -> Result<()> {
+    let mut trio = start(Esp::InUdp)?;
+    let (spis, established) = (trio.up(G)?, now());
+    let flow = trio.traffic(V6, 4)?;
+    flow.runs(50, secs(10))?;
+    for member in &mut trio.members {
+        member.kill9()?;
+    }
+    for member in &mut trio.members {
+        member.spawn(&[])?;
+    }
+    trio.all_serve()?;
+    flow.runs(100, secs(20))?;
+    flow.stop().has_no_duplicate()?;
+    assert_eq!(trio.agree(G, 1)?, spis);
+    assert_eq!(trio.finish()?.authentications_after(established), 0);
+    Ok(())
+}
+
+#[test]
+fn a_member_whose_disk_was_wiped_joins_again_and_takes_over() -> Result<()> {
+    let mut trio = start(Esp::InUdp)?;
+    let (spis, established) = (trio.up(G)?, now());
+    let wiped = trio.active(G)?;
+    trio.members[wiped].kill9()?;
+    std::fs::remove_dir_all(trio.members[wiped].dir().join("state"))?;
+    trio.active(G)?;
+    trio.start_again(wiped)?;
+    let flow = trio.traffic(V4, 4)?;
+    flow.runs(50, secs(10))?;
+    trio.members[wiped].ctl(&["move", G, &format!("m{}", wiped + 1)])?;
+    assert_eq!(trio.active(G)?, wiped);
+    flow.runs(100, secs(10))?;
+    flow.stop().has_no_duplicate()?;
+    assert_eq!(trio.agree(G, 1)?, spis);
+    assert_eq!(trio.finish()?.authentications_after(established), 0);
+    Ok(())
+}
+
+/// Under load: each member is drained in turn.
+#[test]
+fn a_drained_member_is_hardly_noticed() -> Result<()> {
+    let mut trio = start(Esp::InUdp)?;
+    let (spis, established) = (trio.up(G)?, now());
+    let flow = trio.traffic(V4, 1)?;
+    for _ in 0..MEMBERS {
+        flow.runs(200, secs(10))?;
+        let active = trio.active(G)?;
+        let name = format!("m{}", active + 1);
+        trio.members[active].ctl(&["drain", &name])?;
+        assert_ne!(trio.active(G)?, active);
+        flow.runs(200, secs(10))?;
+        trio.members[active].ctl(&["drain", &name, "--undo"])?;
+    }
+    let report = flow.stop();
+    eprintln!(
+        "drained: gap {:?}, lost {} and {}",
+        gap(&report),
+        report.forth.lost,
+        report.back.lost
+    );
+    report.has_no_duplicate()?;
+    assert!(gap(&report) < millis(100), "{:?}", gap(&report));
+    assert_eq!(trio.agree(G, 1)?, spis);
+    assert_eq!(trio.finish()?.authentications_after(established), 0);
+    Ok(())
+}
+
+#[test]
+fn a_clean_stop_hands_over_at_once() -> Result<()> {
+    let mut trio = start(Esp::InUdp)?;
+    let (spis, established) = (trio.up(G)?, now());
+    let flow = trio.traffic(V4, 2)?;
+    flow.runs(100, secs(10))?;
+    let active = trio.active(G)?;
+    trio.members[active].stop()?;
+    flow.runs(200, secs(10))?;
+    let report = flow.stop();
+    report.has_no_duplicate()?;
+    eprintln!("stopped: gap {:?}", gap(&report));
+    assert!(gap(&report) < millis(150), "{:?}", gap(&report));
+    assert_eq!(trio.agree(G, 1)?, spis);
+    assert_eq!(trio.finish()?.authentications_after(established), 0);
+    Ok(())
 }

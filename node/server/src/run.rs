@@ -103,8 +103,12 @@ fn forbid_dumps() -> nix::Result<()> {
 }
 
 fn start_logging(arguments: &Arguments) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&arguments.log)
+    let mut filter = EnvFilter::try_new(&arguments.log)
         .with_context(|| format!("{:?} is no log filter", arguments.log))?;
+    if !arguments.log.contains("openraft") {
+        // It warns of every message that a dead member does not get.
+        filter = filter.add_directive("openraft=error".parse()?);
+    }
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);

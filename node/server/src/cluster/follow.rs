@@ -4,7 +4,11 @@
 //! lease is there it is *served*: the addresses are taken and announced, and workers run. When the assignment is over, everything
 //! stops at once. While only the lease is over, the gate is closed, and nothing else changes.
 
-use super::{Membership, front::Front, message::HandOver};
+use super::{
+    Membership,
+    front::Front,
+    message::{Ask, HandOver},
+};
 use crate::{
     children,
     gateway::{Prepared, prepare},
@@ -32,6 +36,12 @@ const PERIOD: Duration = Duration::from_millis(50);
 /// A gateway that is given up in good order takes no longer than this.
 const FAREWELL: Duration = Duration::from_secs(3);
 
+/// A process that is about to end waits so long for others to take its gateways.
+const LEAVING: Duration = Duration::from_secs(1);
+
+/// How often it asks meanwhile.
+const ASK_AGAIN: Duration = Duration::from_millis(10);
+
 /// How far a gateway is.
 enum Stage {
     Prepared(Prepared),
@@ -56,6 +66,8 @@ struct Follower {
     posts: BTreeMap<GatewayId, Post>,
     /// A post has ended.
     ended: Arc<Notify>,
+    /// Nothing new is taken: the process is about to end.
+    leaving: bool,
     policy_version: u64,
 }
 
@@ -76,6 +88,7 @@ pub(super) async fn run(
         front,
         posts: BTreeMap::new(),
         ended: Arc::new(Notify::new()),
+        leaving: false,
         policy_version,
     };
     let ended = Arc::clone(&follower.ended);
@@ -92,6 +105,11 @@ pub(super) async fn run(
 }
 
 impl Follower {
+    fn serves_any(&self) -> bool {
+        let served = |post: &Post| matches!(post.stage, Stage::Served);
+        self.posts.values().any(served)
+    }
+
     async fn look(&mut self) {
         self.adopt().await;
         let own: BTreeMap<GatewayId, u32> = self
@@ -103,7 +121,7 @@ impl Follower {
         self.clear();
         let failed = self.node.failed.is_cancelled();
         for (gateway, epoch) in own {
-            if !failed && !self.posts.contains_key(&gateway) {
+            if !failed && !self.leaving && !self.posts.contains_key(&gateway) {
                 self.prepare(gateway, epoch);
             }
         }
@@ -317,8 +335,21 @@ impl Follower {
         remove_children(&shared);
     }
 
-    /// Gives everything up, so that others need not wait for leases to end.
+    /// Gives everything up, so that others need not wait for leases to end: to others by handover if there are any, else to nobody.
     async fn give_up(mut self) {
+        self.leaving = true;
+        let wanted = Ask::Leave(self.membership.me.clone());
+        let until = Instant::now() + LEAVING;
+        if self.serves_any()
+            && !self.node.failed.is_cancelled()
+            && self.membership.ask(&wanted).await.is_ok()
+        {
+            while self.serves_any() && Instant::now() < until {
+                self.membership.renew.notify_one();
+                let _ = timeout(ASK_AGAIN, self.membership.changed.notified()).await;
+                self.look().await;
+            }
+        }
         let all: Vec<(GatewayId, u32)> = self
             .posts
             .iter()

@@ -41,6 +41,8 @@ pub(super) struct Leading {
     moving: BTreeMap<GatewayId, (u32, Owner, BootTime)>,
     /// Assignments that are being committed.
     assigning: BTreeSet<GatewayId>,
+    /// Processes that said that they are about to end.
+    leaving: BTreeSet<Owner>,
     /// Who could have gateways at the last look, and whether gateways are spread over them: that is done when somebody came or went, not
     /// against an operator who moved one.
     candidates: Vec<Candidate>,
@@ -70,10 +72,16 @@ fn grant(
     let request = match decode(request)? {
         Ask::Leases(request) => request,
         Ask::Move { gateway, member } => return ask_to_move(&node, &membership, gateway, &member),
+        Ask::Leave(owner) => {
+            is_own(name, &owner)?;
+            let mut leading = membership.leading();
+            let leading = leading.as_mut().ok_or("not the leader, or not yet")?;
+            leading.leaving.insert(owner);
+            membership.plan.notify_one();
+            return Ok(Bytes::new());
+        }
     };
-    if request.owner.member != name {
-        return Err(format!("{name:?} asks for {:?}", request.owner.member));
-    }
+    is_own(name, &request.owner)?;
     let until = membership.quorum_until().ok_or("not the leader")?;
     // First of all its own leases get a bound, then others get theirs.
     membership.holder().lead(until);
@@ -101,6 +109,14 @@ fn grant(
         })
         .collect();
     encode(&Answer { grant, hand_over })
+}
+
+/// A member speaks for its own processes only; its name is that of its certificate.
+fn is_own(name: &str, owner: &Owner) -> Result<(), String> {
+    if owner.member != name {
+        return Err(format!("{name:?} asks for {:?}", owner.member));
+    }
+    Ok(())
 }
 
 /// Moves a gateway because an operator wants it.
@@ -143,7 +159,11 @@ pub(super) async fn run(node: Arc<Node>, membership: Arc<Membership>, stop: Canc
     let mut assigned: FuturesUnordered<Assigned> = FuturesUnordered::new();
     loop {
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => {
+                // Nothing is granted any more: leadership may be transferred now.
+                membership.leading().take();
+                return;
+            }
             _ = period.tick() => {}
             () = membership.plan.notified() => {}
             changed = leader.changed() => if changed.is_err() { return },
@@ -198,6 +218,7 @@ async fn elected(membership: &Membership, term: u64) -> bool {
         grantor: Grantor::new(membership.timing, term, me, former, since),
         moving: BTreeMap::new(),
         assigning: BTreeSet::new(),
+        leaving: BTreeSet::new(),
         candidates: Vec::new(),
         spreading: false,
     });
@@ -255,15 +276,8 @@ impl Leading {
         renew: Duration,
     ) -> Vec<(GatewayId, u32, Owner)> {
         let at = now();
-        let live: Vec<Candidate> = self
-            .grantor
-            .live(at)
-            .filter(|owner| state.is_current(owner))
-            .map(|owner| Candidate {
-                owner: owner.clone(),
-                draining: state.member(&owner.member).is_some_and(|m| m.draining),
-            })
-            .collect();
+        let live = self.live(state, at);
+        self.leaving.retain(|owner| state.is_current(owner));
         self.moving.retain(|gateway, (epoch, to, asked)| {
             state.epoch(*gateway) == *epoch
                 && live.iter().any(|c| c.owner == *to)
@@ -345,6 +359,20 @@ impl Leading {
                 .any(|(_, g)| g.owner.as_ref() == Some(owner))
         });
         chosen
+    }
+
+    /// Who can have gateways.
+    fn live(&self, state: &State, at: BootTime) -> Vec<Candidate> {
+        let live = self
+            .grantor
+            .live(at)
+            .filter(|owner| state.is_current(owner));
+        live.map(|owner| Candidate {
+            owner: owner.clone(),
+            draining: self.leaving.contains(owner)
+                || state.member(&owner.member).is_some_and(|m| m.draining),
+        })
+        .collect()
     }
 
     fn seat(&self, state: &State, gateway: GatewayId, at: BootTime) -> Seat {

@@ -17,6 +17,8 @@ pub(super) enum Ask {
         /// The member that should get it.
         member: String,
     },
+    /// That all its gateways go to others: the process is about to end.
+    Leave(Owner),
 }
 
 /// Its leases, and more.

@@ -73,12 +73,15 @@ impl Membership {
     /// # Errors
     /// Why that cannot be, as a sentence.
     pub(crate) async fn ask_to_move(&self, gateway: GatewayId, member: &str) -> Result<(), String> {
+        let member = member.to_owned();
+        self.ask(&Ask::Move { gateway, member }).await
+    }
+
+    /// Asks the leader for something that is not a lease.
+    async fn ask(&self, ask: &Ask) -> Result<(), String> {
         let leader = self.cluster.leader().borrow().clone();
         let leader = leader.ok_or("there is no leader at the moment")?;
-        let ask = encode(&Ask::Move {
-            gateway,
-            member: member.to_owned(),
-        })?;
+        let ask = encode(ask)?;
         let asked = self.cluster.renew_leases(&leader, ask, PATIENCE).await;
         asked.map(drop).map_err(|e| e.to_string())
     }
@@ -208,12 +211,13 @@ pub(crate) fn serve(
     };
     let (front, switch) = front::open(addresses, &node.policy.load())?;
     leader::answer(node, &membership);
-    lease::spawn(node, &membership, switch, stop)?;
-    tasks.spawn(follow::run(
-        Arc::clone(node),
-        membership,
-        front,
-        stop.clone(),
-    ));
+    // Leases are renewed, and granted, until everything is given up.
+    let over = CancellationToken::new();
+    lease::spawn(node, &membership, switch, &over)?;
+    let followed = follow::run(Arc::clone(node), membership, front, stop.clone());
+    tasks.spawn(async move {
+        let _over = over.drop_guard();
+        followed.await;
+    });
     Ok(())
 }

@@ -91,7 +91,7 @@ pub(super) struct Cluster {
     pub(super) election_max: Option<Text<Duration>>,
 }
 
-/// `cluster.members`: a member of the cluster.
+/// `[[cluster.members]]`: a member of the cluster.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ClusterMember {
