@@ -1,9 +1,11 @@
 //! `kill -9` of the member and start again: the same SPIs, no new
 //! authentication, traffic goes on, and no IV twice (which every drill checks).
 
-use evergate_cluster_tests::capture::now;
+use anyhow::Context as _;
+use evergate_cluster_tests::capture::{now, packets};
 use evergate_cluster_tests::duo::{C1, Duo, Setup};
 use evergate_cluster_tests::lab::Family::{V4, V6};
+use evergate_cluster_tests::packet::{Body, Packet};
 use evergate_cluster_tests::raw::Random;
 use evergate_cluster_tests::sa::{Endpoint, Spis};
 use evergate_cluster_tests::strongswan::Esp;
@@ -202,6 +204,30 @@ fn at_failpoint(by: By, during: During, point: &str) -> Result<()> {
     Ok(())
 }
 
+/// Where a datagram may have been lost: what was on the wire, and what the member counted.
+fn seen(duo: &Duo) -> String {
+    let captured = duo
+        .capture
+        .so_far()
+        .map(|c| packets(&c))
+        .unwrap_or_default();
+    let esp = |p: &&Packet| matches!(p.body, Body::Esp { .. });
+    let (peer, gateway) = (V4.outer(1), V4.outer(2));
+    let from = |who: &str| {
+        captured
+            .iter()
+            .filter(esp)
+            .filter(|p| p.src.to_string() == who)
+            .count()
+    };
+    let status = duo.member.ctl(&["status", "--json"]);
+    format!(
+        "on the wire: {} of the peer, {} of the member; {status:?}",
+        from(&peer),
+        from(&gateway)
+    )
+}
+
 /// Both sides end up with the same SAs, and can go on.
 fn settle(duo: &Duo, by: By, during: During) -> Result<()> {
     match during {
@@ -231,7 +257,7 @@ fn settle(duo: &Duo, by: By, during: During) -> Result<()> {
             assert_eq!(spis.ike.len(), 1, "{spis:x?}");
             let flow = duo.traffic(V4, 5)?;
             flow.runs(50, secs(10))?;
-            flow.stop().is_lossless()
+            flow.stop().is_lossless().with_context(|| seen(duo))
         }
         During::RekeyChild | During::RekeyIke => {
             // Exchanges that were cut off come to their end first.
