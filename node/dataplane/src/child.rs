@@ -244,10 +244,12 @@ impl Tables {
         self.sad.get(spi)
     }
 
-    /// All Child SAs that receive.
-    pub(crate) fn receiving(&self) -> Vec<(u32, Arc<Child>)> {
-        let all = self.sad.iter();
-        all.map(|(spi, child)| (spi, Arc::clone(child))).collect()
+    /// All Child SAs that have received anything. The many that have not cost little.
+    pub(crate) fn received(&self) -> Vec<Arc<Child>> {
+        let all = self.sad.iter().map(|(_, child)| child);
+        all.filter(|child| child.last_inbound.get() != 0)
+            .cloned()
+            .collect()
     }
 
     /// The Child SA that sends this packet.

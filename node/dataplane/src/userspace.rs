@@ -6,6 +6,7 @@ use crate::{
     child::Tables,
     counters::{Control, Events, Traffic},
     inbound::Inbound,
+    local,
     netlink::Netlink,
     outbound::Outbound,
     protection::Protection,
@@ -191,11 +192,9 @@ impl DataPlane for Userspace {
 
     fn replay_edges(&self) -> Vec<(u32, u64)> {
         // Windows are read without the lock that packets need.
-        let children = self.shared.tables().receiving();
-        let edges = children
-            .iter()
-            .map(|(spi, child)| (*spi, child.replay_edge()));
-        edges.filter(|(_, edge)| *edge != 0).collect()
+        let children = self.shared.tables().received();
+        let edges = children.iter().map(|c| (c.spi_in, c.replay_edge()));
+        edges.collect()
     }
 
     fn totals(&self) -> Totals {
@@ -226,11 +225,15 @@ impl DataPlane for Userspace {
     }
 
     fn assign_address(&self, address: IpAddr) -> Result<(), PlaneError> {
-        lock(&self.protection).assign(address)
+        let assigned = lock(&self.protection).assign(address);
+        local::changed();
+        assigned
     }
 
     fn release_address(&self, address: IpAddr) -> Result<(), PlaneError> {
-        lock(&self.protection).release(address)
+        let released = lock(&self.protection).release(address);
+        local::changed();
+        released
     }
 
     fn send_ike(
