@@ -11,6 +11,7 @@ use evergate_cluster_tests::sa::{Endpoint, Spis};
 use evergate_cluster_tests::strongswan::Esp;
 use evergate_cluster_tests::{Result, millis, secs, until};
 use nix::sys::signal::Signal;
+use std::collections::BTreeMap;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -237,6 +238,61 @@ fn a_clean_stop_hands_over_at_once() -> Result<()> {
     report.has_no_duplicate()?;
     eprintln!("stopped: gap {:?}", gap(&report));
     assert!(gap(&report) < millis(150), "{:?}", gap(&report));
+    assert_eq!(trio.agree(G, 1)?, spis);
+    assert_eq!(trio.finish()?.authentications_after(established), 0);
+    Ok(())
+}
+
+/// How many gateways each member has, by its name.
+fn spread(trio: &Trio, ask: usize) -> Result<BTreeMap<String, usize>> {
+    let text = trio.members[ask].ctl(&["gateways", "--json"])?;
+    let gateways: Vec<serde_json::Value> = serde_json::from_str(&text)?;
+    let mut counts = BTreeMap::new();
+    for gateway in gateways {
+        let member = gateway["member"].as_str().unwrap_or_default().to_owned();
+        *counts.entry(member).or_default() += 1;
+    }
+    Ok(counts)
+}
+
+#[test]
+fn gateways_spread_over_all_members_that_live() -> Result<()> {
+    let mut gateways = vec![Gateway::usual()];
+    gateways.extend((2..=6).map(|n| Gateway {
+        name: format!("g{n}"),
+        outer: vec![format!("192.0.2.{}/24", 20 + n)],
+        inner: Vec::new(),
+    }));
+    let mut trio = Trio::start(Esp::InUdp, &gateways, |_| {})?;
+    let wait = |trio: &Trio, ask, wanted: &[usize]| {
+        until(secs(10), &format!("gateways are spread {wanted:?}"), || {
+            let counts = spread(trio, ask)?;
+            let mut sorted: Vec<usize> = counts.values().copied().collect();
+            sorted.sort_unstable();
+            if sorted == wanted {
+                return Ok(true);
+            }
+            anyhow::bail!("{counts:?}")
+        })
+    };
+    wait(&trio, 0, &[2, 2, 2])?;
+    let (spis, established) = (trio.up(G)?, now());
+    let flow = trio.traffic(V4, 4)?;
+    let active = trio.active(G)?;
+    let other = (active + 1) % MEMBERS;
+    trio.members[active].kill9()?;
+    wait(&trio, other, &[3, 3])?;
+    flow.runs(50, secs(10))?;
+    trio.start_again(active)?;
+    wait(&trio, other, &[2, 2, 2])?;
+    flow.runs(50, secs(10))?;
+    let name = format!("m{}", active + 1);
+    trio.members[other].ctl(&["drain", &name])?;
+    wait(&trio, other, &[3, 3])?;
+    trio.members[other].ctl(&["drain", &name, "--undo"])?;
+    wait(&trio, other, &[2, 2, 2])?;
+    flow.runs(50, secs(10))?;
+    flow.stop().has_no_duplicate()?;
     assert_eq!(trio.agree(G, 1)?, spis);
     assert_eq!(trio.finish()?.authentications_after(established), 0);
     Ok(())

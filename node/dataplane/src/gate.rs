@@ -13,6 +13,10 @@ use std::{
 #[derive(Debug)]
 pub struct Gate(AtomicU64);
 
+/// What is not a time.
+const CLOSED: u64 = 0;
+const SHUT: u64 = 1;
+
 /// Time since the machine started, also while it was suspended (`CLOCK_BOOTTIME`). Means nothing on another machine.
 pub fn boot_time() -> Duration {
     // The clock is there on every kernel that this runs on; without it nothing would ever be sent.
@@ -29,22 +33,37 @@ impl Default for Gate {
 impl Gate {
     /// One that is closed.
     pub fn closed() -> Self {
-        Self(AtomicU64::new(0))
+        Self(AtomicU64::new(CLOSED))
     }
 
-    /// Opens it until a time on the boot-time clock, or closes it if that is past.
+    /// Opens it until a time on the boot-time clock, or closes it if that is past. One that was shut stays so.
     pub fn open_until(&self, time: Duration) {
-        self.0.store(micros(time), Ordering::Release);
+        let until = micros(time).max(SHUT + 1);
+        self.set(until);
     }
 
     /// Closes it now.
     pub fn close(&self) {
-        self.0.store(0, Ordering::Release);
+        self.set(CLOSED);
+    }
+
+    /// Closes it for good, whoever wants to open it at the same moment.
+    pub fn shut(&self) {
+        self.0.store(SHUT, Ordering::Release);
+    }
+
+    fn set(&self, until: u64) {
+        let unless_shut = |before| (before != SHUT).then_some(until);
+        // Refused means that it is shut.
+        let _ = self
+            .0
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, unless_shut);
     }
 
     /// Whether it is open at a time on the boot-time clock.
     pub fn is_open(&self, now: Duration) -> bool {
-        micros(now) < self.0.load(Ordering::Acquire)
+        let until = self.0.load(Ordering::Acquire);
+        until > SHUT && micros(now) < until
     }
 }
 
@@ -68,6 +87,14 @@ mod tests {
         gate.open_until(at(150));
         gate.close();
         assert!(!gate.is_open(at(1)));
+        gate.open_until(at(150));
+        assert!(gate.is_open(at(1)));
+        gate.shut();
+        assert!(!gate.is_open(Duration::ZERO));
+        gate.open_until(at(200));
+        gate.close();
+        gate.open_until(at(200));
+        assert!(!gate.is_open(at(1)), "shut is shut");
         assert!(Gate::default().is_open(boot_time()));
         assert!(
             !Gate::default().is_open(Duration::MAX),

@@ -134,7 +134,7 @@ impl Shared {
 
     /// Sends nothing more under this epoch, and ends.
     pub(crate) fn stop_sending(&self) {
-        self.gate.close();
+        self.gate.shut();
         self.passive.cancel();
     }
 }

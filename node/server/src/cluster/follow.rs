@@ -16,7 +16,7 @@ use crate::{
     shared::Shared,
 };
 use evergate_dataplane::Gate;
-use evergate_ike::record::GatewayId;
+use evergate_ike::record::{GatewayId, Phase};
 use evergate_state::Command;
 use std::{
     collections::BTreeMap,
@@ -64,6 +64,10 @@ struct Follower {
     membership: Arc<Membership>,
     front: Front,
     posts: BTreeMap<GatewayId, Post>,
+    /// The last epoch of each gateway that this process has begun.
+    begun: BTreeMap<GatewayId, u32>,
+    /// The last epoch of each gateway that it gave back.
+    given_back: BTreeMap<GatewayId, u32>,
     /// A post has ended.
     ended: Arc<Notify>,
     /// Nothing new is taken: the process is about to end.
@@ -87,6 +91,8 @@ pub(super) async fn run(
         membership: Arc::clone(&membership),
         front,
         posts: BTreeMap::new(),
+        begun: BTreeMap::new(),
+        given_back: BTreeMap::new(),
         ended: Arc::new(Notify::new()),
         leaving: false,
         policy_version,
@@ -121,7 +127,13 @@ impl Follower {
         self.clear();
         let failed = self.node.failed.is_cancelled();
         for (gateway, epoch) in own {
-            if !failed && !self.leaving && !self.posts.contains_key(&gateway) {
+            if failed || self.leaving || self.posts.contains_key(&gateway) {
+                continue;
+            }
+            // An epoch is begun once: counters of IVs and reservations would begin anew.
+            if self.begun.get(&gateway).is_some_and(|e| epoch <= *e) {
+                self.ask_for_another(gateway, epoch);
+            } else {
                 self.prepare(gateway, epoch);
             }
         }
@@ -148,7 +160,13 @@ impl Follower {
         });
         if let Some(policy) = policy {
             self.policy_version = version;
-            self.node.adopt_policy(policy).await;
+            self.node.adopt_policy(Arc::clone(&policy)).await;
+            // Addresses may be others.
+            for (gateway, post) in &self.posts {
+                if matches!(post.stage, Stage::Served) {
+                    self.front.take(&policy, *gateway, &post.shared.passive);
+                }
+            }
         }
         if let Some(cookies) = cookies.filter(|c| *c != **self.node.cookies.load()) {
             self.node.cookies.store(Arc::new(cookies));
@@ -211,7 +229,27 @@ impl Follower {
             .retain(|_, post| !matches!(post.stage, Stage::Ending) || !post.tasks.is_empty());
     }
 
+    /// Gives a gateway back whose epoch has ended here though the state says that it is ours, so that somebody gets it in a new one.
+    fn ask_for_another(&mut self, gateway: GatewayId, epoch: u32) {
+        if self.given_back.insert(gateway, epoch) == Some(epoch) {
+            return;
+        }
+        let release = Command::ReleaseGateway { gateway, epoch };
+        let done = self.node.propose(release);
+        tokio::spawn(async move {
+            if let Err(e) = done.await {
+                warn!(
+                    event = "handover-failed",
+                    gateway = gateway.0,
+                    "gateway {} was not given back: {e}",
+                    gateway.0
+                );
+            }
+        });
+    }
+
     fn prepare(&mut self, gateway: GatewayId, epoch: u32) {
+        self.begun.insert(gateway, epoch);
         let started = Instant::now();
         let shared = Shared::new(&self.node, gateway, epoch, Gate::closed());
         let prepared = prepare(&shared);
@@ -303,15 +341,14 @@ impl Follower {
                 "the workers did not end in time"
             );
         }
-        shared.gate.close();
-        let own = |spi: u32| {
-            shared.read(|state| {
-                let owner = state.spi_owner(spi).and_then(|sa| state.sa(sa));
-                owner.is_some_and(|record| record.gateway == gateway)
-            })
-        };
+        shared.stop_sending();
         let mut edges = self.node.plane.replay_edges();
-        edges.retain(|(spi, _)| own(*spi));
+        shared.read(|state| {
+            edges.retain(|(spi, _)| {
+                let owner = state.spi_owner(*spi).and_then(|sa| state.sa(sa));
+                owner.is_some_and(|record| record.gateway == gateway)
+            });
+        });
         let report = Command::ReportReceived {
             gateway,
             epoch: shared.epoch,
@@ -326,7 +363,6 @@ impl Follower {
                 gateway.0
             );
         }
-        shared.stop_sending();
         self.membership.holder().drop_gateway(gateway);
         self.front.leave(&self.node.policy.load(), gateway);
         self.node.dismiss(gateway);
@@ -376,6 +412,11 @@ fn remove_children(shared: &Shared) {
     for record in records {
         for child in record.children() {
             let _ = children::remove(shared, child.spi_in, Duration::ZERO);
+        }
+        if let Phase::Established(established) = &record.phase {
+            for address in &established.our_vips {
+                let _ = shared.plane.release_address(*address);
+            }
         }
     }
 }
