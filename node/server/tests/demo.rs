@@ -77,6 +77,7 @@ fn assert_held(output: &Output, report: &Value) {
         ("sas_before", 2),
         ("sas_after", 2),
         ("reauthentications", 0),
+        ("rekeyed_after", 2),
         ("iv_reuse", 0),
         ("in_clear", 0),
         ("packets_duplicated", 0),

@@ -4,9 +4,10 @@ use super::{network::NetNs, topology::KEY_FILE};
 use crate::ctl;
 use anyhow::{Context, Error, Result, bail, ensure};
 use evergate_proto::admin::{
-    ChildFate, GetStatusRequest, GetStatusResponse, IkeSa, ListSasRequest,
-    admin_client::AdminClient,
+    ChildFate, ChildSa, GetStatusRequest, GetStatusResponse, IkeSa, ListMembersRequest,
+    ListSasRequest, Member, RekeyRequest, admin_client::AdminClient, rekey_request,
 };
+use futures::TryStreamExt;
 use std::{
     ffi::OsStr,
     fs::{self, File, OpenOptions},
@@ -20,6 +21,8 @@ use tonic::transport::Channel;
 
 /// Longest wait for an answer of the administration API.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Longest wait for the answer of a peer, which may need a repetition of the request.
+const ANSWER: Duration = Duration::from_secs(20);
 /// Lines of the log that an error shows.
 const LOG_LINES: usize = 12;
 
@@ -149,18 +152,53 @@ impl Gateway {
     }
 
     async fn list_sas(&self) -> Result<Vec<Sa>> {
+        let mut sas: Vec<Sa> = self.established().await?.iter().map(Sa::new).collect();
+        sas.sort();
+        Ok(sas)
+    }
+
+    async fn established(&self) -> Result<Vec<IkeSa>> {
         let mut client = self.client().await?;
         let request = ListSasRequest {
             established_only: true,
             ..Default::default()
         };
-        let mut stream = client.list_sas(request).await?.into_inner();
-        let mut sas = Vec::new();
-        while let Some(sa) = stream.message().await? {
-            sas.push(Sa::new(&sa));
+        let stream = client.list_sas(request).await?.into_inner();
+        Ok(stream.try_collect().await?)
+    }
+
+    /// Whether it leads the cluster.
+    pub(super) async fn leads(&self) -> Result<bool> {
+        let ask = async {
+            let mut client = self.client().await?;
+            let members = client.list_members(ListMembersRequest {}).await?;
+            Ok(members.into_inner().members)
+        };
+        let members: Result<Vec<Member>> = timeout(PATIENCE, ask).await?;
+        let own = |m: &Member| m.leader && m.name == self.name;
+        Ok(members?.iter().any(own))
+    }
+
+    /// Rekeys all of its Child SAs, one after the other, and says how many.
+    ///
+    /// # Errors
+    /// If a peer does not answer, or refuses.
+    pub(super) async fn rekey(&self) -> Result<u64> {
+        let mut client = self.client().await?;
+        let mut count = 0;
+        for sa in self.established().await? {
+            for child in sa.children.iter().filter(|c| is_live(c)) {
+                let target = rekey_request::Target::Child(child.spi_in);
+                let request = RekeyRequest {
+                    target: Some(target),
+                };
+                let rekeyed = timeout(ANSWER, client.rekey(request)).await;
+                let rekeyed = rekeyed.map_err(Error::from).and_then(|r| Ok(r?));
+                rekeyed.with_context(|| format!("{} cannot rekey its SAs", self.name))?;
+                count += 1;
+            }
         }
-        sas.sort();
-        Ok(sas)
+        Ok(count)
     }
 
     async fn client(&self) -> Result<AdminClient<Channel>> {
@@ -182,9 +220,13 @@ impl Drop for Gateway {
     }
 }
 
+fn is_live(child: &ChildSa) -> bool {
+    child.fate() == ChildFate::Live
+}
+
 impl Sa {
     fn new(sa: &IkeSa) -> Self {
-        let live = sa.children.iter().filter(|c| c.fate() == ChildFate::Live);
+        let live = sa.children.iter().filter(|c| is_live(c));
         let pair = |(a, b): (u32, u32)| (a.min(b), a.max(b));
         let mut children: Vec<_> = live.map(|c| pair((c.spi_in, c.spi_out))).collect();
         children.sort_unstable();

@@ -78,6 +78,13 @@ pub(super) async fn play(args: &Args, root: &Path) -> Result<Report> {
             Picture::default()
         }
     };
+    let mut rekeyed = 0;
+    if trouble.is_none() {
+        let exchanged = stage.exchange(&mut rekeyed).await;
+        trouble = exchanged
+            .context("the SAs are there, but cannot be rekeyed")
+            .err();
+    }
     if trouble.is_some() {
         stage.show_logs();
     }
@@ -100,6 +107,7 @@ pub(super) async fn play(args: &Args, root: &Path) -> Result<Report> {
         reauthentications: begun_anew,
         before: before.summary(),
         after: after.summary(),
+        rekeyed,
         wire,
         frames_missed,
         took: began.elapsed(),
@@ -171,6 +179,19 @@ impl Stage {
         self.measure(kills)
     }
 
+    /// After all that, both ends still understand each other's requests: first the peers rekey their Child SAs, then the active member does.
+    async fn exchange(&mut self, rekeyed: &mut u64) -> Result<()> {
+        for index in 0..self.peers.len() {
+            *rekeyed += self.peers[index].rekey().await?;
+        }
+        self.wait_for_agreement().await?;
+        let active = self.wait_for_active().await?;
+        *rekeyed += self.members[active.index].rekey().await?;
+        self.wait_for_agreement().await?;
+        let since = self.now()?;
+        self.wait_for_traffic(since).await
+    }
+
     /// What happened until now belongs to the last kill: also when the killed member came back, nothing must stand still.
     fn measure(&self, kills: &mut [Kill]) -> Result<()> {
         if let Some(last) = kills.last_mut() {
@@ -199,14 +220,7 @@ impl Stage {
         for peer in &mut self.peers {
             peer.start()?;
         }
-        let end = Instant::now() + PATIENCE;
-        while !self
-            .picture()
-            .await
-            .is_ok_and(|p| p.complete(self.peers.len()))
-        {
-            self.glance(end, "the tunnels are up").await?;
-        }
+        self.wait_for_agreement().await?;
         let text = format!(
             "{} tunnel(s) up; a packet each way every millisecond",
             self.peers.len()
@@ -217,14 +231,16 @@ impl Stage {
 
     /// Kills the active member. Alone, it is started again at once; in a cluster another must go on first.
     async fn kill(&mut self, active: Active) -> Result<Kill> {
+        let alone = self.members.len() == 1;
+        let led = !alone && self.members[active.index].leads().await?;
         let at = self.now()?;
         self.members[active.index].kill()?;
         self.active = None;
         self.kills.0 += 1;
-        if self.members.len() == 1 {
+        if alone {
             self.restarted(active, at).await
         } else {
-            self.taken_over(active, at).await
+            self.taken_over(active, led, at).await
         }
     }
 
@@ -254,7 +270,7 @@ impl Stage {
     }
 
     /// Another member goes on; then the killed one is started again, and joins.
-    async fn taken_over(&mut self, active: Active, at: u64) -> Result<Kill> {
+    async fn taken_over(&mut self, active: Active, led: bool, at: u64) -> Result<Kill> {
         self.wait_for_traffic_again(at).await?;
         let now = self.wait_for_active().await?;
         ensure!(
@@ -267,9 +283,10 @@ impl Stage {
         let successor = self.members[now.index].name().to_owned();
         let gap = self.gap(at)?;
         self.progress.event(&format!(
-            "kill {} of {}: {member} killed with SIGKILL; {successor} took over, epoch {}: a gap of {} ms",
+            "kill {} of {}: {member}{} killed with SIGKILL; {successor} took over, epoch {}: a gap of {} ms",
             self.kills.0,
             self.kills.1,
+            if led { ", the leader," } else { "" },
             now.epoch,
             gap.as_millis()
         ));
@@ -286,6 +303,7 @@ impl Stage {
             member,
             gap,
             restart: Restart::Cluster {
+                led,
                 successor,
                 epoch: now.epoch,
                 rejoined,
@@ -299,6 +317,19 @@ impl Stage {
         let what = format!("{} is part of the cluster", self.members[index].name());
         while !self.members[index].serves().await {
             self.glance(end, &what).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until both ends have the same SAs.
+    async fn wait_for_agreement(&mut self) -> Result<()> {
+        let end = Instant::now() + PATIENCE;
+        while !self
+            .picture()
+            .await
+            .is_ok_and(|p| p.complete(self.peers.len()))
+        {
+            self.glance(end, "both ends have the same SAs").await?;
         }
         Ok(())
     }

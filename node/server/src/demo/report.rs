@@ -45,6 +45,8 @@ pub(super) struct Report {
     pub(super) same_spis: bool,
     /// IKE SAs that were begun anew, by what was on the wire and by what members and peers say.
     pub(super) reauthentications: u64,
+    /// Child SAs that were rekeyed by request of either side when all of the above had been noted: the IKE SAs go on, too.
+    pub(super) rekeyed_after: u64,
     /// Different ciphertexts under one key and IV.
     pub(super) iv_reuse: u64,
     /// Frames with inner addresses or contents.
@@ -66,6 +68,8 @@ pub(super) struct Report {
 pub(super) struct Takeover {
     /// Who was killed.
     pub(super) killed: String,
+    /// Whether it was the leader of the cluster, too.
+    pub(super) leader: bool,
     /// Who took over.
     pub(super) successor: String,
     /// The new epoch.
@@ -99,6 +103,8 @@ pub(super) enum Restart {
     },
     /// Another took over.
     Cluster {
+        /// Whether the killed one was the leader.
+        led: bool,
         /// Who.
         successor: String,
         /// In which epoch.
@@ -129,6 +135,8 @@ pub(super) struct Facts {
     pub(super) after: Sas,
     pub(super) same_spis: bool,
     pub(super) reauthentications: u64,
+    /// Child SAs that could be rekeyed afterwards, by either side.
+    pub(super) rekeyed: u64,
     pub(super) wire: Findings,
     pub(super) frames_missed: u32,
     pub(super) took: Duration,
@@ -170,6 +178,7 @@ impl Report {
             spis_after: after.spis,
             same_spis: facts.same_spis,
             reauthentications: facts.reauthentications,
+            rekeyed_after: facts.rekeyed,
             iv_reuse: wire.iv_reuse,
             in_clear: wire.in_clear,
             unexplained: wire.unexplained,
@@ -193,6 +202,7 @@ impl Report {
              {restarts}\
              \x20 packets                  {packets_sent} sent, {packets_lost} lost, {packets_duplicated} duplicated\n\
              \x20 security associations    {sas_before} before, {sas_after} after, {same}, {reauthentications} reauthentications\n\
+             \x20 afterwards               {rekeyed_after} rekeyed, by both sides\n\
              \x20 on the wire              {frames_checked} frames: {iv_reuse} IVs used twice, {in_clear} frames in the clear\n\
              {verdict}\n",
             plural(self.kills),
@@ -216,6 +226,7 @@ impl Report {
                 "not the same SPIs"
             },
             reauthentications = self.reauthentications,
+            rekeyed_after = self.rekeyed_after,
             frames_checked = self.frames_checked,
             iv_reuse = self.iv_reuse,
             in_clear = self.in_clear,
@@ -230,11 +241,13 @@ fn split(kills: &[Kill]) -> (Vec<Takeover>, Vec<f64>) {
         match &kill.restart {
             Restart::Alone { first_packet } => restarts.push(ms(*first_packet)),
             Restart::Cluster {
+                led,
                 successor,
                 epoch,
                 rejoined,
             } => takeovers.push(Takeover {
                 killed: kill.member.clone(),
+                leader: *led,
                 successor: successor.clone(),
                 epoch: *epoch,
                 gap_ms: ms(kill.gap),
@@ -271,6 +284,8 @@ fn failures(facts: &Facts) -> Vec<String> {
         ),
         none(facts.totals.duplicated, "packets arrived twice"),
         none(facts.totals.damaged, "packets arrived damaged"),
+        (facts.trouble.is_none() && facts.rekeyed < 2 * facts.peers as u64)
+            .then(|| "not all Child SAs could be rekeyed by both sides".to_owned()),
         // A check of nothing proves nothing: whatever arrived was seen.
         (facts.frames_missed == 0
             && wire.esp < facts.totals.sent - facts.totals.lost.min(facts.totals.sent))
@@ -360,6 +375,7 @@ mod tests {
             after: sas(),
             same_spis: true,
             reauthentications: 0,
+            rekeyed: 2,
             wire: Findings {
                 frames: 200,
                 esp: 95,
@@ -405,6 +421,7 @@ mod tests {
         facts.gap_limit = Some(Duration::from_millis(201));
         for (kill, (successor, epoch)) in facts.kills.iter_mut().zip([("m2", 2), ("m3", 3)]) {
             kill.restart = Restart::Cluster {
+                led: epoch == 2,
                 successor: successor.to_owned(),
                 epoch,
                 rejoined: Duration::from_millis(80),
@@ -415,6 +432,7 @@ mod tests {
         assert!(report.ok, "{:?}", report.failures);
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(json["takeovers"][1]["killed"], "m2");
+        assert_eq!(json["takeovers"][0]["leader"], true);
         assert_eq!(json["takeovers"][1]["gap_ms"], 100.0);
         assert_eq!(json["takeovers"][0]["rejoin_ms"], 80.0);
         assert!(json.get("restart_to_first_packet_ms_max").is_none());
@@ -424,12 +442,13 @@ mod tests {
     #[test]
     fn each_thing_that_did_not_hold_is_a_failure() {
         type Spoil = fn(&mut Facts);
-        let spoils: [Spoil; 12] = [
+        let spoils: [Spoil; 13] = [
             |f| f.gap_limit = Some(Duration::from_millis(200)),
             |f| f.trouble = Some("no traffic".to_owned()),
             |f| f.same_spis = false,
             |f| f.before.count = 0,
             |f| f.reauthentications = 1,
+            |f| f.rekeyed = 1,
             |f| f.wire.iv_reuse = 1,
             |f| f.wire.in_clear = 1,
             |f| f.wire.unexplained = 1,
