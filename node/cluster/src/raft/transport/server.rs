@@ -50,6 +50,9 @@ use zeroize::Zeroize;
 const HANDSHAKES: usize = 64;
 const HANDSHAKE: Duration = Duration::from_secs(3);
 
+/// Calls of one connection that may be reset before they were looked at: those of some seconds at the pace of leases and heartbeats.
+const RESET_CALLS: usize = 1024;
+
 /// Calls under way at once on one connection: members have a few.
 const CALLS: usize = 64;
 
@@ -121,6 +124,9 @@ pub(crate) async fn serve(listener: TcpListener, tls: Tls, handler: Handler) -> 
         .max_encoding_message_size(MAX_MESSAGE);
     let serve = Server::builder()
         .concurrency_limit_per_connection(CALLS)
+        // Calls whose deadline passed while the network was cut arrive, reset, all at once when it is joined again. Those are no attack: only
+        // members get here. Closing the connection then would cost the lease.
+        .http2_max_pending_accept_reset_streams(Some(RESET_CALLS))
         .initial_stream_window_size(4 << 20)
         .initial_connection_window_size(8 << 20)
         .http2_keepalive_interval(Some(Duration::from_secs(5)))
