@@ -29,7 +29,7 @@ struct Inner {
     policy: PrefixMap<bool>,
     /// By Child SAs, named by our SPIs.
     children: HashMap<u32, Vec<IpNet>>,
-    /// How many Child SAs hold each of these prefixes.
+    /// How many Child SAs hold each of these prefixes, whether the policy covers it or not.
     held: BTreeMap<IpNet, usize>,
 }
 
@@ -84,26 +84,22 @@ impl Inner {
         narrowest.is_some_and(|(_, bypass)| !bypass)
     }
 
-    /// Notes what a Child SA needs beyond the policy. Yields what was not protected so far.
+    /// Notes what a Child SA needs. Yields what was not protected so far. What the policy covers today is noted too: another policy may not.
     fn hold(&mut self, spi_in: u32, remote_ts: &[TrafficSelector]) -> Vec<Protected> {
         if self.children.contains_key(&spi_in) {
             return Vec::new();
         }
-        let beyond: BTreeSet<IpNet> = remote_ts
+        let needed: BTreeSet<IpNet> = remote_ts
             .iter()
             .flat_map(TrafficSelector::networks)
-            .filter(|n| !self.covered(n))
             .collect();
-        if beyond.is_empty() {
-            return Vec::new();
-        }
         self.children
-            .insert(spi_in, beyond.iter().copied().collect());
+            .insert(spi_in, needed.iter().copied().collect());
         let mut more = Vec::new();
-        for prefix in beyond {
+        for prefix in needed {
             let holders = self.held.entry(prefix).or_insert(0);
             *holders += 1;
-            if *holders == 1 {
+            if *holders == 1 && !self.covered(&prefix) {
                 more.push(entry(prefix, false));
             }
         }
@@ -119,6 +115,7 @@ impl Inner {
             }
             self.held.remove(&prefix);
             match self.policy.get(prefix) {
+                _ if self.covered(&prefix) => {}
                 Some(bypass) => released.again.push(entry(prefix, *bypass)),
                 None => released.gone.push(prefix),
             }
@@ -133,7 +130,12 @@ impl Inner {
             .iter()
             .map(|(prefix, bypass)| entry(prefix, *bypass));
         policy
-            .chain(self.held.keys().map(|prefix| entry(*prefix, false)))
+            .chain(
+                self.held
+                    .keys()
+                    .filter(|prefix| !self.covered(prefix))
+                    .map(|prefix| entry(*prefix, false)),
+            )
             .collect()
     }
 }
@@ -271,6 +273,23 @@ mod tests {
     fn text(entries: &[Protected]) -> Vec<String> {
         let shown = |p: &Protected| format!("{}{}", if p.bypass { "!" } else { "" }, p.prefix);
         entries.iter().map(shown).collect()
+    }
+
+    #[test]
+    fn another_policy_does_not_open_what_a_child_sa_needs() {
+        let p = policy(
+            "[connections.a.children.x]\nlocal_ts = ['10.1.0.0/16']\nremote_ts = ['10.0.0.0/8']\n[secrets.s]\nsecret = 'k'",
+        );
+        let mut inner = Inner {
+            policy: wanted(&p),
+            ..Inner::default()
+        };
+        inner.hold(1, &[range("10.2.0.0", "10.2.0.7")]);
+        assert_eq!(text(&inner.all()), ["10.0.0.0/8", "!10.1.0.0/16"]);
+        inner.policy = PrefixMap::default();
+        assert_eq!(text(&inner.all()), ["10.2.0.0/29"]);
+        assert_eq!(inner.release(1).gone, ["10.2.0.0/29".parse().unwrap()]);
+        assert!(inner.all().is_empty() && inner.held.is_empty());
     }
 
     #[test]
