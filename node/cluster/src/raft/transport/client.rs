@@ -1,6 +1,6 @@
 //! The calling side.
 
-use super::{MAX_MESSAGE, SNAPSHOT_PART, decode, encode, tls::Tls};
+use super::{MAX_MESSAGE, SNAPSHOT_PART, TO_NODE, decode, encode, tls::Tls};
 use crate::raft::types::{Batch, Node, NodeId, Snapshot, TypeConfig, Vote};
 use bytes::Bytes;
 use evergate_proto::cluster::{
@@ -185,16 +185,16 @@ pub(crate) struct Network(pub(crate) Option<Peers>);
 impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Link;
 
-    async fn new_client(&mut self, _: NodeId, node: &Node) -> Link {
-        Link::new(self, node, Purpose::Bulk)
+    async fn new_client(&mut self, id: NodeId, node: &Node) -> Link {
+        Link::new(self, id, node, Purpose::Bulk)
     }
 
-    async fn new_heartbeat_client(&mut self, _: NodeId, node: &Node) -> Link {
-        Link::new(self, node, Purpose::Heartbeat)
+    async fn new_heartbeat_client(&mut self, id: NodeId, node: &Node) -> Link {
+        Link::new(self, id, node, Purpose::Heartbeat)
     }
 
-    async fn new_snapshot_client(&mut self, _: NodeId, node: &Node) -> Link {
-        Link::new(self, node, Purpose::Snapshot)
+    async fn new_snapshot_client(&mut self, id: NodeId, node: &Node) -> Link {
+        Link::new(self, id, node, Purpose::Snapshot)
     }
 }
 
@@ -202,6 +202,8 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 pub(crate) struct Link {
     /// `None` on a member that is alone, which never calls.
     client: Option<Client>,
+    /// The node that is meant: at its address another one may have taken its place.
+    id: NodeId,
     purpose: Purpose,
     /// Calls that failed since one did not.
     failures: AtomicU32,
@@ -216,8 +218,9 @@ fn unreachable(status: &Status) -> Failure {
 }
 
 impl Link {
-    fn new(network: &Network, node: &Node, purpose: Purpose) -> Self {
+    fn new(network: &Network, id: NodeId, node: &Node, purpose: Purpose) -> Self {
         Self {
+            id,
             client: network.0.as_ref().map(|p| p.client(node, purpose)),
             purpose,
             failures: AtomicU32::new(0),
@@ -228,6 +231,13 @@ impl Link {
         self.client
             .clone()
             .ok_or_else(|| Status::unavailable("this member has no credentials"))
+    }
+
+    /// A request to this node and no other.
+    fn addressed<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.metadata_mut().insert(TO_NODE, self.id.into());
+        request
     }
 
     /// Waits the longer, the more often it failed: Raft itself would try again at once when a stream fails before it was read.
@@ -241,7 +251,7 @@ impl Link {
         &self,
         request: &Q,
         deadline: Duration,
-        call: impl FnOnce(Client, Payload) -> F,
+        call: impl FnOnce(Client, Request<Payload>) -> F,
     ) -> Result<A, Failure>
     where
         Q: Serialize,
@@ -252,7 +262,7 @@ impl Link {
             let payload = Payload {
                 value: encode(request)?,
             };
-            let reply = within(deadline, call(self.client()?, payload)).await?;
+            let reply = within(deadline, call(self.client()?, self.addressed(payload))).await?;
             decode(&reply.into_inner().value)
         };
         match asked.await {
@@ -279,7 +289,7 @@ impl Link {
             }
         });
         let mut client = self.client()?;
-        let reply = within(APPEND, client.append_stream(requests)).await?;
+        let reply = within(APPEND, client.append_stream(self.addressed(requests))).await?;
         Ok((reply.into_inner(), sent))
     }
 }
@@ -426,7 +436,7 @@ impl RaftNetworkV2<TypeConfig> for Link {
             Err(Status::deadline_exceeded("the snapshot is not installed"))
         };
         let answer = tokio::select! {
-            reply = client.install_snapshot(Request::new(ReceiverStream::new(receiver))) => reply,
+            reply = client.install_snapshot(self.addressed(ReceiverStream::new(receiver))) => reply,
             stalled = send => stalled,
             closed = cancel => return Err(closed.into()),
         };

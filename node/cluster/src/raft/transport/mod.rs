@@ -19,6 +19,9 @@ use tonic::Status;
 /// The biggest message: an entry of the greatest size with room to spare, or what is read from the log at once.
 pub(crate) const MAX_MESSAGE: usize = 16 << 20;
 
+/// Metadata of every message of Raft's own: the id of the node that is meant.
+const TO_NODE: &str = "to-node";
+
 /// A part of a snapshot.
 pub(crate) const SNAPSHOT_PART: usize = 256 * 1024;
 

@@ -1,7 +1,7 @@
 //! The answering side.
 
 use super::{
-    MAX_MESSAGE, MAX_SNAPSHOT, decode, encode,
+    MAX_MESSAGE, MAX_SNAPSHOT, TO_NODE, decode, encode,
     tls::{Tls, names},
 };
 use crate::{
@@ -216,6 +216,20 @@ impl Handler {
             .ok_or_else(|| Status::unavailable("this member is starting"))
     }
 
+    /// Raft, for a message of another member's Raft to this node. A member that lost its disk comes back as another node at the same address, and
+    /// must not answer for the one that it was: the leader would see a log that it knows to be there shrink.
+    fn addressed<T>(&self, request: &Request<T>) -> Result<Raft, Status> {
+        self.caller(request)?;
+        let raft = self.raft()?;
+        let meant = request.metadata().get(TO_NODE);
+        let meant = meant.and_then(|id| id.to_str().ok()?.parse::<NodeId>().ok());
+        let id = raft.server_metrics().borrow_watched().id;
+        if meant != Some(id) {
+            return Err(Status::failed_precondition("another node is meant"));
+        }
+        Ok(raft)
+    }
+
     /// The member at the other end, which must be one of the cluster, or configured.
     fn caller<T>(&self, request: &Request<T>) -> Result<String, Status> {
         let refused = || Status::permission_denied("the certificate names no member");
@@ -275,9 +289,9 @@ type PayloadStream = BoxStream<'static, Result<Payload, Status>>;
 #[tonic::async_trait]
 impl Member for Handler {
     async fn append(&self, request: Request<Payload>) -> Result<Response<Payload>, Status> {
-        self.caller(&request)?;
+        let raft = self.addressed(&request)?;
         let rpc: AppendEntriesRequest<TypeConfig> = decode(&request.into_inner().value)?;
-        payload(&self.raft()?.append_entries(rpc).await.map_err(failed)?)
+        payload(&raft.append_entries(rpc).await.map_err(failed)?)
     }
 
     type AppendStreamStream = PayloadStream;
@@ -286,8 +300,7 @@ impl Member for Handler {
         &self,
         request: Request<Streaming<Payload>>,
     ) -> Result<Response<PayloadStream>, Status> {
-        self.caller(&request)?;
-        let raft = self.raft()?;
+        let raft = self.addressed(&request)?;
         let requests = understood(request.into_inner());
         let results = raft.stream_append(requests).map(|result| {
             let value: Result<_, StreamAppendError<TypeConfig>> = result.map_err(failed)?;
@@ -299,23 +312,22 @@ impl Member for Handler {
     }
 
     async fn vote(&self, request: Request<Payload>) -> Result<Response<Payload>, Status> {
-        self.caller(&request)?;
+        let raft = self.addressed(&request)?;
         let rpc: VoteRequest<TypeConfig> = decode(&request.into_inner().value)?;
-        payload(&self.raft()?.vote(rpc).await.map_err(failed)?)
+        payload(&raft.vote(rpc).await.map_err(failed)?)
     }
 
     async fn pre_vote(&self, request: Request<Payload>) -> Result<Response<Payload>, Status> {
-        self.caller(&request)?;
+        let raft = self.addressed(&request)?;
         let rpc: VoteRequest<TypeConfig> = decode(&request.into_inner().value)?;
-        payload(&self.raft()?.pre_vote(rpc).await.map_err(failed)?)
+        payload(&raft.pre_vote(rpc).await.map_err(failed)?)
     }
 
     async fn install_snapshot(
         &self,
         request: Request<Streaming<SnapshotPart>>,
     ) -> Result<Response<Payload>, Status> {
-        self.caller(&request)?;
-        let raft = self.raft()?;
+        let raft = self.addressed(&request)?;
         let mut parts = request.into_inner();
         let Some(Part::Description(description)) = next_part(&mut parts).await? else {
             return Err(Status::invalid_argument("a snapshot without description"));
@@ -347,15 +359,9 @@ impl Member for Handler {
         &self,
         request: Request<Payload>,
     ) -> Result<Response<Payload>, Status> {
-        self.caller(&request)?;
+        let raft = self.addressed(&request)?;
         let rpc: TransferLeaderRequest<TypeConfig> = decode(&request.into_inner().value)?;
-        payload(
-            &self
-                .raft()?
-                .handle_transfer_leader(rpc)
-                .await
-                .map_err(failed)?,
-        )
+        payload(&raft.handle_transfer_leader(rpc).await.map_err(failed)?)
     }
 
     async fn propose(
