@@ -2,6 +2,7 @@
 
 mod addresses;
 mod cluster;
+mod cluster_exchanges;
 mod datagrams;
 mod decryption;
 mod documents;

@@ -1,0 +1,376 @@
+//! The active member dies in the middle of an exchange, and another one brings
+//! it to its end: both sides agree, traffic flows, and nobody authenticates
+//! again. No IV twice, which every drill checks.
+
+use evergate_cluster_tests::capture::now;
+use evergate_cluster_tests::cluster::{Gateway, Trio};
+use evergate_cluster_tests::connection::Connection;
+use evergate_cluster_tests::duo::C1;
+use evergate_cluster_tests::flow::Flow;
+use evergate_cluster_tests::lab::Family::V4;
+use evergate_cluster_tests::member::Member;
+use evergate_cluster_tests::sa::{Endpoint, Spis};
+use evergate_cluster_tests::strongswan::Esp;
+use evergate_cluster_tests::wire::{Exchange, Kind, Loss, lose};
+use evergate_cluster_tests::{Result, millis, secs, until};
+use nix::sys::signal::Signal;
+
+const G: &str = "g1";
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum By {
+    Peer,
+    Member,
+}
+
+/// What goes on when the member kills itself.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum During {
+    Establish,
+    RekeyChild,
+    RekeyIke,
+    DeleteChild,
+    DeleteIke,
+}
+
+fn drive(side: &dyn Endpoint, during: During) -> Result<()> {
+    match during {
+        During::Establish => side.initiate(C1, C1),
+        During::RekeyChild => side.rekey_child(C1),
+        During::RekeyIke => side.rekey_ike(C1),
+        During::DeleteChild => side.terminate_child(C1),
+        During::DeleteIke => side.terminate(C1),
+    }
+}
+
+/// Three members, of which the active one, whose number is returned, is going to die at `point`. It has to know
+/// that from its start, and nothing is established before that.
+fn armed(point: &str) -> Result<(Trio, usize)> {
+    let mut trio = Trio::start(Esp::InUdp, &[Gateway::usual()], |_| {})?;
+    let doomed = (trio.active(G)? + 1) % trio.members.len();
+    trio.members[doomed].stop()?;
+    trio.members[doomed].start_again(&[("EVERGATE_FAILPOINT", point)])?;
+    let name = format!("m{}", doomed + 1);
+    until(secs(20), "the gateway moves", || {
+        if trio.active(G)? == doomed {
+            return Ok(true);
+        }
+        trio.members[doomed].ctl(&["move", G, &name])?;
+        Ok(false)
+    })?;
+    Ok((trio, doomed))
+}
+
+/// How often a drill begins anew when the gateway left the member that was to die: on a machine that is too busy for leases of a sixth of a second.
+const ATTEMPTS: usize = 4;
+
+/// The active member kills itself at `point` of an exchange.
+fn at_failpoint(by: By, during: During, point: &str) -> Result<()> {
+    for attempt in 1..=ATTEMPTS {
+        let (mut trio, doomed) = armed(point)?;
+        match until_dead(&mut trio, doomed, by, during) {
+            Ok((flow, before)) => return afterwards(trio, doomed, by, during, flow, before),
+            Err(error) => {
+                let lives = trio.members[doomed].status().is_ok();
+                if attempt == ATTEMPTS || !lives || trio.active(G)? == doomed {
+                    return Err(error);
+                }
+                eprintln!("m{} lost the gateway before it died: {error:#}", doomed + 1);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Runs the exchange in which the active member dies. Returns traffic that goes on, and when the exchange began.
+fn until_dead(
+    trio: &mut Trio,
+    doomed: usize,
+    by: By,
+    during: During,
+) -> Result<(Option<Flow>, u64)> {
+    let mut flow = None;
+    if during == During::Establish {
+        // Half-open SAs are committed lazily: here IKE_AUTH comes after that.
+        let lost = Loss {
+            from: &V4.outer(1),
+            exchange: Exchange::Auth,
+            kind: Kind::Request,
+            count: 1,
+        };
+        lose(&trio.lab, &[lost])?;
+    } else {
+        trio.up(G)?;
+        let running = trio.traffic(V4, 5)?;
+        running.runs(20, secs(5))?;
+        flow = Some(running);
+    }
+    let before = now();
+    let Trio { peer, members, .. } = trio;
+    let member = &mut members[doomed];
+    std::thread::scope(|scope| -> Result<()> {
+        let peer = &*peer;
+        let driver = match by {
+            // Driving blocks until the exchange is through, which needs the successor.
+            By::Peer => Some(scope.spawn(move || drive(peer, during))),
+            By::Member => {
+                let _dies_with_the_member = drive(member, during);
+                None
+            }
+        };
+        member.wait_for_failpoint()?;
+        match driver {
+            Some(driver) => driver.join().map_err(|_| anyhow::anyhow!("driver"))?,
+            None => Ok(()),
+        }
+    })?;
+    Ok((flow, before))
+}
+
+/// What holds after the death of the active member.
+fn afterwards(
+    mut trio: Trio,
+    doomed: usize,
+    by: By,
+    during: During,
+    flow: Option<Flow>,
+    before: u64,
+) -> Result<()> {
+    let active = trio.active(G)?;
+    assert_ne!(active, doomed, "the dead member serves");
+    settle(&mut trio, active, by, during)?;
+    if let Some(flow) = flow {
+        if !matches!(during, During::DeleteChild | During::DeleteIke) {
+            flow.runs(100, secs(10))?;
+        }
+        flow.stop().has_no_duplicate()?;
+    }
+    let found = trio.finish()?;
+    if during != During::Establish {
+        assert_eq!(
+            found.authentications_after(before),
+            0,
+            "authenticated again"
+        );
+    }
+    Ok(())
+}
+
+/// Both sides end up with the same SAs, and can go on.
+fn settle(trio: &mut Trio, active: usize, by: By, during: During) -> Result<()> {
+    match during {
+        During::DeleteChild | During::DeleteIke => {
+            // What was not committed was not begun: it is asked for again.
+            let member = &trio.members[active];
+            if by == By::Member && !Spis::of(&member.sas()?).child.is_empty() {
+                drive(member, during).ok();
+            }
+            until(secs(15), "both sides have deleted it", || {
+                let (member, peer) = (Spis::of(&member.sas()?), Spis::of(&trio.peer.sas()?));
+                let ike = usize::from(during == During::DeleteChild);
+                if member == peer.mirrored() && member.child.is_empty() && member.ike.len() == ike {
+                    return Ok(true);
+                }
+                anyhow::bail!("member: {member:x?}, peer: {peer:x?}")
+            })
+        }
+        During::Establish => {
+            if by == By::Member {
+                std::thread::sleep(secs(3));
+                let member = &trio.members[active];
+                if Spis::of(&member.sas()?).child.is_empty() {
+                    drive(member, during)?;
+                }
+            }
+            let spis = trio.agree(G, 1)?;
+            assert_eq!(spis.ike.len(), 1, "{spis:x?}");
+            let flow = trio.traffic(V4, 5)?;
+            flow.runs(50, secs(10))?;
+            flow.stop().has_no_duplicate()
+        }
+        During::RekeyChild | During::RekeyIke => {
+            // Exchanges that were cut off come to their end first.
+            std::thread::sleep(secs(2));
+            let spis = trio.agree(G, 1)?;
+            assert_eq!(spis.ike.len(), 1, "{spis:x?}");
+            trio.peer.rekey_child(C1)?;
+            until(secs(10), "a rekey afterwards", || {
+                let member = Spis::of(&trio.members[active].sas()?);
+                Ok(member.child.is_disjoint(&spis.child))
+            })?;
+            trio.agree(G, 1).map(drop)
+        }
+    }
+}
+
+macro_rules! failpoints {
+    ($($name:ident: $by:expr, $during:ident, $point:literal;)*) => {$(
+        #[test]
+        fn $name() -> Result<()> {
+            at_failpoint($by, During::$during, $point)
+        }
+    )*};
+}
+
+// A failure point has the name of the exchange in which it is about to send:
+// what follows the answer to an own rekey is the delete of the old SA.
+failpoints! {
+    the_peers_init_after_commit: By::Peer, Establish, "after-commit:IKE_SA_INIT:1";
+    the_peers_auth_before_commit: By::Peer, Establish, "before-commit:IKE_AUTH:1";
+    the_peers_auth_after_commit: By::Peer, Establish, "after-commit:IKE_AUTH:1";
+    own_init_after_commit: By::Member, Establish, "after-commit:IKE_SA_INIT:1";
+    own_auth_before_commit: By::Member, Establish, "before-commit:IKE_AUTH:1";
+    own_auth_after_commit: By::Member, Establish, "after-commit:IKE_AUTH:1";
+    the_peers_child_rekey_on_arrival: By::Peer, RekeyChild, "request-arrived:CREATE_CHILD_SA:1";
+    the_peers_child_rekey_before_commit: By::Peer, RekeyChild, "before-commit:CREATE_CHILD_SA:1";
+    the_peers_child_rekey_after_commit: By::Peer, RekeyChild, "after-commit:CREATE_CHILD_SA:1";
+    the_delete_after_the_peers_child_rekey: By::Peer, RekeyChild, "before-commit:INFORMATIONAL:1";
+    the_peers_ike_rekey_on_arrival: By::Peer, RekeyIke, "request-arrived:CREATE_CHILD_SA:1";
+    the_peers_ike_rekey_before_commit: By::Peer, RekeyIke, "before-commit:CREATE_CHILD_SA:1";
+    the_peers_ike_rekey_after_commit: By::Peer, RekeyIke, "after-commit:CREATE_CHILD_SA:1";
+    the_delete_after_the_peers_ike_rekey: By::Peer, RekeyIke, "after-commit:INFORMATIONAL:1";
+    own_child_rekey_before_commit: By::Member, RekeyChild, "before-commit:CREATE_CHILD_SA:1";
+    own_child_rekey_after_commit: By::Member, RekeyChild, "after-commit:CREATE_CHILD_SA:1";
+    the_answer_to_own_child_rekey: By::Member, RekeyChild, "before-commit:INFORMATIONAL:1";
+    after_the_answer_to_own_child_rekey: By::Member, RekeyChild, "after-commit:INFORMATIONAL:1";
+    own_ike_rekey_before_commit: By::Member, RekeyIke, "before-commit:CREATE_CHILD_SA:1";
+    own_ike_rekey_after_commit: By::Member, RekeyIke, "after-commit:CREATE_CHILD_SA:1";
+    the_answer_to_own_ike_rekey: By::Member, RekeyIke, "before-commit:INFORMATIONAL:1";
+    after_the_answer_to_own_ike_rekey: By::Member, RekeyIke, "after-commit:INFORMATIONAL:1";
+    the_peers_child_delete_before_commit: By::Peer, DeleteChild, "before-commit:INFORMATIONAL:1";
+    the_peers_child_delete_after_commit: By::Peer, DeleteChild, "after-commit:INFORMATIONAL:1";
+    the_peers_ike_delete_before_commit: By::Peer, DeleteIke, "before-commit:INFORMATIONAL:1";
+    the_peers_ike_delete_after_commit: By::Peer, DeleteIke, "after-commit:INFORMATIONAL:1";
+    own_ike_delete_before_commit: By::Member, DeleteIke, "before-commit:INFORMATIONAL:1";
+    own_ike_delete_after_commit: By::Member, DeleteIke, "after-commit:INFORMATIONAL:1";
+}
+
+#[test]
+fn a_half_open_sa_that_died_with_its_member_costs_the_peer_another_attempt() -> Result<()> {
+    // IKE_AUTH comes at once, before the half-open SA is committed.
+    let (mut trio, doomed) = armed("request-arrived:IKE_AUTH:1")?;
+    let first = trio.peer.initiate_within(C1, 3);
+    trio.members[doomed].wait_for_failpoint()?;
+    trio.active(G)?;
+    if first.is_err() {
+        trio.peer.terminate(C1).ok();
+        trio.peer.initiate(C1, C1)?;
+    }
+    assert_eq!(trio.agree(G, 1)?.ike.len(), 1);
+    let flow = trio.traffic(V4, 5)?;
+    flow.runs(50, secs(10))?;
+    flow.stop().has_no_duplicate()?;
+    trio.finish()?;
+    Ok(())
+}
+
+/// After which liveness check, or answer to one, the active member is killed.
+const MOMENTS: [(u8, Kind); 4] = [
+    (1, Kind::Request),
+    (2, Kind::Response),
+    (2, Kind::Request),
+    (1, Kind::Response),
+];
+
+#[test]
+fn a_liveness_check_before_the_kill_with_strongswan_5_9() -> Result<()> {
+    with_strongswan(Esp::InUdp)
+}
+
+#[test]
+fn a_liveness_check_before_the_kill_with_strongswan_6_1() -> Result<()> {
+    with_strongswan(Esp::Plain)
+}
+
+/// Kills the active member at each moment, while both sides check once a second.
+fn at_each_moment(trio: &mut Trio, agree: impl Fn(&mut Trio) -> Result<Spis>) -> Result<()> {
+    let (spis, established) = (agree(trio)?, now());
+    for (from, kind) in MOMENTS {
+        let from = V4.outer(from);
+        let active = trio.active(G)?;
+        trio.capture
+            .wait_for(&from, Exchange::Informational, kind)?;
+        trio.members[active].kill9()?;
+        assert_eq!(agree(trio)?, spis, "{from}, {kind:?}");
+        // Both sides' checks are answered again.
+        for n in [1, 2] {
+            let from = V4.outer(n);
+            trio.capture
+                .wait_for(&from, Exchange::Informational, Kind::Response)?;
+        }
+        trio.start_again(active)?;
+    }
+    let flow = trio.traffic(V4, 5)?;
+    flow.runs(50, secs(5))?;
+    flow.stop().is_lossless()?;
+    let frames = trio.capture.so_far()?;
+    let anew = evergate_cluster_tests::capture::packets(&frames)
+        .into_iter()
+        .filter(|packet| packet.at > established)
+        .filter_map(|packet| match packet.body {
+            evergate_cluster_tests::packet::Body::Ike(message) => {
+                evergate_cluster_tests::packet::IkeHeader::parse(&message).map(|h| h.exchange)
+            }
+            _ => None,
+        })
+        .filter(|exchange| [34, 35].contains(exchange))
+        .count();
+    assert_eq!(anew, 0, "authenticated again");
+    Ok(())
+}
+
+fn with_strongswan(esp: Esp) -> Result<()> {
+    let mut trio = Trio::start(esp, &[Gateway::usual()], |c| c.dpd = 1)?;
+    let spis = trio.up(G)?;
+    at_each_moment(&mut trio, |trio| trio.agree(G, 1))?;
+    // Message IDs agree: both sides can change something.
+    trio.peer.rekey_child(C1)?;
+    let active = trio.active(G)?;
+    until(secs(5), "the peer's rekey", || {
+        let member = Spis::of(&trio.members[active].sas()?);
+        Ok(member.child.is_disjoint(&spis.child))
+    })?;
+    trio.members[active].rekey_ike(C1)?;
+    assert!(trio.agree(G, 1)?.ike.is_disjoint(&spis.ike));
+    trio.finish()?;
+    Ok(())
+}
+
+#[test]
+fn a_liveness_check_before_the_kill_without_message_id_synchronisation() -> Result<()> {
+    let change = |c: &mut Connection| {
+        c.dpd = 1;
+        c.message_id_sync = false;
+    };
+    let mut trio = Trio::start(Esp::InUdp, &[Gateway::usual()], change)?;
+    // An own member of one in strongSwan's place.
+    trio.peer.process().stop(Signal::SIGTERM)?;
+    let mut connection = Connection::peer(1, V4);
+    change(&mut connection);
+    let peer = Member::start(&trio.lab, "peer1", &[connection], &[])?;
+    peer.initiate(C1, C1)?;
+    let agree = |trio: &mut Trio| -> Result<Spis> {
+        let active = trio.active(G)?;
+        let mut agreed = Spis::default();
+        until(secs(15), "both sides agree on their SAs", || {
+            agreed = Spis::of(&trio.members[active].sas()?);
+            let other = Spis::of(&peer.sas()?).mirrored();
+            if agreed == other && agreed.child.len() == 1 {
+                return Ok(true);
+            }
+            anyhow::bail!("member: {agreed:x?}, peer: {other:x?}")
+        })?;
+        Ok(agreed)
+    };
+    let spis = agree(&mut trio)?;
+    at_each_moment(&mut trio, agree)?;
+    peer.rekey_child(C1)?;
+    std::thread::sleep(millis(500));
+    let active = trio.active(G)?;
+    trio.members[active].rekey_ike(C1)?;
+    let last = agree(&mut trio)?;
+    assert!(last.child.is_disjoint(&spis.child) && last.ike.is_disjoint(&spis.ike));
+    drop(peer);
+    trio.finish()?;
+    Ok(())
+}
