@@ -29,6 +29,9 @@ const PERIOD: Duration = Duration::from_millis(20);
 /// So long a new leader waits for others to ask before it assigns gateways that were never assigned: members start at about the same time.
 const GATHER: Duration = Duration::from_secs(2);
 
+/// While members are missing, gateways are spread over the others when nobody came or went for so long.
+const SETTLED: Duration = Duration::from_secs(2);
+
 /// Handovers that were not done after so long are planned anew.
 const HANDOVER: Duration = Duration::from_secs(5);
 
@@ -47,6 +50,8 @@ pub(super) struct Leading {
     /// against an operator who moved one.
     candidates: Vec<Candidate>,
     spreading: bool,
+    /// When somebody came or went last.
+    changed: BootTime,
 }
 
 /// Answers requests for leases from now on.
@@ -221,6 +226,7 @@ async fn elected(membership: &Membership, term: u64) -> bool {
         leaving: BTreeSet::new(),
         candidates: Vec::new(),
         spreading: false,
+        changed: since,
     });
     membership.renew.notify_one();
     true
@@ -291,22 +297,25 @@ impl Leading {
             .map(|id| self.seat(state, id, at))
             .collect();
         let complete = live.len() >= members;
-        // Who lives asks at once when there is a new leader; what was never assigned has more time.
+        // Who lives asks at once when there is a new leader; what was never assigned has more time. As long as others may serve something
+        // without having asked yet, nobody can say who has least.
+        let unheard = seats.iter().any(|s| s.holding == Holding::Uncertain);
         let patient = |epoch: u32| {
             let wait = if epoch == 0 { GATHER } else { renew };
-            complete || at >= self.since.after(wait)
+            complete || (at >= self.since.after(wait) && (epoch == 0 || !unheard))
         };
         if self.candidates != live {
             self.candidates.clone_from(&live);
-            self.spreading = true;
+            (self.spreading, self.changed) = (true, at);
         }
+        let settled = complete || at >= self.changed.after(SETTLED);
         let moving: BTreeMap<GatewayId, Owner> = self
             .moving
             .iter()
             .map(|(gateway, (_, to, _))| (*gateway, to.clone()))
             .collect();
         let mut chosen = Vec::new();
-        let balance = self.spreading && complete && moving.is_empty();
+        let balance = self.spreading && settled && moving.is_empty();
         let actions = plan(&seats, &live, &moving, balance);
         if balance && actions.is_empty() {
             self.spreading = false;
