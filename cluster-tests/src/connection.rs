@@ -90,6 +90,14 @@ impl Connection {
         }
     }
 
+    /// The lifetime of a Child SA in seconds: long after its rekey, so that a machine that stalls does not end it.
+    fn child_life(&self) -> u32 {
+        match self.child_rekey {
+            0 => 0,
+            rekey => rekey + 60,
+        }
+    }
+
     /// For swanctl.conf, inside `connections {}` and `secrets {}`.
     #[must_use]
     pub fn swanctl(&self) -> (String, String) {
@@ -120,11 +128,7 @@ impl Connection {
             remote_ts = selectors(&self.remote_ts),
             esp = self.esp.join(","),
             child = self.child_rekey,
-            life = if self.child_rekey == 0 {
-                0
-            } else {
-                self.child_rekey + 60
-            },
+            life = self.child_life(),
         );
         let secret = format!(
             "ike-{} {{\n id-1 = {}\n id-2 = {}\n secret = \"{}\"\n}}\n",
@@ -163,8 +167,9 @@ impl Connection {
         let _ = writeln!(out, "esp_proposals = {}", array(&self.esp));
         let _ = writeln!(
             out,
-            "rekey_time = \"{}s\"\nstart_action = \"none\"",
-            self.child_rekey
+            "rekey_time = \"{}s\"\nlife_time = \"{}s\"\nstart_action = \"none\"",
+            self.child_rekey,
+            self.child_life()
         );
         let _ = writeln!(
             out,
