@@ -3,6 +3,7 @@
 mod addresses;
 mod cluster;
 mod cluster_exchanges;
+mod cluster_many;
 mod datagrams;
 mod decryption;
 mod documents;
