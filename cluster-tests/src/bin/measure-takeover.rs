@@ -1,0 +1,183 @@
+//! How long traffic is interrupted when the active one of three members is
+//! killed, and in what that time is spent. `cluster-tests/measure-takeover`
+//! builds and starts it.
+
+use anyhow::{Context, ensure};
+use evergate_cluster_tests::capture::{now, packets};
+use evergate_cluster_tests::cluster::{Gateway, Trio};
+use evergate_cluster_tests::lab::Family::V4;
+use evergate_cluster_tests::packet::Body;
+use evergate_cluster_tests::strongswan::Esp;
+use evergate_cluster_tests::{Result, secs};
+use serde_json::{Value, json};
+use std::io::Write;
+use std::net::IpAddr;
+
+/// The goal for every gap, and what it must stay below, in milliseconds.
+const BOUNDS: (f64, f64) = (500.0, 1000.0);
+
+fn main() -> Result<()> {
+    let kills = match std::env::args().nth(1) {
+        Some(text) => text.parse().context("KILLS is a number")?,
+        None => 20,
+    };
+    ensure!(kills > 0, "nothing to measure");
+    let gateway = Gateway::usual();
+    let mut trio = Trio::start(Esp::InUdp, std::slice::from_ref(&gateway), |_| {})?;
+    let (spis, established) = (trio.up(&gateway.name)?, now());
+    let mut all = Vec::new();
+    for round in 1..=kills {
+        let taken = kill(&mut trio, &gateway.name)?;
+        ensure!(
+            trio.agree(&gateway.name, 1)? == spis,
+            "other SAs after a takeover"
+        );
+        say(&format!("{round:>3}: {taken}"))?;
+        all.push(taken);
+    }
+    let found = trio.finish()?;
+    let again = found.authentications_after(established);
+    ensure!(again == 0, "{again} messages of new authentications");
+    if let Some(path) = std::env::var_os("RESULTS") {
+        let lines: Vec<String> = all.iter().map(Value::to_string).collect();
+        std::fs::write(path, lines.join("\n") + "\n")?;
+    }
+    report(&all, found.frames_checked)
+}
+
+/// Kills the active member under traffic, starts it again, and says what the takeover consisted of, in milliseconds.
+fn kill(trio: &mut Trio, gateway: &str) -> Result<Value> {
+    let active = trio.active(gateway)?;
+    let led = trio.leader()? == active;
+    let flow = trio.traffic(V4, 1)?;
+    flow.runs(500, secs(20))?;
+    let killed = now();
+    trio.members[active].kill9()?;
+    flow.runs(500, secs(20))?;
+    let report = flow.stop();
+    report.has_no_duplicate()?;
+    let gap = report.forth.longest_gap.max(report.back.longest_gap);
+    let successor = trio.active(gateway)?;
+    let mut survivors = String::new();
+    for (n, member) in trio.members.iter().enumerate() {
+        if n != active {
+            survivors += &member.log()?;
+        }
+    }
+    let when = |event: &str| {
+        let name = format!("event=\"{event}\"");
+        let lines = survivors.lines().filter(|line| line.contains(&name));
+        let times = lines.filter_map(timestamp);
+        times.filter(|at| *at > killed).min()
+    };
+    let assigned = when("assigning").context("nobody assigned the gateway")?;
+    let prepared = when("gateway-prepared").context("nobody prepared the gateway")?;
+    let taken = when("gateway-taken").context("nobody took the gateway")?;
+    let first = first_packet(trio, prepared)?;
+    trio.start_again(active)?;
+    // The first packet may come before the line that says so.
+    let between = |from: u64, to: u64| (to as f64 - from as f64).max(0.0) / 1000.0;
+    Ok(json!({
+        "killed": active + 1,
+        "leader": led,
+        "successor": successor + 1,
+        "gap_ms": gap.as_secs_f64() * 1000.0,
+        "elected_ms": when("leads").map(|at| between(killed, at)),
+        "detection_ms": between(killed, assigned),
+        "commit_ms": between(assigned, prepared),
+        "address_ms": between(prepared, taken),
+        "first_packet_ms": between(taken, first),
+        "lost": [report.forth.lost, report.back.lost],
+    }))
+}
+
+/// When the gateway sent its first ESP packet after that.
+fn first_packet(trio: &Trio, after: u64) -> Result<u64> {
+    let gateway: IpAddr = V4.outer(2).parse()?;
+    let mut frames = trio.capture.so_far()?;
+    frames.retain(|(at, _)| *at > after);
+    let sent = packets(&frames)
+        .into_iter()
+        .filter(|p| p.src == gateway && matches!(p.body, Body::Esp { .. }));
+    sent.map(|p| p.at)
+        .min()
+        .context("no packet after the takeover")
+}
+
+/// The time at the beginning of a log line, 2026-01-02T03:04:05.678901Z, in microseconds of Unix time.
+fn timestamp(line: &str) -> Option<u64> {
+    let field = |from: usize, to: usize| line.get(from..to)?.parse::<u64>().ok();
+    let (year, month, day) = (field(0, 4)?, field(5, 7)?, field(8, 10)?);
+    // Days since 1970, with years that begin in March.
+    let (y, m) = if month > 2 {
+        (year, month - 3)
+    } else {
+        (year.checked_sub(1)?, month + 9)
+    };
+    let days =
+        (365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day).checked_sub(719_469)?;
+    let seconds = ((days * 24 + field(11, 13)?) * 60 + field(14, 16)?) * 60 + field(17, 19)?;
+    Some(seconds * 1_000_000 + field(20, 26)?)
+}
+
+fn report(all: &[Value], frames: u64) -> Result<()> {
+    say(&format!(
+        "\n{} kills, {} of them of the leader; the same SPIs, no new authentication, no IV twice in {frames} frames\n{:<44}{:>10}{:>10}",
+        all.len(),
+        all.iter().filter(|one| one["leader"] == true).count(),
+        "",
+        "median",
+        "worst"
+    ))?;
+    let rows = [
+        ("longest gap", "gap_ms"),
+        (
+            "  until the gateway is assigned (detection)",
+            "detection_ms",
+        ),
+        ("  of it until there is a leader, if it died", "elected_ms"),
+        ("  until the successor knows it (commit)", "commit_ms"),
+        ("  until it serves (lease, address)", "address_ms"),
+        ("  until its first packet", "first_packet_ms"),
+    ];
+    for (what, key) in rows {
+        let mut values: Vec<f64> = all.iter().filter_map(|one| one[key].as_f64()).collect();
+        values.sort_by(f64::total_cmp);
+        if let (Some(median), Some(worst)) = (values.get(values.len() / 2), values.last()) {
+            say(&format!("{what:<44}{median:>10.1}{worst:>10.1}  ms"))?;
+        }
+    }
+    let gaps = || all.iter().filter_map(|one| one["gap_ms"].as_f64());
+    say(&format!(
+        "{} of {} gaps within the goal of {} ms, {} at {} ms or above",
+        gaps().filter(|gap| *gap <= BOUNDS.0).count(),
+        all.len(),
+        BOUNDS.0,
+        gaps().filter(|gap| *gap >= BOUNDS.1).count(),
+        BOUNDS.1
+    ))
+}
+
+fn say(line: &str) -> Result<()> {
+    Ok(writeln!(std::io::stdout(), "{line}")?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timestamps_of_log_lines_are_read() {
+        let at = |line| timestamp(line);
+        assert_eq!(at("1970-01-01T00:00:00.000001Z  INFO"), Some(1));
+        assert_eq!(
+            at("2024-02-29T12:30:15.250000Z x"),
+            Some(1_709_209_815_250_000)
+        );
+        assert_eq!(
+            at("2026-03-01T00:00:00.000000Z"),
+            Some(1_772_323_200_000_000)
+        );
+        assert_eq!(at("not a log line"), None);
+    }
+}
