@@ -44,8 +44,12 @@ pub struct Loss<'a> {
 }
 
 /// Offset in bits of the exchange type in a UDP datagram, without and with
-/// the non-ESP marker (RFC 7296 §3.1, RFC 3948 §2.2).
-const EXCHANGE_AT: [(u16, u16); 2] = [(500, (8 + 18) * 8), (4500, (8 + 4 + 18) * 8)];
+/// the non-ESP marker (RFC 7296 §3.1, RFC 3948 §2.2), which must be there:
+/// the same byte of an ESP packet has any value.
+const EXCHANGE_AT: [(u16, &str, u16); 2] = [
+    (500, "", (8 + 18) * 8),
+    (4500, "@th,64,32 0x0", (8 + 4 + 18) * 8),
+];
 
 /// Replaces all faults of the lab by `losses`.
 pub fn lose(lab: &Lab, losses: &[Loss<'_>]) -> Result<()> {
@@ -58,9 +62,9 @@ pub fn lose(lab: &Lab, losses: &[Loss<'_>]) -> Result<()> {
             Kind::Request => "0x0",
             Kind::Response => "0x20",
         };
-        for (port, at) in EXCHANGE_AT {
+        for (port, marker, at) in EXCHANGE_AT {
             rules.push_str(&format!(
-                "  {family} saddr {} udp dport {port} @th,{at},8 {} @th,{},8 & 0x20 == {flag} numgen inc mod 1000000 < {} counter drop\n",
+                "  {family} saddr {} udp dport {port} {marker} @th,{at},8 {} @th,{},8 & 0x20 == {flag} numgen inc mod 1000000 < {} counter drop\n",
                 loss.from,
                 loss.exchange as u8,
                 at + 8,
