@@ -91,7 +91,7 @@ fn until_dead(
 ) -> Result<(Option<Flow>, u64)> {
     let mut flow = None;
     if during == During::Establish {
-        // Half-open SAs are committed lazily: here IKE_AUTH comes after that.
+        // The peer repeats its first IKE_AUTH: what meets the failure point came before.
         let lost = Loss {
             from: &V4.outer(1),
             exchange: Exchange::Auth,

@@ -138,7 +138,7 @@ fn at_failpoint(by: By, during: During, point: &str) -> Result<()> {
     let mut duo = Duo::start_with(&Setup::new(V4), &[("EVERGATE_FAILPOINT", point)])?;
     let mut flow = None;
     if during == During::Establish {
-        // Half-open SAs are committed lazily: here IKE_AUTH comes after that.
+        // The peer repeats its first IKE_AUTH: what meets the failure point came before.
         let lost = Loss {
             from: &V4.outer(1),
             exchange: Exchange::Auth,
