@@ -1,9 +1,9 @@
 //! The drills: what a person would try on a lab bench, against real processes.
 
 mod addresses;
-mod cluster;
 mod cluster_exchanges;
 mod cluster_many;
+mod cluster_takeover;
 mod datagrams;
 mod decryption;
 mod documents;
