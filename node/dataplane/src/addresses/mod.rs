@@ -144,6 +144,16 @@ impl Addresses {
         Ok(changed)
     }
 
+    /// Which of these are on any interface, whoever put them there.
+    ///
+    /// # Errors
+    /// If addresses cannot be listed.
+    pub fn found(&mut self, of: &[IpAddr]) -> Result<Vec<IpAddr>, PlaneError> {
+        let present = self.present()?;
+        let there = |a: &&IpAddr| present.iter().any(|p| p.address.addr() == **a);
+        Ok(of.iter().filter(there).copied().collect())
+    }
+
     fn choose(&self, address: IpNet, side: Side, present: &[Present]) -> Result<u32, PlaneError> {
         let configured = match side {
             Side::Outer => &self.config.outer_interface,

@@ -4,7 +4,8 @@
 //! A check of the lease before a packet is sent is no fence: a process that is stopped between the two sends when it is continued, and its
 //! kernel goes on to answer ARP meanwhile. So from a *guarded* address nothing leaves (IKE, ESP, ARP, neighbour advertisements, or anything
 //! else) unless the address is also in a set of *live* ones, whose elements end by themselves. The rules outlive the process on
-//! purpose: a killed one leaves addresses behind, and nobody else there to fall silent.
+//! purpose: a killed one leaves addresses behind, and nobody else there to fall silent. Only a process that ends in good order, with none
+//! of the addresses left on any interface, takes them along ([`DeadMan::remove_after`]).
 //!
 //! There are three tables, made and refreshed in one transaction each: `inet` and `arp` see what leaves through IP and ARP on any
 //! interface, raw sockets included; `netdev` sees at the `egress` hook of the named interfaces also what packet sockets send
@@ -15,9 +16,9 @@
 
 mod nftables;
 
-use crate::{PlaneError, netlink::refused};
+use crate::{Addresses, PlaneError, netlink::refused};
 use nftables::{Base, Expression, Family, Key, Nftables, Transaction};
-use std::{io, net::IpAddr, time::Duration};
+use std::{collections::BTreeSet, io, net::IpAddr, time::Duration};
 
 /// What the switch is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +34,7 @@ pub struct DeadMan {
     nftables: Nftables,
     config: DeadManConfig,
     families: Vec<Family>,
+    guarded: BTreeSet<IpAddr>,
 }
 
 const CHAIN: &str = "out";
@@ -62,6 +64,7 @@ impl DeadMan {
             nftables,
             config,
             families: vec![Family::Inet, Family::Arp, Family::Netdev],
+            guarded: guarded.iter().copied().collect(),
         };
         if switch.config.devices.is_empty() {
             switch.families.pop();
@@ -125,7 +128,9 @@ impl DeadMan {
         self.add_guarded(&mut transaction, addresses);
         self.nftables
             .commit(transaction)
-            .map_err(|e| refused("guard addresses", e))
+            .map_err(|e| refused("guard addresses", e))?;
+        self.guarded.extend(addresses);
+        Ok(())
     }
 
     /// Guards addresses no more, because they are those of no virtual gateway any more.
@@ -142,7 +147,23 @@ impl DeadMan {
         }
         self.nftables
             .commit(transaction)
-            .map_err(|e| refused("release addresses", e))
+            .map_err(|e| refused("release addresses", e))?;
+        self.guarded.retain(|guarded| !addresses.contains(guarded));
+        Ok(())
+    }
+
+    /// Removes the tables, unless a guarded address is still on an interface, whoever put it there: then they stay, it stays silent, and the
+    /// result names it. For a process that will send nothing any more.
+    ///
+    /// # Errors
+    /// If addresses cannot be listed, or the kernel refuses; then they stay, too.
+    pub fn remove_after(self, addresses: &mut Addresses) -> Result<Vec<IpAddr>, PlaneError> {
+        let guarded: Vec<IpAddr> = self.guarded.iter().copied().collect();
+        let left = addresses.found(&guarded)?;
+        if left.is_empty() {
+            self.remove()?;
+        }
+        Ok(left)
     }
 
     /// Removes the tables. Only for a process that has taken all its addresses away.

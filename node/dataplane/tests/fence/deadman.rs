@@ -3,7 +3,7 @@ use crate::{
     hosts::{Capture, Host, privileged},
     ip, mac,
 };
-use evergate_dataplane::{Announcer, DeadMan, DeadManConfig, Taken};
+use evergate_dataplane::{Addresses, AddressesConfig, Announcer, DeadMan, DeadManConfig, Taken};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
@@ -313,6 +313,36 @@ fn addresses_are_guarded_while_they_should_be() {
             switch.guard(&addresses()).unwrap();
             assert!(!resolves(&link, ADDRESS) && !resolves(&link, ADDRESS6));
             switch.remove().unwrap();
+            assert!(resolves(&link, ADDRESS) && resolves(&link, ADDRESS6));
+        },
+    );
+}
+
+/// Whoever ends in good order takes the switch along, but not from an address that is still there.
+#[test]
+fn the_switch_goes_when_no_guarded_address_is_left() {
+    privileged(
+        "deadman::the_switch_goes_when_no_guarded_address_is_left",
+        || {
+            let (link, switch) = guarded();
+            let host = &link.members[0];
+            let remove = |switch: DeadMan| {
+                host.run(move || {
+                    let mut addresses = Addresses::open(AddressesConfig::default()).unwrap();
+                    switch.remove_after(&mut addresses).unwrap()
+                })
+            };
+            let left: BTreeSet<IpAddr> = remove(switch).into_iter().collect();
+            assert_eq!(left, addresses().into_iter().collect());
+            assert!(!resolves(&link, ADDRESS) && !resolves(&link, ADDRESS6));
+            host.ip("addr del 2001:db8::100/64 dev wire");
+            assert_eq!(remove(install(host)), [ip(ADDRESS)]);
+            assert!(!resolves(&link, ADDRESS));
+            host.ip("addr del 192.0.2.100/24 dev wire");
+            assert!(remove(install(host)).is_empty());
+            // Nothing guards them any more.
+            host.address("192.0.2.100/24", "wire");
+            host.address("2001:db8::100/64", "wire");
             assert!(resolves(&link, ADDRESS) && resolves(&link, ADDRESS6));
         },
     );

@@ -400,6 +400,10 @@ impl Follower {
                 self.leave(gateway, last).await;
             }
         }
+        // What was prepared, and never served, says nothing either: the dead-man switch may go now.
+        for post in self.posts.values() {
+            post.shared.stop_sending();
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, warn};
+use tracing::{debug, error, info, warn};
 
 /// The table of the dead-man switch.
 const TABLE: &str = "evergate";
@@ -43,6 +43,27 @@ fn of(policy: &Policy, gateway: GatewayId) -> Vec<(IpNet, Side)> {
             outer.chain(g.inner.iter().map(|n| (*n, Side::Inner)))
         })
         .collect()
+}
+
+/// Takes the dead-man switch away, once nothing of this process speaks any more and all its addresses are gone. Where one is left, which may
+/// be a failure of ours or another program's doing, it stays, and the address silent.
+pub(super) fn close(switch: DeadMan) {
+    let removed = Addresses::open(AddressesConfig::default())
+        .and_then(|mut addresses| switch.remove_after(&mut addresses));
+    match removed {
+        Ok(left) if left.is_empty() => {
+            info!(
+                event = "switch-removed",
+                "no address of a gateway is left here; the dead-man switch is removed"
+            );
+        }
+        Ok(left) => warn!(
+            event = "switch-kept",
+            ?left,
+            "addresses of gateways are still on an interface: the dead-man switch stays, and keeps them silent"
+        ),
+        Err(e) => warn!(event = "switch-kept", "the dead-man switch stays: {e}"),
+    }
 }
 
 /// Gives up what a former process of this member left behind, and puts the dead-man switch in front of all addresses of virtual gateways.

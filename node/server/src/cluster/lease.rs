@@ -29,7 +29,8 @@ use tracing::{debug, warn};
 /// So many requests may be unanswered: those of a whole lease, and some that were made for another reason.
 const OUTSTANDING: usize = 12;
 
-/// Starts to ask for leases, and to lead whenever this member is the leader.
+/// Starts to ask for leases, and to lead whenever this member is the leader. It is told to stop once everything is given up; `ended` says when
+/// the dead-man switch is dealt with.
 ///
 /// # Errors
 /// If the system gives no thread.
@@ -38,6 +39,7 @@ pub(super) fn spawn(
     membership: &Arc<Membership>,
     switch: Option<DeadMan>,
     stop: &CancellationToken,
+    ended: &CancellationToken,
 ) -> anyhow::Result<()> {
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
@@ -51,12 +53,17 @@ pub(super) fn spawn(
         live: BTreeMap::new(),
     };
     let (node, membership, stop) = (Arc::clone(node), Arc::clone(membership), stop.clone());
+    let ended = ended.clone().drop_guard();
     thread::Builder::new()
         .name("leases".into())
         .spawn(move || {
             runtime.block_on(async {
                 let leading = leader::run(node, membership, stop.clone());
-                tokio::join!(keeper.run(stop), leading);
+                let keeping = async {
+                    let _ended = ended;
+                    keeper.run(stop).await;
+                };
+                tokio::join!(keeping, leading);
             });
         })
         .context("no thread for leases")?;
@@ -101,7 +108,12 @@ impl Keeper {
             }
             self.apply();
         }
-        // What is still served now is given up by those who serve it; their leases end by themselves.
+        // Everything was given up. If this loop ended for another reason, the addresses may be here, and then the switch stays.
+        if let Some(switch) = self.switch.take()
+            && stop.is_cancelled()
+        {
+            super::front::close(switch);
+        }
     }
 
     /// A leader's own leases end with its quorum lease.

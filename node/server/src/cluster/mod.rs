@@ -213,11 +213,14 @@ pub(crate) fn serve(
     leader::answer(node, &membership);
     // Leases are renewed, and granted, until everything is given up.
     let over = CancellationToken::new();
-    lease::spawn(node, &membership, switch, &over)?;
+    let ended = CancellationToken::new();
+    lease::spawn(node, &membership, switch, &over, &ended)?;
     let followed = follow::run(Arc::clone(node), membership, front, stop.clone());
     tasks.spawn(async move {
-        let _over = over.drop_guard();
+        let over = over.drop_guard();
         followed.await;
+        drop(over);
+        ended.cancelled().await;
     });
     Ok(())
 }
