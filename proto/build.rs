@@ -13,6 +13,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .bytes(".evergate.cluster.v1")
         .compile_fds(compile("cluster.proto")?)?;
+    // Its messages hold those of admin.proto, which are generated already; the directory is its own so that they stay.
+    let forward = out.join("forward");
+    fs::create_dir_all(&forward)?;
+    tonic_prost_build::configure()
+        .extern_path(".evergate.admin.v1", "crate::admin")
+        .out_dir(forward)
+        .compile_fds(compile("forward.proto")?)?;
     Ok(())
 }
 

@@ -11,5 +11,10 @@ pub mod cluster {
     tonic::include_proto!("evergate.cluster.v1");
 }
 
+/// What operators ask of one member and another does (`forward.proto`).
+pub mod forward {
+    include!(concat!(env!("OUT_DIR"), "/forward/evergate.forward.v1.rs"));
+}
+
 /// The administration services described, as reflection serves it: an encoded `FileDescriptorSet`.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -3,6 +3,7 @@
 mod addresses;
 mod cluster_exchanges;
 mod cluster_many;
+mod cluster_operators;
 mod cluster_takeover;
 mod datagrams;
 mod decryption;

@@ -3,10 +3,11 @@
 use super::{
     Timing,
     log::LogStore,
-    transport::{LeaseHandler, Peers, take_in},
+    transport::{ForwardHandler, LeaseHandler, Peers, take_in},
     types::{Node, NodeId, Raft},
 };
 use bytes::Bytes;
+use evergate_proto::forward::{CallReply, CallRequest};
 use openraft::{ChangeMembers, Instant as _, async_runtime::WatchReceiver as _};
 use std::{
     collections::BTreeSet,
@@ -73,6 +74,7 @@ pub(super) struct Inner {
     pub(super) leader: watch::Receiver<Option<Leader>>,
     pub(super) peers: Option<Peers>,
     pub(super) leases: Arc<RwLock<Option<LeaseHandler>>>,
+    pub(super) forwarded: Arc<RwLock<Option<ForwardHandler>>>,
     pub(super) timing: Timing,
     pub(super) log: LogStore,
     /// Where Raft runs.
@@ -288,6 +290,41 @@ impl Cluster {
         });
         self.spawn(async move { peer.renew_leases(request, deadline).await.map_err(failed) })
             .await
+    }
+
+    /// Answers [`Cluster::forward`] of other members from now on.
+    pub fn on_forward(&self, handler: ForwardHandler) {
+        *self
+            .0
+            .forwarded
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Some(handler);
+    }
+
+    /// Has another member do what an operator asked for.
+    ///
+    /// # Errors
+    /// If there is no such member, or it does not answer within the deadline; then it may do it nevertheless.
+    pub async fn forward(
+        &self,
+        member: &str,
+        call: CallRequest,
+        deadline: Duration,
+    ) -> Result<CallReply, ClusterError> {
+        let all = self.members().into_iter();
+        let node = all
+            .map(|m| Node {
+                name: m.name,
+                address: m.address,
+            })
+            .find(|node| node.name == member)
+            .ok_or_else(|| ClusterError::NoSuchMember(member.to_owned()))?;
+        let peers = self.0.peers.clone().ok_or_else(|| failed("no peers"))?;
+        let asked = async move {
+            let reply = peers.forward(&node, call, deadline).await;
+            reply.map_err(|status| failed(status.message()))
+        };
+        self.spawn(asked).await
     }
 
     /// On Raft's own threads: connections belong to the runtime on which they are first used.

@@ -166,11 +166,13 @@ async fn begin(
         running: is_running,
         opener: Arc::new(Mutex::new(sealer()?)),
         leases: Arc::default(),
+        forwarded: Arc::default(),
         members: config.members.clone(),
         key_check: key_check(&key),
         pristine: identity.pristine,
     };
     let leases = Arc::clone(&handler.leases);
+    let forwarded = Arc::clone(&handler.forwarded);
     if let (Some(listener), Some(tls)) = (config.listener.take(), tls) {
         listen(&mut tasks, listener, tls, handler)?;
     }
@@ -200,15 +202,7 @@ async fn begin(
     running.send_replace(Some(Running { raft: raft.clone() }));
     // Kept alive as long as the tasks are.
     tasks.spawn(async move { running.closed().await });
-    if role.begin == Begin::Join
-        && let Some(peers) = peers.clone()
-    {
-        tasks.spawn(join(
-            config_for_join(&config, &role, &key),
-            peers,
-            raft.clone(),
-        ));
-    }
+    ask_to_join(&mut tasks, &config, &role, &key, peers.clone(), &raft);
 
     let (leader_sender, leader) = watch::channel(None);
     tasks.spawn(observe(raft.clone(), leader_sender, Arc::clone(shared)));
@@ -231,6 +225,7 @@ async fn begin(
         leader,
         peers,
         leases,
+        forwarded,
         timing: config.timing,
         log,
         runtime: tokio::runtime::Handle::current(),
@@ -244,6 +239,23 @@ async fn begin(
         gathered,
     };
     Ok((member, cluster))
+}
+
+/// A member that is new asks the others to take it in.
+fn ask_to_join(
+    tasks: &mut JoinSet<()>,
+    config: &RaftConfig,
+    role: &Role,
+    key: &ClusterKey,
+    peers: Option<Peers>,
+    raft: &Raft,
+) {
+    if role.begin == Begin::Join
+        && let Some(peers) = peers
+    {
+        let asked = config_for_join(config, role, key);
+        tasks.spawn(join(asked, peers, raft.clone()));
+    }
 }
 
 /// Answers other members.

@@ -22,7 +22,7 @@ mod window;
 
 pub use cluster::{Cluster, ClusterError, Leader, MemberStatus};
 pub use config::{JoinError, RaftConfig, Timing};
-pub use transport::{Credentials, LeaseHandler, TlsError};
+pub use transport::{Credentials, ForwardHandler, LeaseHandler, TlsError};
 pub use types::{Node, NodeId};
 
 pub(crate) use member::{Life, start};

@@ -199,8 +199,13 @@ fn child_sa(node: &Node, child: &Child) -> admin::ChildSa {
         created_ms: child.created.0,
         rekey_at_ms: child.rekey_at.map(|t| t.0),
         expires_at_ms: child.expires_at.map(|t| t.0),
-        stats: node.plane.stats(child.spi_in).map(|s| child_stats(&s)),
+        stats: counted(node, child.spi_in),
     }
+}
+
+/// What the data plane here counted for a Child SA.
+pub(super) fn counted(node: &Node, spi_in: u32) -> Option<admin::ChildStats> {
+    node.plane.stats(spi_in).map(|s| child_stats(&s))
 }
 
 fn child_stats(stats: &ChildStats) -> admin::ChildStats {

@@ -1,6 +1,7 @@
 //! The administration API on a Unix socket.
 
 mod cluster;
+mod forward;
 mod listing;
 pub(crate) mod operations;
 
@@ -21,6 +22,7 @@ use evergate_proto::admin::{
 use evergate_state::Refusal;
 use futures::{StreamExt, stream::BoxStream};
 use std::{
+    collections::HashMap,
     fs, io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -52,6 +54,7 @@ pub(crate) async fn serve(
         .register_encoded_file_descriptor_set(evergate_proto::DESCRIPTORS)
         .build_v1()
         .context("the descriptors cannot be served")?;
+    forward::answer_others(&node);
     let (health_reporter, health) = tonic_health::server::health_reporter();
     health_reporter.set_serving::<AdminServer<Service>>().await;
     let service = AdminServer::new(Service { node }).max_decoding_message_size(MAX_DOCUMENT);
@@ -146,10 +149,24 @@ impl Admin for Service {
         request: Request<ListSasRequest>,
     ) -> Result<Response<Self::ListSasStream>, Status> {
         let node = Arc::clone(&self.node);
-        let records = listing::select(&node, &request.into_inner());
+        let request = request.into_inner();
+        let records = listing::select(&node, &request);
+        let mut counters = if request.count_everywhere {
+            forward::counters(&node, &request, &records).await
+        } else {
+            HashMap::new()
+        };
         // Converted one by one, as fast as they are read.
-        let all =
-            futures::stream::iter(records).map(move |record| Ok(listing::ike_sa(&node, &record)));
+        let all = futures::stream::iter(records).map(move |record| {
+            let mut sa = listing::ike_sa(&node, &record);
+            for child in &mut sa.children {
+                child.stats = child
+                    .stats
+                    .take()
+                    .or_else(|| counters.remove(&child.spi_in));
+            }
+            Ok(sa)
+        });
         Ok(Response::new(all.boxed()))
     }
 
@@ -157,7 +174,7 @@ impl Admin for Service {
         &self,
         request: Request<InitiateRequest>,
     ) -> Result<Response<InitiateResponse>, Status> {
-        operations::initiate(self.active()?, request.into_inner())
+        forward::initiate(self.active()?, request.into_inner())
             .await
             .map(Response::new)
     }
@@ -166,7 +183,7 @@ impl Admin for Service {
         &self,
         request: Request<TerminateRequest>,
     ) -> Result<Response<TerminateResponse>, Status> {
-        operations::terminate(self.active()?, request.into_inner())
+        forward::terminate(self.active()?, request.into_inner())
             .await
             .map(Response::new)
     }
@@ -175,7 +192,7 @@ impl Admin for Service {
         &self,
         request: Request<RekeyRequest>,
     ) -> Result<Response<RekeyResponse>, Status> {
-        operations::rekey(self.active()?, request.into_inner())
+        forward::rekey(self.active()?, request.into_inner())
             .await
             .map(Response::new)
     }

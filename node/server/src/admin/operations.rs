@@ -7,6 +7,7 @@ use crate::{
     worker::{Message, Notice, Watcher},
 };
 use evergate_ike::{
+    config::{Connection, Policy},
     record::{GatewayId, Phase, Record, SaId},
     sa::{Command, Event, Failure},
 };
@@ -14,7 +15,7 @@ use evergate_proto::admin::{
     InitiateRequest, InitiateResponse, RekeyRequest, RekeyResponse, TerminateRequest,
     TerminateResponse, rekey_request, terminate_request,
 };
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, oneshot},
     time::timeout,
@@ -25,7 +26,7 @@ use tonic::Status;
 const NOTICES: usize = 64;
 
 /// No call waits longer than this, whatever its deadline is: a request is given up before.
-const LONGEST: Duration = Duration::from_secs(300);
+pub(super) const LONGEST: Duration = Duration::from_secs(300);
 
 /// Sets up a Child SA, and an IKE SA if there is none.
 pub(crate) async fn initiate(
@@ -33,9 +34,7 @@ pub(crate) async fn initiate(
     request: InitiateRequest,
 ) -> Result<InitiateResponse, Status> {
     let policy = node.policy.load_full();
-    let connection = policy.connection(&request.connection).ok_or_else(|| {
-        Status::not_found(format!("there is no connection {:?}", request.connection))
-    })?;
+    let connection = connection(&policy, &request.connection)?;
     let child = match &request.child {
         Some(name) => connection.child(name),
         None => connection.children.first(),
@@ -84,6 +83,49 @@ pub(crate) async fn initiate(
     })
 }
 
+fn connection<'a>(policy: &'a Policy, name: &str) -> Result<&'a Connection, Status> {
+    let found = policy.connection(name);
+    found.ok_or_else(|| Status::not_found(format!("there is no connection {name:?}")))
+}
+
+/// The gateway in which [`initiate`] makes the Child SA: that of the IKE SA which is there, else the one that has an address of the
+/// connection.
+pub(super) fn gateway_of_initiation(
+    node: &Node,
+    request: &InitiateRequest,
+) -> Result<GatewayId, Status> {
+    let policy = node.policy.load();
+    let connection = connection(&policy, &request.connection)?;
+    match established(node, &connection.name) {
+        Some(sa) => gateway_of_sa(node, sa),
+        None => Ok(gateway_of(&policy, connection)),
+    }
+}
+
+/// The gateway of an IKE SA.
+pub(super) fn gateway_of_sa(node: &Node, sa: SaId) -> Result<GatewayId, Status> {
+    let gateway = node.read(|state| state.sa(sa).map(|record| record.gateway));
+    gateway.ok_or_else(|| Status::not_found(format!("there is no IKE SA 0x{sa}")))
+}
+
+/// The gateways that have IKE SAs of a connection.
+pub(super) fn gateways_with(node: &Node, connection: &str) -> Result<BTreeSet<GatewayId>, Status> {
+    let gateways: BTreeSet<GatewayId> = node.read(|state| {
+        let all = state.sas().filter(|r| is_open(r, connection));
+        all.map(|r| r.gateway).collect()
+    });
+    if gateways.is_empty() {
+        return Err(Status::not_found(format!(
+            "connection {connection:?} has no IKE SA"
+        )));
+    }
+    Ok(gateways)
+}
+
+fn is_open(record: &Record, connection: &str) -> bool {
+    record.connection == connection && !matches!(record.phase, Phase::Closed(_))
+}
+
 /// An IKE SA of a connection in which a Child SA can be made.
 fn established(node: &Node, connection: &str) -> Option<SaId> {
     let usable = |r: &Record| matches!(&r.phase, Phase::Established(e) if e.replaced_by.is_none());
@@ -116,7 +158,7 @@ async fn start(
         .map_err(|f| failed(&f))
 }
 
-/// Deletes SAs, and waits until their peers know, or are given up.
+/// Deletes SAs, and waits until their peers know, or are given up. Of a connection those that are served here.
 pub(crate) async fn terminate(
     node: &Arc<Node>,
     request: TerminateRequest,
@@ -128,13 +170,11 @@ pub(crate) async fn terminate(
         terminate_request::Target::Ike(id) => (vec![SaId(id)], None),
         terminate_request::Target::Child(spi) => (vec![owner(node, spi)?], Some(spi)),
         terminate_request::Target::Connection(name) => {
-            let open =
-                |r: &&Arc<Record>| r.connection == name && !matches!(r.phase, Phase::Closed(_));
-            let sas: Vec<SaId> =
-                node.read(|state| state.sas().filter(open).map(|r| r.id).collect());
+            let own = |r: &&Arc<Record>| is_open(r, &name) && node.service(r.gateway).is_some();
+            let sas: Vec<SaId> = node.read(|state| state.sas().filter(own).map(|r| r.id).collect());
             if sas.is_empty() {
                 return Err(Status::not_found(format!(
-                    "connection {name:?} has no IKE SA"
+                    "connection {name:?} has no IKE SA here"
                 )));
             }
             (sas, None)
@@ -205,24 +245,34 @@ pub(crate) async fn rekey(
 }
 
 /// The IKE SA that a Child SA belongs to.
-fn owner(node: &Node, spi: u32) -> Result<SaId, Status> {
+pub(super) fn owner(node: &Node, spi: u32) -> Result<SaId, Status> {
     node.read(|state| state.spi_owner(spi))
         .ok_or_else(|| Status::not_found(format!("there is no Child SA 0x{spi:08x}")))
 }
 
-/// What serves a gateway here; else the error names the member that does.
+/// What serves a gateway here.
 fn serving(node: &Node, gateway: GatewayId) -> Result<Arc<Shared>, Status> {
-    if let Some(service) = node.service(gateway) {
-        return Ok(service);
-    }
+    let service = node.service(gateway);
+    service.ok_or_else(|| not_served(node, gateway))
+}
+
+/// A gateway is not served, or not here where it was just before.
+pub(super) fn not_served(node: &Node, gateway: GatewayId) -> Status {
+    let name = name_of(node, gateway);
+    let owner = node.read(|s| Some(s.gateway(gateway)?.owner.as_ref()?.member.clone()));
+    Status::unavailable(match owner {
+        Some(member) if member != node.member => {
+            format!("gateway {name:?} was just taken over by {member}: ask again")
+        }
+        _ => format!("gateway {name:?} is not served by any member at the moment"),
+    })
+}
+
+/// The name of a gateway, for people.
+pub(super) fn name_of(node: &Node, gateway: GatewayId) -> String {
     let policy = node.policy.load();
     let config = policy.gateways.iter().find(|g| g.id == gateway);
-    let name = config.map_or_else(|| gateway.0.to_string(), |g| g.name.clone());
-    let owner = node.read(|s| Some(s.gateway(gateway)?.owner.as_ref()?.member.clone()));
-    Err(Status::failed_precondition(match owner {
-        Some(member) => format!("gateway {name:?} is served by member {member:?}: ask it there"),
-        None => format!("gateway {name:?} is not served by any member at the moment"),
-    }))
+    config.map_or_else(|| gateway.0.to_string(), |g| g.name.clone())
 }
 
 async fn command(
@@ -232,9 +282,7 @@ async fn command(
     watcher: Option<Watcher>,
 ) -> Result<(), Status> {
     let (reply, answer) = oneshot::channel();
-    let gateway = node.read(|state| state.sa(sa).map(|record| record.gateway));
-    let gateway = gateway.ok_or_else(|| Status::not_found(format!("there is no IKE SA 0x{sa}")))?;
-    let service = serving(node, gateway)?;
+    let service = serving(node, gateway_of_sa(node, sa)?)?;
     let worker = service.worker(sa).ok_or_else(stopping)?;
     let message = Message::Command {
         sa,

@@ -216,6 +216,7 @@ async fn sas(client: &mut Client, arguments: &Arguments) -> Result<String, Statu
         ike: *ike,
         established_only: *established,
         closed: *all,
+        count_everywhere: true,
     };
     let mut stream = client
         .list_sas(timed(arguments, request))

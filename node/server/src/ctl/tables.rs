@@ -159,6 +159,7 @@ pub(super) fn sas(sas: &[IkeSa], as_json: bool) -> String {
         "CONNECTION",
         "PHASE",
         "ROLE",
+        "MEMBER",
         "LOCAL",
         "REMOTE",
         "PEER",
@@ -175,6 +176,7 @@ pub(super) fn sas(sas: &[IkeSa], as_json: bool) -> String {
                 "responder"
             }
             .to_owned(),
+            sa.member.clone(),
             sa.local.clone(),
             sa.remote.clone(),
             sa.remote_id.clone(),
@@ -196,7 +198,11 @@ pub(super) fn sas(sas: &[IkeSa], as_json: bool) -> String {
         .iter()
         .flat_map(|sa| sa.children.iter().map(move |c| (sa, c)))
         .map(|(sa, c)| {
-            let stats = c.stats.clone().unwrap_or_default();
+            let bytes = match &c.stats {
+                Some(stats) => format!("{}/{}", stats.bytes_in, stats.bytes_out),
+                // Whoever serves it did not say.
+                None => "-".to_owned(),
+            };
             [
                 spi32(c.spi_in),
                 c.name.clone(),
@@ -205,7 +211,7 @@ pub(super) fn sas(sas: &[IkeSa], as_json: bool) -> String {
                 spi32(c.spi_out),
                 c.local_ts.join(","),
                 c.remote_ts.join(","),
-                format!("{}/{}", stats.bytes_in, stats.bytes_out),
+                bytes,
             ]
         });
     let children: Vec<_> = children.collect();
@@ -245,6 +251,7 @@ fn ike_json(sa: &IkeSa) -> Value {
         "remote_spi": spi64(sa.remote_spi),
         "initiator": sa.initiator,
         "connection": sa.connection,
+        "member": sa.member,
         "phase": phase(sa),
         "local": sa.local,
         "remote": sa.remote,
@@ -337,6 +344,7 @@ mod tests {
             remote_spi: 7,
             initiator: true,
             connection: "office".into(),
+            member: "m2".into(),
             phase: IkePhase::Established.into(),
             local: "192.0.2.1:500".into(),
             remote: "192.0.2.2:500".into(),
@@ -368,14 +376,22 @@ mod tests {
             ..IkeSa::default()
         };
         let expected = "\
-IKE SA              CONNECTION  PHASE        ROLE       LOCAL          REMOTE         PEER    SUITE
-0x123456789abcdef0  office      established  initiator  192.0.2.1:500  192.0.2.2:500  b.test  aes256gcm16-prfsha384-x25519
+IKE SA              CONNECTION  PHASE        ROLE       MEMBER  LOCAL          REMOTE         PEER    SUITE
+0x123456789abcdef0  office      established  initiator  m2      192.0.2.1:500  192.0.2.2:500  b.test  aes256gcm16-prfsha384-x25519
 0x0000000000000000  a           half-open    responder
 
 CHILD SA    NAME  IKE SA              FATE  OUT         LOCAL TS     REMOTE TS                IN/OUT BYTES
 0xc0ffee00  net   0x123456789abcdef0  live  0x000000ff  10.1.0.0/16  10.2.0.0/16,10.3.0.0/16  10/20
 ";
         assert_eq!(sas(&[sample(), half_open], false), expected);
+    }
+
+    #[test]
+    fn what_was_not_counted_is_not_zero() {
+        let mut unknown = sample();
+        unknown.children[0].stats = None;
+        let text = sas(&[unknown], false);
+        assert!(text.ends_with("  -\n"), "{text}");
     }
 
     #[test]
@@ -387,6 +403,7 @@ CHILD SA    NAME  IKE SA              FATE  OUT         LOCAL TS     REMOTE TS  
             (&sa["phase"], &sa["initiator"], &sa["connection"]),
             (&json!("established"), &json!(true), &json!("office"))
         );
+        assert_eq!(sa["member"], "m2");
         assert_eq!(sa["authenticated_ms"], Value::Null);
         let child = &sa["children"][0];
         assert_eq!(

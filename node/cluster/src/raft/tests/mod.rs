@@ -2,5 +2,6 @@
 
 mod changes;
 mod failures;
+mod forward;
 mod lab;
 mod storage;

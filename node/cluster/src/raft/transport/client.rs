@@ -65,6 +65,8 @@ enum Purpose {
     Snapshot,
     /// Proposals, and what else goes from members to the leader.
     Propose,
+    /// What operators want of another member. It may take long, so it has no part in the calls that one connection may have under way.
+    Forward,
 }
 
 /// By name, address and purpose.
@@ -85,14 +87,23 @@ impl Peers {
         }
     }
 
-    fn client(&self, node: &Node, purpose: Purpose) -> Client {
+    fn channel(&self, node: &Node, purpose: Purpose) -> Channel {
         let key = (node.name.clone(), node.address.clone(), purpose);
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
         // Removed members leave theirs behind, which is a few of them in the life of a process; they cost nothing when nobody calls.
-        let channel = channels
+        channels
             .entry(key)
-            .or_insert_with(|| connect(node, &self.tls));
-        MemberClient::new(channel.clone())
+            .or_insert_with(|| connect(node, &self.tls))
+            .clone()
+    }
+
+    /// The connection for what operators want.
+    pub(super) fn for_operators(&self, node: &Node) -> Channel {
+        self.channel(node, Purpose::Forward)
+    }
+
+    fn client(&self, node: &Node, purpose: Purpose) -> Client {
+        MemberClient::new(self.channel(node, purpose))
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE)
     }
@@ -169,7 +180,7 @@ impl Peer {
     }
 }
 
-async fn within<T>(
+pub(super) async fn within<T>(
     deadline: Duration,
     call: impl Future<Output = Result<T, Status>>,
 ) -> Result<T, Status> {

@@ -4,10 +4,12 @@
 //! to each other member, so that a snapshot or a burst of entries never delays a heartbeat.
 
 mod client;
+mod forward;
 mod server;
 mod tls;
 
 pub(crate) use client::{Network, Peers};
+pub use forward::ForwardHandler;
 pub use server::LeaseHandler;
 pub(crate) use server::{Handler, Running, serve, take_in};
 pub(crate) use tls::Tls;

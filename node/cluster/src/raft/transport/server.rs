@@ -2,6 +2,7 @@
 
 use super::{
     MAX_MESSAGE, MAX_SNAPSHOT, TO_NODE, decode, encode,
+    forward::{self, ForwardHandler},
     tls::{Tls, names},
 };
 use crate::{
@@ -71,6 +72,8 @@ pub(crate) struct Handler {
     /// Looks at proposals before they are logged.
     pub(crate) opener: Arc<Mutex<Sealer>>,
     pub(crate) leases: Arc<RwLock<Option<LeaseHandler>>>,
+    /// Does what operators asked other members for.
+    pub(crate) forwarded: Arc<RwLock<Option<ForwardHandler>>>,
     /// The configured members.
     pub(crate) members: Vec<Node>,
     pub(crate) key_check: [u8; 32],
@@ -119,6 +122,7 @@ pub(crate) async fn serve(listener: TcpListener, tls: Tls, handler: Handler) -> 
             });
         }
     };
+    let forward = forward::service(handler.clone());
     let service = MemberServer::new(handler)
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
@@ -132,6 +136,7 @@ pub(crate) async fn serve(listener: TcpListener, tls: Tls, handler: Handler) -> 
         .http2_keepalive_interval(Some(Duration::from_secs(5)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
         .add_service(service)
+        .add_service(forward)
         .serve_with_incoming(ReceiverStream::new(incoming));
     tokio::select! {
         () = accept => Ok(()),
@@ -231,7 +236,7 @@ impl Handler {
     }
 
     /// The member at the other end, which must be one of the cluster, or configured.
-    fn caller<T>(&self, request: &Request<T>) -> Result<String, Status> {
+    pub(super) fn caller<T>(&self, request: &Request<T>) -> Result<String, Status> {
         let refused = || Status::permission_denied("the certificate names no member");
         let certificate = request
             .extensions()
