@@ -27,9 +27,13 @@ struct Demo {
 
 impl Demo {
     fn start(dir: &Path, members: u32, kills: u32) -> Self {
+        Self::with_peer("evergate", dir, members, kills)
+    }
+
+    fn with_peer(peer: &str, dir: &Path, members: u32, kills: u32) -> Self {
         let mut process = Command::new(env!("CARGO_BIN_EXE_evergate"))
             .args(["demo", "--json", "--members", &members.to_string()])
-            .args(["--kills", &kills.to_string()])
+            .args(["--kills", &kills.to_string(), "--peer", peer])
             .args(["--max-gap", &LONGEST_GAP_MS.to_string()])
             .arg("--keep")
             .arg(dir)
@@ -117,6 +121,43 @@ fn a_killed_member_that_is_alone_goes_on_with_its_tunnels() {
     assert_held(&output, &report);
     assert!(report.get("takeovers").is_none(), "{report:#}");
     assert!(report["restart_to_first_packet_ms_max"].as_f64() > Some(0.0));
+    assert_eq!(processes_of(&keep), 0);
+}
+
+/// `cluster-tests/run` installs it; elsewhere it may not be there.
+fn has_strongswan() -> bool {
+    Path::new("/usr/sbin/charon-systemd").exists()
+}
+
+#[test]
+fn strongswan_keeps_its_tunnels_too() {
+    if !has_strongswan() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let keep = dir.path().join("demo");
+    let (output, report) = Demo::with_peer("strongswan", &keep, 3, 2).finish();
+    assert_held(&output, &report);
+    let peer = report["peer"].as_str().unwrap();
+    assert!(peer.starts_with("strongSwan "), "{report:#}");
+    assert_eq!(report["takeovers"].as_array().unwrap().len(), 2);
+    assert!(report["frames_checked"].as_u64() > report["esp_checked"].as_u64());
+    assert_eq!(processes_of(&keep), 0);
+}
+
+#[test]
+fn an_interrupted_demo_takes_strongswan_along() {
+    if !has_strongswan() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let keep = dir.path().join("demo");
+    let mut demo = Demo::with_peer("strongswan", &keep, 3, 100);
+    demo.wait_for("up;");
+    assert_eq!(processes_of(&keep), 6);
+    let pid = Pid::from_raw(demo.process.id().try_into().unwrap());
+    kill(pid, Signal::SIGINT).unwrap();
+    assert_eq!(demo.process.wait().unwrap().code(), Some(130));
     assert_eq!(processes_of(&keep), 0);
 }
 

@@ -1,8 +1,8 @@
 //! A gateway as a process of its own: started, killed, and asked over its administration API.
 
-use super::{network::NetNs, topology::KEY_FILE};
+use super::{network::NetNs, process::Process, topology::KEY_FILE};
 use crate::ctl;
-use anyhow::{Context, Error, Result, bail, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use evergate_proto::admin::{
     ChildFate, ChildSa, GetStatusRequest, GetStatusResponse, IkeSa, ListMembersRequest,
     ListSasRequest, Member, RekeyRequest, admin_client::AdminClient, rekey_request,
@@ -10,10 +10,10 @@ use evergate_proto::admin::{
 use futures::TryStreamExt;
 use std::{
     ffi::OsStr,
-    fs::{self, File, OpenOptions},
+    fs,
     os::unix::process::CommandExt,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    path::Path,
+    process::{Command, Stdio},
     time::Duration,
 };
 use tokio::time::timeout;
@@ -22,24 +22,20 @@ use tonic::transport::Channel;
 /// Longest wait for an answer of the administration API.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Longest wait for the answer of a peer, which may need a repetition of the request.
-const ANSWER: Duration = Duration::from_secs(20);
-/// Lines of the log that an error shows.
-const LOG_LINES: usize = 12;
+pub(super) const ANSWER: Duration = Duration::from_secs(20);
+/// Its configuration.
+const CONFIG_FILE: &str = "evergate.toml";
 
-/// A member or a peer.
-pub(super) struct Gateway {
-    name: String,
-    ns: NetNs,
-    dir: PathBuf,
-    process: Option<Child>,
-}
+/// A member, or a peer that is one of ours.
+pub(super) struct Gateway(Process);
 
 /// What must not change: SPIs, from the view of one gateway.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Sa {
     /// Of the initiator and of the responder.
     pub(super) ike: (u64, u64),
-    /// When both ends were authenticated, in milliseconds of Unix time.
+    /// When both ends were authenticated, in milliseconds of Unix time, if the gateway knows: whoever authenticates again has other SPIs
+    /// anyway (RFC 7296 §2.8.3).
     pub(super) authenticated_ms: Option<u64>,
     /// Of the pairs of ESP SAs, the smaller one first, so that both ends say the same.
     pub(super) children: Vec<(u32, u32)>,
@@ -48,53 +44,31 @@ pub(super) struct Sa {
 impl Gateway {
     /// Writes its files; all that it keeps is in a directory of its name in `root`.
     pub(super) fn new(name: &str, ns: &NetNs, root: &Path, config: &str) -> Result<Self> {
-        let dir = root.join(name);
-        fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        let gateway = Self {
-            name: name.to_owned(),
-            ns: ns.clone(),
-            dir,
-            process: None,
-        };
-        fs::write(gateway.path("evergate.toml"), config)?;
-        Ok(gateway)
+        let process = Process::new(name, ns, root, "evergate.log")?;
+        fs::write(process.path(CONFIG_FILE), config)?;
+        Ok(Self(process))
     }
 
     /// Its name.
     pub(super) fn name(&self) -> &str {
-        &self.name
+        self.0.name()
     }
 
     /// Starts it, or starts it again with the state that it had.
     pub(super) fn start(&mut self) -> Result<()> {
-        let log = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.path("evergate.log"))?;
-        let mut command = self.command(log)?;
-        self.process = Some(self.ns.run(|| Ok(command.spawn()?))?);
-        Ok(())
-    }
-
-    fn command(&self, log: File) -> Result<Command> {
-        let config = self.path("evergate.toml");
-        let mut command = evergate(["run".as_ref(), "--config".as_ref(), config.as_os_str()]);
-        command.stdin(Stdio::null());
-        command.stdout(log.try_clone()?).stderr(log);
-        Ok(command)
+        let config = self.0.path(CONFIG_FILE);
+        let arguments = ["run".as_ref(), "--config".as_ref(), config.as_os_str()];
+        self.0.start(&mut evergate(arguments))
     }
 
     /// Kills it with SIGKILL; afterwards it is gone.
     pub(super) fn kill(&mut self) -> Result<()> {
-        let mut process = self.process.take().context("it does not run")?;
-        process.kill()?;
-        process.wait()?;
-        Ok(())
+        self.0.kill()
     }
 
     /// Whether it was started, and not killed since.
     pub(super) fn is_started(&self) -> bool {
-        self.process.is_some()
+        self.0.is_started()
     }
 
     /// Looks whether it still runs, if it was started.
@@ -102,26 +76,12 @@ impl Gateway {
     /// # Errors
     /// If it ended by itself.
     pub(super) fn check(&mut self) -> Result<()> {
-        if let Some(process) = &mut self.process
-            && let Some(status) = process.try_wait()?
-        {
-            self.process = None;
-            bail!("{} ended by itself ({status})", self.name);
-        }
-        Ok(())
+        self.0.check()
     }
 
     /// The end of its log.
     pub(super) fn log(&self) -> String {
-        let text = fs::read(self.path("evergate.log")).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        let lines: Vec<&str> = text.lines().collect();
-        let shown = &lines[lines.len().saturating_sub(LOG_LINES)..];
-        format!(
-            "the end of the log of {}:\n  {}",
-            self.name,
-            shown.join("\n  ")
-        )
+        self.0.log()
     }
 
     /// Whether it answers.
@@ -148,11 +108,11 @@ impl Gateway {
     /// Its established SAs.
     pub(super) async fn sas(&self) -> Result<Vec<Sa>> {
         let sas = timeout(PATIENCE, self.list_sas()).await;
-        sas.with_context(|| format!("{} does not answer", self.name))?
+        sas.with_context(|| format!("{} does not answer", self.name()))?
     }
 
     async fn list_sas(&self) -> Result<Vec<Sa>> {
-        let mut sas: Vec<Sa> = self.established().await?.iter().map(Sa::new).collect();
+        let mut sas: Vec<Sa> = self.established().await?.iter().map(Sa::of).collect();
         sas.sort();
         Ok(sas)
     }
@@ -175,7 +135,7 @@ impl Gateway {
             Ok(members.into_inner().members)
         };
         let members: Result<Vec<Member>> = timeout(PATIENCE, ask).await?;
-        let own = |m: &Member| m.leader && m.name == self.name;
+        let own = |m: &Member| m.leader && m.name == self.name();
         Ok(members?.iter().any(own))
     }
 
@@ -194,7 +154,7 @@ impl Gateway {
                 };
                 let rekeyed = timeout(ANSWER, client.rekey(request)).await;
                 let rekeyed = rekeyed.map_err(Error::from).and_then(|r| Ok(r?));
-                rekeyed.with_context(|| format!("{} cannot rekey its SAs", self.name))?;
+                rekeyed.with_context(|| format!("{} cannot rekey its SAs", self.name()))?;
                 count += 1;
             }
         }
@@ -202,21 +162,9 @@ impl Gateway {
     }
 
     async fn client(&self) -> Result<AdminClient<Channel>> {
-        ctl::connect(&self.path("admin.sock"))
+        ctl::connect(&self.0.path("admin.sock"))
             .await
             .map_err(Error::msg)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.join(name)
-    }
-}
-
-impl Drop for Gateway {
-    fn drop(&mut self) {
-        if self.process.is_some() {
-            let _ = self.kill();
-        }
     }
 }
 
@@ -225,20 +173,31 @@ fn is_live(child: &ChildSa) -> bool {
 }
 
 impl Sa {
-    fn new(sa: &IkeSa) -> Self {
-        let live = sa.children.iter().filter(|c| is_live(c));
-        let pair = |(a, b): (u32, u32)| (a.min(b), a.max(b));
-        let mut children: Vec<_> = live.map(|c| pair((c.spi_in, c.spi_out))).collect();
+    /// From the SPIs of an IKE SA and the pairs of SPIs of its Child SAs.
+    pub(super) fn new(
+        ike: (u64, u64),
+        authenticated_ms: Option<u64>,
+        pairs: impl IntoIterator<Item = (u32, u32)>,
+    ) -> Self {
+        let ordered = pairs.into_iter().map(|(a, b)| (a.min(b), a.max(b)));
+        let mut children: Vec<_> = ordered.collect();
         children.sort_unstable();
         Self {
-            ike: if sa.initiator {
-                (sa.id, sa.remote_spi)
-            } else {
-                (sa.remote_spi, sa.id)
-            },
-            authenticated_ms: sa.authenticated_ms,
+            ike,
+            authenticated_ms,
             children,
         }
+    }
+
+    fn of(sa: &IkeSa) -> Self {
+        let ike = if sa.initiator {
+            (sa.id, sa.remote_spi)
+        } else {
+            (sa.remote_spi, sa.id)
+        };
+        let live = sa.children.iter().filter(|c| is_live(c));
+        let pairs = live.map(|c| (c.spi_in, c.spi_out));
+        Self::new(ike, sa.authenticated_ms, pairs)
     }
 
     /// For people.
@@ -267,9 +226,9 @@ pub(super) fn make_key(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// This program, also when its file was replaced meanwhile. In a process group of its own: a terminal's signals are not for it.
+/// This program, also when its file was replaced meanwhile.
 fn evergate<'a>(arguments: impl IntoIterator<Item = &'a OsStr>) -> Command {
     let mut command = Command::new("/proc/self/exe");
-    command.arg0("evergate").args(arguments).process_group(0);
+    command.arg0("evergate").args(arguments);
     command
 }

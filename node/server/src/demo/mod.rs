@@ -2,12 +2,15 @@
 //! processes, streams numbered packets, kills the active member, and says whether the peers noticed.
 
 mod capture;
+mod charon;
 mod checker;
 mod gateway;
 mod isolate;
 mod network;
+mod peer;
 mod picture;
 mod play;
+mod process;
 mod progress;
 mod report;
 #[cfg(test)]
@@ -19,7 +22,7 @@ use anyhow::{Context, Result};
 use std::{
     io::{self, Write},
     path::PathBuf,
-    process,
+    process::exit,
 };
 
 /// Arguments of `evergate demo`.
@@ -34,6 +37,9 @@ pub(crate) struct Args {
     /// How many peers there are
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(topology::MAX_PEERS)))]
     peers: u8,
+    /// Which program the peers are
+    #[arg(long, value_enum, default_value_t = peer::Kind::Evergate)]
+    peer: peer::Kind,
     /// A gap of so many milliseconds is a failure [default: 1000 with several members, else none]
     #[arg(long, value_name = "MS")]
     max_gap: Option<u32>,
@@ -65,6 +71,10 @@ fn members(text: &str) -> Result<u8, String> {
 /// If it could not be run to its end.
 pub(crate) fn run(args: Args) -> Result<()> {
     if !args.inside {
+        if args.peer == peer::Kind::Strongswan {
+            // Said before anything is made.
+            charon::Programs::find()?;
+        }
         return isolate::run_inside();
     }
     let dir = isolate::settle(args.keep.as_deref())?;
@@ -82,7 +92,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         .and_then(|()| out.flush())
         .context("cannot print the report")?;
     if !report.ok {
-        process::exit(1);
+        exit(1);
     }
     Ok(())
 }

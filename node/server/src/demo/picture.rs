@@ -2,6 +2,7 @@
 
 use super::{
     gateway::{Gateway, Sa},
+    peer::Peer,
     report::Sas,
 };
 use anyhow::Result;
@@ -20,7 +21,7 @@ impl Picture {
     ///
     /// # Errors
     /// If somebody does not answer.
-    pub(super) async fn take(members: &[Gateway], peers: &[Gateway]) -> Result<Self> {
+    pub(super) async fn take(members: &[Gateway], peers: &[Peer]) -> Result<Self> {
         let mut picture = Self::default();
         for member in members.iter().filter(|m| m.is_started()) {
             picture.members.extend(member.sas().await?);

@@ -5,6 +5,7 @@ use super::{
     capture::Capture,
     gateway::{self, Gateway},
     network::{NetNs, Network},
+    peer::{self, Peer},
     picture::Picture,
     progress::{Progress, Scene},
     report::{Facts, Kill, Report, Restart},
@@ -37,12 +38,16 @@ const LONGEST_GAP: Duration = Duration::from_secs(1);
 /// Everything that runs. The fields end in this order: processes before the network.
 struct Stage {
     members: Vec<Gateway>,
-    peers: Vec<Gateway>,
+    peers: Vec<Peer>,
+    /// The program that they are, with its version.
+    peer: String,
     traffic: Option<Traffic>,
     capture: Capture,
     network: Network,
     progress: Progress,
     kills: (usize, usize),
+    /// The gap of the last kill.
+    gap: Option<Duration>,
     active: Option<Active>,
     asked: Option<Instant>,
 }
@@ -99,6 +104,7 @@ pub(super) async fn play(args: &Args, root: &Path) -> Result<Report> {
     Ok(Report::new(Facts {
         members: stage.members.len(),
         peers: stage.peers.len(),
+        peer: stage.peer,
         kills,
         gap_limit: given.or(topology.is_cluster().then_some(LONGEST_GAP)),
         trouble: trouble.map(|error| format!("{error:#}")),
@@ -134,25 +140,22 @@ impl Stage {
             let config = topology.member_config(member, &agreement, root);
             members.push(Gateway::new(&member.name, ns, root, &config)?);
         }
-        let mut peers = Vec::new();
-        for (index, (peer, ns)) in topology.peers.iter().zip(&network.peers).enumerate() {
-            let config = topology.peer_config(index, &agreement, root);
-            peers.push(Gateway::new(&peer.name, ns, root, &config)?);
-            gateway::make_key(&root.join(&peer.name))?;
-        }
+        let (peers, peer) = peer::make(args.peer, topology, &network, &agreement, root)?;
         progress.event(&format!(
-            "namespaces made for {} member(s), {} peer(s) and the hosts behind them",
+            "namespaces made for {} member(s), {} peer(s) ({peer}) and the hosts behind them",
             members.len(),
             peers.len()
         ));
         Ok(Self {
             members,
             peers,
+            peer,
             traffic: None,
             capture,
             network,
             progress,
             kills: (0, usize::from(args.kills)),
+            gap: None,
             active: None,
             asked: None,
         })
@@ -173,7 +176,9 @@ impl Stage {
             self.calm().await?;
             self.measure(kills)?;
             let active = self.wait_for_active().await?;
-            kills.push(self.kill(active).await?);
+            let kill = self.kill(active).await?;
+            self.gap = Some(kill.gap);
+            kills.push(kill);
         }
         self.calm().await?;
         self.measure(kills)
@@ -193,9 +198,10 @@ impl Stage {
     }
 
     /// What happened until now belongs to the last kill: also when the killed member came back, nothing must stand still.
-    fn measure(&self, kills: &mut [Kill]) -> Result<()> {
+    fn measure(&mut self, kills: &mut [Kill]) -> Result<()> {
         if let Some(last) = kills.last_mut() {
             last.gap = self.gap(last.at)?;
+            self.gap = Some(last.gap);
         }
         Ok(())
     }
@@ -219,6 +225,9 @@ impl Stage {
         }
         for peer in &mut self.peers {
             peer.start()?;
+        }
+        for peer in &mut self.peers {
+            peer.initiate().await?;
         }
         self.wait_for_agreement().await?;
         let text = format!(
@@ -378,8 +387,11 @@ impl Stage {
         if Instant::now() > end {
             bail!("not within {} seconds: {what}", PATIENCE.as_secs());
         }
-        for gateway in self.members.iter_mut().chain(&mut self.peers) {
-            gateway.check()?;
+        for member in &mut self.members {
+            member.check()?;
+        }
+        for peer in &mut self.peers {
+            peer.check()?;
         }
         if self.asked.is_none_or(|at| at.elapsed() >= QUESTION) {
             self.active = self.ask().await;
@@ -388,6 +400,7 @@ impl Stage {
         let scene = Scene {
             active: self.active.map(|a| (self.members[a.index].name(), a.epoch)),
             kills: self.kills,
+            gap: self.gap,
             traffic: self.traffic.as_ref(),
         };
         self.progress.tick(&scene);
@@ -441,8 +454,9 @@ impl Stage {
 
     /// Shows what the members and the first peer have to say.
     fn show_logs(&mut self) {
-        for gateway in self.members.iter().chain(self.peers.first()) {
-            self.progress.event(&gateway.log());
+        let members = self.members.iter().map(Gateway::log);
+        for log in members.chain(self.peers.first().map(Peer::log)) {
+            self.progress.event(&log);
         }
     }
 }

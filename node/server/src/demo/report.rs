@@ -13,6 +13,8 @@ pub(super) struct Report {
     pub(super) failures: Vec<String>,
     pub(super) members: usize,
     pub(super) peers: usize,
+    /// The program that the peers are, with its version.
+    pub(super) peer: String,
     /// Kills of the active member after which traffic flowed again.
     pub(super) kills: usize,
     /// The longest time without a packet in some direction, for each kill.
@@ -124,6 +126,8 @@ pub(super) struct Sas {
 pub(super) struct Facts {
     pub(super) members: usize,
     pub(super) peers: usize,
+    /// The program that they are, with its version.
+    pub(super) peer: String,
     /// Those after which traffic flowed again.
     pub(super) kills: Vec<Kill>,
     /// The longest gap that is allowed.
@@ -160,6 +164,7 @@ impl Report {
             failures,
             members: facts.members,
             peers: facts.peers,
+            peer: facts.peer,
             kills: facts.kills.len(),
             gap_ms_max: max(&gaps),
             gap_ms_median: median(&gaps),
@@ -197,7 +202,7 @@ impl Report {
             failures => format!("This did not hold:\n  {}", failures.join("\n  ")),
         };
         format!(
-            "\n{kills} kill{}, {members} member{}, {peers} peer{}, {seconds} s\n\
+            "\n{kills} kill{}, {members} member{}, {peers} peer{} ({peer}), {seconds} s\n\
              \x20 gap                      {gap_ms_median} ms median, {gap_ms_max} ms longest\n\
              {restarts}\
              \x20 packets                  {packets_sent} sent, {packets_lost} lost, {packets_duplicated} duplicated\n\
@@ -211,6 +216,7 @@ impl Report {
             kills = self.kills,
             members = self.members,
             peers = self.peers,
+            peer = self.peer,
             seconds = self.seconds,
             gap_ms_median = self.gap_ms_median,
             gap_ms_max = self.gap_ms_max,
@@ -363,6 +369,7 @@ mod tests {
         Facts {
             members: 1,
             peers: 1,
+            peer: "evergate 1".to_owned(),
             gap_limit: None,
             trouble: None,
             kills: vec![kill(200_040, 150_000), kill(100_000, 90_000)],

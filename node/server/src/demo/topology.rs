@@ -188,6 +188,56 @@ inner = ["{inner}/{OFFICE_PREFIX}"]
         connection.write(&mut text, agreement.encap, &agreement.secrets[index]);
         text
     }
+
+    /// The same for strongSwan: its swanctl.conf. The algorithms are AEADs, whose IVs the checker finds on the wire.
+    pub(super) fn swanctl_config(&self, index: usize, agreement: &Agreement) -> String {
+        let peer = &self.peers[index];
+        format!(
+            r"connections {{
+  cluster {{
+    version = 2
+    mobike = no
+    local_addrs = {local}
+    remote_addrs = {remote}
+    proposals = aes256gcm16-prfsha384-x25519
+    encap = yes
+    keyingtries = 0
+    rekey_time = 0s
+    local {{
+      auth = psk
+      id = {id}
+    }}
+    remote {{
+      auth = psk
+      id = gateway.demo
+    }}
+    children {{
+      net {{
+        local_ts = {local_ts}
+        remote_ts = {remote_ts}
+        esp_proposals = aes256gcm16
+        rekey_time = 0s
+        start_action = start
+      }}
+    }}
+  }}
+}}
+secrets {{
+  ike-cluster {{
+    id-1 = {id}
+    id-2 = gateway.demo
+    secret = 0x{secret}
+  }}
+}}
+",
+            local = peer.outer,
+            remote = GATEWAY.0,
+            id = id(peer),
+            local_ts = network(peer.host, peer.prefix),
+            remote_ts = network(OFFICE, OFFICE_PREFIX),
+            secret = agreement.secrets[index],
+        )
+    }
 }
 
 /// One end: address, identity, protected network.
