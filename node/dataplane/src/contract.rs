@@ -74,6 +74,15 @@ pub trait DataPlane: Send + Sync {
     /// [`PlaneError::Netlink`] when the kernel refuses a route. Protection that could be set up stays.
     fn protect(&self, prefixes: Vec<Protected>) -> Result<(), PlaneError>;
 
+    /// Protects nothing any more and leaves nothing of protection in the kernel, for a process that ends: what was protected takes the
+    /// routes that others have set.
+    ///
+    /// # Errors
+    /// [`PlaneError::Netlink`] when the kernel refuses.
+    fn open_up(&self) -> Result<(), PlaneError> {
+        self.protect(Vec::new())
+    }
+
     /// Says something of a few more prefixes, in place of what was said of them before. The work does not depend on how many there are
     /// already, unless a change before failed: that is tried again with all.
     ///

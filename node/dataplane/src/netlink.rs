@@ -69,20 +69,8 @@ impl Netlink {
     /// Makes the rules that lead to the protection table, where they are not there yet.
     pub(crate) fn add_rules(&mut self) -> Result<(), PlaneError> {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let mut rule = RuleMessage::default();
-            rule.header.family = family;
-            rule.header.action = RuleAction::ToTable;
-            rule.header.flags = RuleFlags::Invert;
-            rule.header.table = u8::try_from(self.table).unwrap_or(0);
-            rule.attributes = vec![
-                RuleAttribute::Table(self.table),
-                RuleAttribute::Priority(self.rule_priority),
-                RuleAttribute::FwMark(self.mark),
-                RuleAttribute::FwMask(u32::MAX),
-                RuleAttribute::Protocol(self.protocol),
-            ];
-            let flags = NLM_F_CREATE | NLM_F_EXCL;
-            match self.rtnl.ask(RouteNetlinkMessage::NewRule(rule), flags) {
+            let rule = RouteNetlinkMessage::NewRule(self.rule(family));
+            match self.rtnl.ask(rule, NLM_F_CREATE | NLM_F_EXCL) {
                 Ok(()) => {}
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(e) if family == AddressFamily::Inet6 && is_absent_family(&e) => {}
@@ -90,6 +78,36 @@ impl Netlink {
             }
         }
         Ok(())
+    }
+
+    /// Removes them; one that is not there is no error.
+    pub(crate) fn remove_rules(&mut self) -> Result<(), PlaneError> {
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let rule = RouteNetlinkMessage::DelRule(self.rule(family));
+            match self.rtnl.ask(rule, 0) {
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) if family == AddressFamily::Inet6 && is_absent_family(&e) => {}
+                Err(e) => return Err(refused("remove rule for the protection table", e)),
+            }
+        }
+        Ok(())
+    }
+
+    fn rule(&self, family: AddressFamily) -> RuleMessage {
+        let mut rule = RuleMessage::default();
+        rule.header.family = family;
+        rule.header.action = RuleAction::ToTable;
+        rule.header.flags = RuleFlags::Invert;
+        rule.header.table = u8::try_from(self.table).unwrap_or(0);
+        rule.attributes = vec![
+            RuleAttribute::Table(self.table),
+            RuleAttribute::Priority(self.rule_priority),
+            RuleAttribute::FwMark(self.mark),
+            RuleAttribute::FwMask(u32::MAX),
+            RuleAttribute::Protocol(self.protocol),
+        ];
+        rule
     }
 
     /// The plane's own routes, as a former process may have left them.

@@ -68,6 +68,12 @@ impl Protection {
         };
         Ok(Self::over(kernel, routes, metric))
     }
+
+    /// Protects nothing any more, and removes the rules that lead here: first the routes, so that nothing is left for them to find.
+    pub(crate) fn open_up(&mut self) -> Result<(), PlaneError> {
+        self.protect(&[])?;
+        self.kernel.netlink.remove_rules()
+    }
 }
 
 impl<K: Kernel> Protection<K> {

@@ -216,6 +216,10 @@ impl DataPlane for Userspace {
         lock(&self.protection).protect(&prefixes)
     }
 
+    fn open_up(&self) -> Result<(), PlaneError> {
+        lock(&self.protection).open_up()
+    }
+
     fn protect_more(&self, prefixes: &[Protected]) -> Result<(), PlaneError> {
         lock(&self.protection).protect_more(prefixes)
     }

@@ -345,9 +345,12 @@ impl Running {
             warn!(event = "stop-incomplete", "some tasks did not end in time");
         }
         if !self.keep_closed
-            && let Err(e) = self.node.plane.protect(Vec::new())
+            && let Err(e) = self.node.plane.open_up()
         {
-            error!(event = "protect-failed", "cannot remove routes: {e}");
+            error!(
+                event = "protect-failed",
+                "cannot remove routes and rules: {e}"
+            );
         }
         let plane = Arc::clone(&self.node.plane);
         let _ = tokio::task::spawn_blocking(move || plane.shutdown()).await;
