@@ -1,6 +1,6 @@
-//! Prints how long it takes until a proposal is committed, durable on most members, and applied where it was made: three members in
-//! one process, over mutual TLS on loopback, each with its own log on the disk. With the feature `drills` also how long it
-//! takes after the leader was killed.
+//! Prints how long it takes until a proposal is committed, durable on most members, and applied where it was made: for a member that
+//! is alone, and for three members in one process, over mutual TLS on loopback, each with its own log on the disk. With the feature
+//! `drills` also how long it takes after the leader was killed.
 //!
 //! `cargo run --release --features drills --example commit_latency [DIRECTORY]`
 
@@ -9,6 +9,7 @@
 use evergate_cluster::{
     ClusterKey, Config, Replica, pki,
     raft::{Credentials, Node, RaftConfig, Timing},
+    store::Storage,
 };
 use evergate_ike::{env::UnixMillis, sa::CookieSecrets, secret::Secret};
 use evergate_state::Command;
@@ -47,13 +48,9 @@ impl Cluster {
         let name = format!("m{n}");
         let pair = pki::issue(&self.authority, &name).unwrap();
         let address = self.members[n].address.clone();
-        let clock = || {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-            UnixMillis(now.as_millis().try_into().unwrap())
-        };
         RaftConfig {
-            replica: Config::new(ClusterKey::from_bytes([7; 32]), clock),
-            dir: dir.join(&name),
+            replica: replica_config(),
+            storage: Storage::Directory(dir.join(&name)),
             name,
             listener: self.listeners[n]
                 .take()
@@ -125,14 +122,45 @@ async fn throughput(replica: &Replica, tasks: usize) -> f64 {
 async fn leading(replicas: &[Replica]) -> usize {
     loop {
         let found = replicas.iter().position(|r| {
-            r.cluster()
-                .is_some_and(|c| c.last_quorum_acked().is_some() && c.is_leader())
+            let cluster = r.cluster();
+            cluster.last_quorum_acked().is_some() && cluster.is_leader()
         });
         if let Some(found) = found {
             return found;
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+fn replica_config() -> Config {
+    let clock = || {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        UnixMillis(now.as_millis().try_into().unwrap())
+    };
+    Config::new(ClusterKey::from_bytes([7; 32]), clock)
+}
+
+async fn alone(dir: &Path) {
+    let storage = || Storage::Directory(dir.join("alone"));
+    let join = || Replica::join(RaftConfig::single(replica_config(), storage(), "alone"));
+    let replica = join().await.unwrap();
+    sequential(&replica, 50).await;
+    print("alone", sequential(&replica, 1000).await);
+    for tasks in [16, 128] {
+        let rate = throughput(&replica, tasks).await;
+        println!("alone, {tasks} at a time: {rate:.0} a second");
+    }
+    let mut starts = Vec::new();
+    let mut replica = replica;
+    for _ in 0..10 {
+        replica.close().await;
+        let begin = Instant::now();
+        replica = join().await.unwrap();
+        replica.propose(vec![command()]).await.unwrap();
+        starts.push(begin.elapsed());
+    }
+    print("alone, from the start to a commit", starts);
+    replica.close().await;
 }
 
 #[tokio::main]
@@ -142,6 +170,7 @@ async fn main() {
         std::path::PathBuf::from,
     );
     println!("logs in {}", dir.display());
+    alone(&dir).await;
     let mut cluster = Cluster::new(3);
     let starts: Vec<_> = (0..3)
         .map(|n| Replica::join(cluster.config(&dir, n)))
@@ -162,7 +191,7 @@ async fn main() {
         let rate = throughput(&replicas[follower], tasks).await;
         println!("on another member, {tasks} at a time: {rate:.0} a second");
     }
-    let term = |r: &Replica| r.cluster()?.leader().borrow().as_ref().map(|l| l.term);
+    let term = |r: &Replica| r.cluster().leader().borrow().as_ref().map(|l| l.term);
     let (before, idle) = (term(&replicas[leader]), Duration::from_secs(10));
     tokio::time::sleep(idle).await;
     println!(

@@ -2,23 +2,17 @@
 
 use crate::{
     key::ClusterKey,
-    pipeline::Pipeline,
     queue::{Proposal, ProposeError, Queue},
     raft::{self, Cluster, JoinError, Life, RaftConfig},
-    recovery::{OpenError, replay},
-    seal::Sealer,
-    store::{Recovered, SledStore, Store},
 };
 use evergate_ike::env::UnixMillis;
 use evergate_state::{Command, Outcome, State};
 use std::{
     fmt,
-    path::Path,
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
-    thread,
     time::Duration,
 };
 use tokio::sync::{Semaphore, oneshot, watch};
@@ -75,19 +69,60 @@ struct Handle {
     eager: Arc<Semaphore>,
     lazy: Arc<Semaphore>,
     tick: Duration,
-    /// The cluster that it belongs to.
-    cluster: Option<(Cluster, Life)>,
+    cluster: Cluster,
+    #[cfg_attr(
+        not(any(test, feature = "drills")),
+        expect(dead_code, reason = "only tests kill members")
+    )]
+    life: Life,
 }
 
-/// What the handles and the pipeline share.
+/// What the handles and the parts of a member share.
 pub(crate) struct Shared {
     pub(crate) queue: Queue,
     pub(crate) state: RwLock<State>,
     pub(crate) applied: watch::Sender<u64>,
-    pub(crate) failed: watch::Sender<Option<Arc<str>>>,
+    pub(crate) failed: Failed,
     pub(crate) ended: watch::Sender<bool>,
     pub(crate) commits: AtomicU64,
     pub(crate) snapshots: AtomicU64,
+}
+
+impl Shared {
+    pub(crate) fn new() -> Self {
+        Self {
+            queue: Queue::new(),
+            state: RwLock::new(State::new()),
+            applied: watch::Sender::new(0),
+            failed: Failed::default(),
+            ended: watch::Sender::new(false),
+            commits: AtomicU64::new(0),
+            snapshots: AtomicU64::new(0),
+        }
+    }
+}
+
+/// Why nothing can be committed here any more. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Failed(watch::Sender<Option<Arc<str>>>);
+
+impl Failed {
+    /// The first reason stays: what comes after it follows from it.
+    pub(crate) fn set(&self, why: &str) {
+        self.0.send_if_modified(|reason| {
+            let first = reason.is_none();
+            reason.get_or_insert_with(|| why.into());
+            first
+        });
+    }
+
+    pub(crate) fn get(&self) -> Option<Arc<str>> {
+        self.0.borrow().clone()
+    }
+
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Option<Arc<str>>> {
+        self.0.subscribe()
+    }
 }
 
 /// What a replica did since it was opened.
@@ -102,59 +137,9 @@ pub struct Stats {
 }
 
 impl Replica {
-    /// Opens the replica whose log is in a directory, and starts its pipeline. The state is as it was after the last entry that became
-    /// durable. Reads files: on a runtime, call it where blocking is allowed.
-    ///
-    /// # Errors
-    /// If the log cannot be opened, is damaged, is shorter than it was, or is sealed with another key.
-    pub fn open(config: Config, dir: &Path) -> Result<Self, OpenError> {
-        let (store, recovered) = SledStore::open(dir)?;
-        Self::with_store(config, Box::new(store), recovered)
-    }
-
-    /// The same on another store.
-    ///
-    /// # Errors
-    /// If what was recovered cannot be opened with the key, or understood.
-    pub fn with_store(
-        config: Config,
-        store: Box<dyn Store>,
-        recovered: Recovered,
-    ) -> Result<Self, OpenError> {
-        let mut sealer = Sealer::new(config.key)?;
-        let applied = recovered.last_index();
-        let bytes = recovered.entries.iter().map(|(_, e)| e.len() as u64).sum();
-        let entries = recovered.entries.len() as u64;
-        let state = replay(recovered, &mut sealer)?;
-        let shared = Arc::new(Shared {
-            queue: Queue::new(),
-            state: RwLock::new(state),
-            applied: watch::Sender::new(applied),
-            failed: watch::Sender::new(None),
-            ended: watch::Sender::new(false),
-            commits: AtomicU64::new(0),
-            snapshots: AtomicU64::new(0),
-        });
-        let pipeline = Pipeline {
-            shared: Arc::clone(&shared),
-            store,
-            sealer,
-            clock: config.clock,
-            snapshot_bytes: config.snapshot_bytes,
-            snapshot_entries: config.snapshot_entries,
-            in_flight: Vec::new(),
-            bytes,
-            entries,
-        };
-        thread::Builder::new()
-            .name("commit".into())
-            .spawn(move || pipeline.run())
-            .map_err(OpenError::Thread)?;
-        Ok(Self::new(shared, config.queue, config.tick, None))
-    }
-
-    /// Starts a member of a cluster. The state is as it was after the last entry that is known to be committed; what follows it becomes
-    /// visible as soon as there is a leader. A member whose log is empty waits here until it could ask all others.
+    /// Starts a member. One that is alone returns when its state is as it was after the last entry that became durable. One of several
+    /// has the state as of the last entry that is known to be committed; what follows becomes visible as soon as there is a leader, and if
+    /// its log is empty it waits here until it could ask all others.
     ///
     /// # Errors
     /// If the log cannot be opened, is damaged, is shorter than it was, or is sealed with another key; or if the configuration or the
@@ -162,28 +147,20 @@ impl Replica {
     pub async fn join(config: RaftConfig) -> Result<Self, JoinError> {
         let (queue, tick) = (config.replica.queue, config.replica.tick);
         let (shared, cluster, life) = raft::start(config).await?;
-        Ok(Self::new(shared, queue, tick, Some((cluster, life))))
-    }
-
-    fn new(
-        shared: Arc<Shared>,
-        queue: usize,
-        tick: Duration,
-        cluster: Option<(Cluster, Life)>,
-    ) -> Self {
         let places = || Arc::new(Semaphore::new(queue.clamp(1, Semaphore::MAX_PERMITS)));
-        Self(Arc::new(Handle {
+        Ok(Self(Arc::new(Handle {
             shared,
             eager: places(),
             lazy: places(),
             tick,
             cluster,
-        }))
+            life,
+        })))
     }
 
-    /// The cluster that this replica is part of, if it was started with [`Replica::join`].
-    pub fn cluster(&self) -> Option<&Cluster> {
-        self.0.cluster.as_ref().map(|(cluster, _)| cluster)
+    /// The cluster that this replica is part of; it may be the only one.
+    pub fn cluster(&self) -> &Cluster {
+        &self.0.cluster
     }
 
     /// Becomes true when the log is closed.
@@ -195,9 +172,7 @@ impl Replica {
     /// Ends the member at once, as if by `kill -9`.
     #[cfg(any(test, feature = "drills"))]
     pub fn abort(&self) {
-        if let Some((_, life)) = &self.0.cluster {
-            life.abort();
-        }
+        self.0.life.abort();
     }
 
     /// Proposes commands and waits until they are durable and applied here; one outcome for each, in order. They stand together in one
@@ -222,7 +197,7 @@ impl Replica {
         // No proposal is dropped without an answer; should that change, not to know is the safe reading.
         outcome
             .await
-            .unwrap_or_else(|_| Err(ProposeError::Failed("the commit pipeline ended".into())))
+            .unwrap_or_else(|_| Err(ProposeError::Failed("the member ended".into())))
     }
 
     /// Proposes commands that nobody waits for. They keep their order among all proposals, go along with the next batch, and

@@ -3,7 +3,7 @@
 // The child speaks to the test over its standard output.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
-use evergate_cluster::{ClusterKey, Config, Replica};
+use evergate_cluster::{ClusterKey, Config, Replica, raft::RaftConfig, store::Storage};
 use evergate_ike::{
     env::UnixMillis,
     record::{
@@ -23,13 +23,15 @@ use std::{
 const DIR: &str = "EVERGATE_TEST_DIR";
 const GW: GatewayId = GatewayId(1);
 
-fn open(dir: &std::path::Path) -> Replica {
+async fn open(dir: &std::path::Path) -> Replica {
     let config = Config {
         // Snapshots and purges happen under the kills as well.
         snapshot_entries: 50,
         ..Config::new(ClusterKey::from_bytes([7; 32]), || UnixMillis(1))
     };
-    Replica::open(config, dir).unwrap()
+    let storage = Storage::Directory(dir.to_owned());
+    let raft = RaftConfig::single(config, storage, "a");
+    Replica::join(raft).await.unwrap()
 }
 
 fn record(id: u64) -> Arc<Record> {
@@ -65,7 +67,7 @@ fn record(id: u64) -> Arc<Record> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn child_appends() {
     let Ok(dir) = std::env::var(DIR) else { return };
-    let replica = open(dir.as_ref());
+    let replica = open(dir.as_ref()).await;
     let before = replica.read(|s| s.epoch(GW));
     let outcome = replica
         .propose(vec![
@@ -183,7 +185,7 @@ async fn what_was_acknowledged_survives_kills() {
         assert_eq!(epoch, round, "each process has its own epoch");
         assert!(acknowledged.len() > before, "round {round} did nothing");
     }
-    let replica = open(dir.path());
+    let replica = open(dir.path()).await;
     let (present, epoch) = replica.read(|s| {
         (
             s.sas().map(|r| r.id.0).collect::<BTreeSet<u64>>(),
@@ -218,7 +220,7 @@ async fn failpoints_kill_between_append_and_answer() {
             1
         );
         assert!(acknowledged.is_empty());
-        let replica = open(dir.path());
+        let replica = open(dir.path()).await;
         let present = replica.read(|s| s.sas().len());
         // The first append is the taking of the gateway, the second has at least one SA.
         assert_eq!(present.min(1), durable, "{point}: {present}");

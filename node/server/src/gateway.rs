@@ -58,20 +58,22 @@ pub(crate) async fn start(config: Config, state_key: ClusterKey) -> anyhow::Resu
         bail!("the configuration has no [member] table");
     };
     let clock = Arc::new(Clock::new());
-    let opened = match &config.cluster {
-        Some(cluster) => cluster::join(&member, cluster, state_key, Arc::clone(&clock)).await?,
-        None => Opened {
-            replica: open(&member, state_key, Arc::clone(&clock)).await?,
-            membership: None,
-        },
-    };
-    let replica = opened.replica;
-    let alone = match opened.membership {
-        None => Some(take_gateway(&replica, &member.name).await?),
+    let raft = cluster::raft_config(&member, config.cluster.as_ref(), state_key, &clock)?;
+    let replica = Replica::join(raft).await.with_context(|| {
+        let directory = member.state_dir.display();
+        format!("cannot go on with the state in {directory}")
+    })?;
+    let me = register(&replica, &member.name).await?;
+    let membership = config.cluster.as_ref().map(|c| {
+        let membership = cluster::Membership::new(&replica, me.clone(), c.lease);
+        Arc::new(membership)
+    });
+    let alone = match membership {
+        None => Some(take_gateway(&replica, me).await?),
         Some(_) => None,
     };
     policy::apply_file(&replica, &config.policy, &member).await?;
-    let cookies = cookies(&replica, opened.membership.is_some()).await?;
+    let cookies = cookies(&replica, membership.is_some()).await?;
 
     let (plane, events) =
         Userspace::start(plane_config(&config, &member)).context("cannot start the data plane")?;
@@ -91,7 +93,7 @@ pub(crate) async fn start(config: Config, state_key: ClusterKey) -> anyhow::Resu
         },
         limits: config.limits.clone(),
         workers,
-        membership: opened.membership,
+        membership,
     });
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     let policy = node.policy.load_full();
@@ -132,25 +134,6 @@ pub(crate) async fn start(config: Config, state_key: ClusterKey) -> anyhow::Resu
     })
 }
 
-/// The replicated state, and the part in a cluster.
-pub(crate) struct Opened {
-    pub(crate) replica: Replica,
-    pub(crate) membership: Option<Arc<cluster::Membership>>,
-}
-
-/// Opens the durable state. It reads files, so it runs where that is allowed.
-async fn open(member: &Member, key: ClusterKey, clock: Arc<Clock>) -> anyhow::Result<Replica> {
-    let directory = member.state_dir.clone();
-    let config = evergate_cluster::Config::new(key, move || clock.now());
-    let opened = tokio::task::spawn_blocking(move || {
-        std::fs::create_dir_all(&directory)
-            .with_context(|| format!("cannot make the directory {}", directory.display()))?;
-        Replica::open(config, &directory)
-            .with_context(|| format!("cannot open the state in {}", directory.display()))
-    });
-    opened.await.context("opening the state failed")?
-}
-
 /// Proposes a command that must not be refused.
 ///
 /// # Errors
@@ -188,11 +171,11 @@ pub(crate) async fn register(replica: &Replica, member: &str) -> anyhow::Result<
 ///
 /// # Errors
 /// If the log fails.
-pub(crate) async fn take_gateway(replica: &Replica, member: &str) -> anyhow::Result<u32> {
+pub(crate) async fn take_gateway(replica: &Replica, me: Owner) -> anyhow::Result<u32> {
     let Owner {
         member,
         incarnation,
-    } = register(replica, member).await?;
+    } = me;
     let command = Command::AssignGateway {
         gateway: GATEWAY,
         member,

@@ -146,7 +146,11 @@ pub(crate) async fn apply(
 mod tests {
     use super::*;
     use crate::config::parse;
-    use evergate_cluster::{ClusterKey, Config, store::Disk};
+    use evergate_cluster::{
+        ClusterKey, Config,
+        raft::RaftConfig,
+        store::{Disk, Storage},
+    };
     use evergate_ike::env::UnixMillis;
 
     fn policy(name: &str) -> Policy {
@@ -162,9 +166,9 @@ mod tests {
             dir.path().display()
         );
         let member = parse(&text, Path::new(".")).unwrap().member.unwrap();
-        let (store, recovered) = Disk::new().open();
         let config = Config::new(ClusterKey::from_bytes([7; 32]), || UnixMillis(1));
-        let replica = Replica::with_store(config, Box::new(store), recovered).unwrap();
+        let raft = RaftConfig::single(config, Storage::Memory(Disk::new()), "m");
+        let replica = Replica::join(raft).await.unwrap();
         let now = || {
             replica.read(|s| {
                 (

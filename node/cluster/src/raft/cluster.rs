@@ -122,6 +122,12 @@ impl Cluster {
         self.0.log.term_before(term)
     }
 
+    /// Whether the log begins after a snapshot.
+    #[cfg(test)]
+    pub(crate) fn is_purged(&self) -> bool {
+        self.0.raft.metrics().borrow_watched().purged.is_some()
+    }
+
     /// All members.
     pub fn members(&self) -> Vec<MemberStatus> {
         let metrics = self.0.raft.metrics();

@@ -1,8 +1,14 @@
 //! How a replica of a cluster is set up.
 
 use super::transport::Credentials;
-use crate::{Config, raft::types::Node, recovery::OpenError, seal::SealError, store::StoreError};
-use std::{io, path::PathBuf, time::Duration};
+use crate::{
+    Config,
+    raft::types::Node,
+    seal::SealError,
+    store::{Storage, StoreError},
+};
+use evergate_state::SnapshotError;
+use std::{io, sync::Arc, time::Duration};
 
 /// How a member of a cluster works.
 #[derive(Debug)]
@@ -10,7 +16,7 @@ pub struct RaftConfig {
     /// What a replica needs in any case. The key must be the same on all members.
     pub replica: Config,
     /// Where the log and the snapshots are.
-    pub dir: PathBuf,
+    pub storage: Storage,
     /// This member's name. It must be among the members, and in the certificate.
     pub name: String,
     /// Where other members are listened for; `None` on a member that is alone.
@@ -49,13 +55,35 @@ impl Default for Timing {
 /// Why a member cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
-    /// Its log, its snapshots or its sealing.
+    /// Its log or its snapshots.
     #[error(transparent)]
-    Open(#[from] OpenError),
+    Store(#[from] StoreError),
+    /// No key can be made.
+    #[error("sealing: {0}")]
+    Seal(#[from] SealError),
+    /// The snapshot cannot be opened.
+    #[error("snapshot {number}: {source}")]
+    Snapshot {
+        /// How many entries are in it.
+        number: u64,
+        /// Why.
+        source: SealError,
+    },
+    /// The snapshot was opened, but cannot be understood.
+    #[error("snapshot {number}: {source}")]
+    SnapshotContent {
+        /// How many entries are in it.
+        number: u64,
+        /// Why.
+        source: SnapshotError,
+    },
+    /// The log cannot be applied, or no longer be written.
+    #[error("{0}")]
+    Log(Arc<str>),
     /// Its credentials.
     #[error(transparent)]
     Tls(#[from] super::TlsError),
-    /// Its configuration contradicts itself.
+    /// Its configuration contradicts itself, or what is stored.
     #[error("cluster configuration: {0}")]
     Config(String),
     /// The system refuses something.
@@ -66,24 +94,12 @@ pub enum JoinError {
     Raft(String),
 }
 
-impl From<StoreError> for JoinError {
-    fn from(e: StoreError) -> Self {
-        Self::Open(e.into())
-    }
-}
-
-impl From<SealError> for JoinError {
-    fn from(e: SealError) -> Self {
-        Self::Open(e.into())
-    }
-}
-
 impl RaftConfig {
     /// A member that is alone.
-    pub fn single(replica: Config, dir: PathBuf, name: &str) -> Self {
+    pub fn single(replica: Config, storage: Storage, name: &str) -> Self {
         Self {
             replica,
-            dir,
+            storage,
             name: name.to_owned(),
             listener: None,
             members: vec![Node {
@@ -91,7 +107,12 @@ impl RaftConfig {
                 address: String::new(),
             }],
             credentials: None,
-            timing: Timing::default(),
+            // Nobody listens to its heartbeats, and it elects itself at once: nothing waits for this.
+            timing: Timing {
+                heartbeat: Duration::from_millis(100),
+                election_min: Duration::from_millis(300),
+                election_max: Duration::from_millis(600),
+            },
         }
     }
 
@@ -124,7 +145,12 @@ impl RaftConfig {
             install_snapshot_timeout: 60_000,
             max_payload_entries: 1024,
             snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(entries),
-            max_in_snapshot_log_to_keep: entries.min(1000),
+            // For members that lag a little.
+            max_in_snapshot_log_to_keep: if self.members.len() > 1 {
+                entries.min(1000)
+            } else {
+                0
+            },
             replication_lag_threshold: entries.saturating_mul(2),
             // The log is read from memory and written by one thread: a few big writes are enough.
             max_append_entries: Some(1024),

@@ -1,24 +1,18 @@
-//! The log of a member: in memory to be read, in sled to be durable.
+//! The log of a member: in memory to be read, in a store to be durable.
 //!
-//! What the log holds between two snapshots is bounded, so all of it is kept in memory and the database is only read at the start.
-//! A thread of its own writes: it takes everything that waits, makes it one record, syncs once, and then calls all who wait.
+//! What the log holds between two snapshots is bounded, so all of it is kept in memory and the store is only read at the start.
 
 use super::{
-    meta::{RaftMeta, log_id, log_id_parts, vote, vote_parts},
-    types::{Entry, LogId, NodeId, TypeConfig, Vote},
+    meta::{log_id, log_id_parts, vote, vote_parts},
+    types::{Entry, LogId, Membership, NodeId, TypeConfig, Vote},
+    writer::{Append, Done, Op, Writer},
 };
 use crate::{
-    failpoint,
-    store::{
-        StoreError,
-        database::{Batch as Stored, Database},
-        make_dir,
-        meta::MetaFile,
-        snapshot_file,
-    },
+    replica::Failed,
+    store::{Meta, Snapshots, Storage, StoreError},
 };
 use openraft::{
-    EntryPayload, LogState, OptionalSend, RaftLogReader,
+    EntryPayload, LogState, OptionalSend, RaftLogReader, StoredMembership,
     entry::RaftEntry,
     storage::{IOFlushed, RaftLogStorage},
 };
@@ -27,7 +21,7 @@ use std::{
     fmt::Debug,
     io,
     ops::{Bound, RangeBounds},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
     thread,
 };
@@ -35,9 +29,6 @@ use tokio::sync::oneshot;
 
 /// Bytes of entries that are sent to another member at once, unless a single one is bigger.
 const MAX_READ: usize = 1 << 20;
-
-/// What is written at once at most; a group commit gains nothing beyond.
-const MAX_GROUP: usize = 8 << 20;
 
 /// The log, for Raft. Clones read and write the same one.
 #[derive(Clone)]
@@ -77,21 +68,13 @@ pub(crate) struct Identity {
     pub(crate) purged: Option<u64>,
 }
 
-enum Op {
-    Append {
-        first: u64,
-        entries: Vec<Vec<u8>>,
-        done: IOFlushed<TypeConfig>,
-    },
-    Vote(Vote, Done),
-    /// Nothing from this index on remains.
-    Truncate(u64, Done),
-    Purge(LogId, Done),
-    Name(NodeId, Done),
-    End,
+/// What [`LogStore::open`] opened.
+pub(crate) struct OpenedLog {
+    pub(crate) log: LogStore,
+    pub(crate) identity: Identity,
+    pub(crate) end: LogEnd,
+    pub(crate) snapshots: Arc<dyn Snapshots>,
 }
-
-type Done = oneshot::Sender<io::Result<()>>;
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, InMemory> {
@@ -110,64 +93,55 @@ impl LogStore {
             .find(|t| *t < term)
     }
 
-    /// Opens the log in a directory, which is made if it does not exist.
+    /// The latest membership in the log, if it has one.
+    pub(crate) fn membership(&self) -> Option<Membership> {
+        let log = self.shared.lock();
+        log.entries.values().rev().find_map(|e| match &e.payload {
+            EntryPayload::Membership(m) => Some(StoredMembership::new(Some(e.log_id()), m.clone())),
+            _ => None,
+        })
+    }
+
+    /// Opens the log. If it can no longer be written, `failed` says why.
     ///
     /// # Errors
     /// If it is in use, cannot be used, is damaged, or is shorter than it was.
-    pub(crate) fn open(dir: &Path) -> Result<(Self, Identity, LogEnd), StoreError> {
-        let log = dir.join("log");
-        make_dir(dir)?;
-        make_dir(&dir.join("snapshots"))?;
-        let meta_path = dir.join("meta");
-        let mut meta = match MetaFile::<RaftMeta>::open(&meta_path)? {
-            Some(meta) => meta,
-            None if log.exists() => {
-                return Err(StoreError::Damaged {
-                    path: dir.to_owned(),
-                    what: "there is a log, but its file `meta` is missing".into(),
-                });
-            }
-            None => {
-                let meta = MetaFile::create(&meta_path)?;
-                // Before the log exists: a log without `meta` is taken for damage.
-                snapshot_file::sync_dir(dir).map_err(StoreError::io(dir))?;
-                meta
-            }
-        };
-        make_dir(&log)?;
-        snapshot_file::sync_dir(dir).map_err(StoreError::io(dir))?;
-        let (mut database, stored) = Database::open(&log)?;
-        let (memory, batches) = load(dir, meta.get(), stored)?;
-        // What a crash kept from being witnessed is witnessed now.
-        database.sync()?;
-        meta.write(RaftMeta {
-            durable_next: next(memory.last.as_ref()),
-            starts: meta.get().starts + 1,
-            ..meta.get()
-        })?;
+    pub(crate) fn open(storage: &Storage, failed: Failed) -> Result<OpenedLog, StoreError> {
+        let mut opened = storage.open()?;
+        let mut meta = opened.store.meta();
+        meta.starts += 1;
+        opened.store.set_meta(meta)?;
+        let memory = load(storage, meta, opened.entries)?;
         let identity = Identity {
-            node: Some(meta.get().node).filter(|n| *n != 0),
-            starts: meta.get().starts,
+            node: Some(meta.node).filter(|n| *n != 0),
+            starts: meta.starts,
             pristine: memory.last.is_none() && memory.vote.is_none(),
             purged: memory.purged.map(|id| id.index),
         };
-        let shared = Arc::new(Shared(Mutex::new(memory)));
         let (writer, ops) = mpsc::channel();
         let work = Writer {
-            shared: Arc::clone(&shared),
-            database,
-            meta,
-            batches,
+            store: opened.store,
+            failed,
+            broken: None,
+            settle_at: None,
         };
         let thread = thread::Builder::new()
             .name("raft-log".into())
             .spawn(move || work.run(&ops))
-            .map_err(StoreError::io(dir))?;
-        let end = LogEnd {
+            .map_err(|source| StoreError::Io {
+                path: PathBuf::from(storage.to_string()),
+                source,
+            })?;
+        let log = Self {
+            shared: Arc::new(Shared(Mutex::new(memory))),
             writer: writer.clone(),
-            thread,
         };
-        Ok((Self { shared, writer }, identity, end))
+        Ok(OpenedLog {
+            log,
+            identity,
+            end: LogEnd { writer, thread },
+            snapshots: opened.snapshots,
+        })
     }
 
     /// Decides which node this is, durably.
@@ -199,16 +173,14 @@ fn next(id: Option<&LogId>) -> u64 {
     id.map_or(0, |id| id.index + 1)
 }
 
-type Batches = Vec<(u64, u64)>;
-
-/// The log in memory, from what the database held.
+/// The log in memory, from what the store held.
 fn load(
-    dir: &Path,
-    meta: RaftMeta,
-    stored: Vec<Stored>,
-) -> Result<(InMemory, Batches), StoreError> {
+    storage: &Storage,
+    meta: Meta,
+    stored: Vec<(u64, Vec<u8>)>,
+) -> Result<InMemory, StoreError> {
     let damaged = |what: String| StoreError::Damaged {
-        path: dir.to_owned(),
+        path: PathBuf::from(storage.to_string()),
         what,
     };
     let purged = meta.purged.map(log_id);
@@ -219,223 +191,20 @@ fn load(
         purged,
         ..InMemory::default()
     };
-    let mut batches = Vec::new();
-    for batch in stored {
-        batches.push((batch.first, batch.last()));
-        for (index, bytes) in (batch.first..).zip(&batch.entries) {
-            let expected = next(memory.last.as_ref());
-            if index < expected && memory.entries.is_empty() {
-                // Purged, but not yet removed.
-                continue;
-            }
-            if index != expected {
-                return Err(damaged(format!("entry {expected} is missing")));
-            }
-            let entry: Entry = postcard::from_bytes(bytes)
-                .map_err(|_| damaged(format!("entry {index} cannot be understood")))?;
-            if entry.index() != index {
-                return Err(damaged(format!("entry {index} says that it is another")));
-            }
-            memory.last = Some(entry.log_id());
-            memory.entries.insert(index, entry);
+    for (index, bytes) in stored {
+        let entry: Entry = postcard::from_bytes(&bytes)
+            .map_err(|_| damaged(format!("entry {index} cannot be understood")))?;
+        if entry.index() != index {
+            return Err(damaged(format!("entry {index} says that it is another")));
         }
+        memory.last = Some(entry.log_id());
+        memory.entries.insert(index, entry);
     }
-    let found = next(memory.last.as_ref());
-    if found < meta.durable_next {
-        return Err(StoreError::LostTail {
-            path: dir.to_owned(),
-            found: found.saturating_sub(1),
-            expected: meta.durable_next - 1,
-        });
-    }
-    Ok((memory, batches))
+    Ok(memory)
 }
 
-/// The thread that writes.
-struct Writer {
-    shared: Arc<Shared>,
-    database: Database,
-    meta: MetaFile<RaftMeta>,
-    /// First and last index of the records that are in the database.
-    batches: Batches,
-}
-
-impl Writer {
-    fn run(mut self, ops: &mpsc::Receiver<Op>) {
-        let mut broken: Option<String> = None;
-        let mut held: Option<Op> = None;
-        while let Some(op) = held.take().or_else(|| ops.recv().ok()) {
-            let (result, answer) = match op {
-                Op::End => return,
-                Op::Append {
-                    first,
-                    entries,
-                    done,
-                } => {
-                    let mut group = Group::new(first, entries, done);
-                    held = group.gather(ops);
-                    let Group { entries, done, .. } = group;
-                    let result = self.guarded(&mut broken, |w| w.append(first, &entries));
-                    for done in done {
-                        done.io_completed(result.clone().map_err(io::Error::other));
-                    }
-                    continue;
-                }
-                Op::Vote(vote, done) => (self.guarded(&mut broken, |w| w.vote(vote)), done),
-                Op::Truncate(from, done) => (self.guarded(&mut broken, |w| w.truncate(from)), done),
-                Op::Purge(upto, done) => (self.guarded(&mut broken, |w| w.purge(&upto)), done),
-                Op::Name(node, done) => (
-                    self.guarded(&mut broken, |w| {
-                        w.meta.write(RaftMeta {
-                            node,
-                            ..w.meta.get()
-                        })
-                    }),
-                    done,
-                ),
-            };
-            // Whoever asked may be gone.
-            let _ = answer.send(result.map_err(io::Error::other));
-        }
-    }
-
-    /// After a failure nothing is written any more: what the disk holds is unknown.
-    fn guarded(
-        &mut self,
-        broken: &mut Option<String>,
-        work: impl FnOnce(&mut Self) -> Result<(), StoreError>,
-    ) -> Result<(), String> {
-        if let Some(why) = broken {
-            return Err(why.clone());
-        }
-        work(self).map_err(|e| {
-            let why = e.to_string();
-            tracing::error!(%why, "the log cannot be written");
-            broken.insert(why).clone()
-        })
-    }
-
-    fn append(&mut self, first: u64, entries: &[Vec<u8>]) -> Result<(), StoreError> {
-        failpoint::hit("before-append");
-        let last = first + entries.len() as u64 - 1;
-        self.database.insert(first, entries)?;
-        self.meta.write(RaftMeta {
-            durable_next: last + 1,
-            committed: self.committed(last + 1),
-            ..self.meta.get()
-        })?;
-        self.batches.push((first, last));
-        failpoint::hit("after-append");
-        Ok(())
-    }
-
-    /// What is known to be committed, as far as it is durable here: the log that is read at the next start must reach so far.
-    fn committed(&self, durable_next: u64) -> Option<(u64, u64)> {
-        self.shared
-            .lock()
-            .committed
-            .as_ref()
-            .filter(|id| id.index < durable_next)
-            .map(log_id_parts)
-            .or(self.meta.get().committed)
-    }
-
-    fn vote(&mut self, vote: Vote) -> Result<(), StoreError> {
-        self.meta.write(RaftMeta {
-            vote: Some(vote_parts(&vote)),
-            ..self.meta.get()
-        })?;
-        self.shared.lock().vote = Some(vote);
-        Ok(())
-    }
-
-    fn truncate(&mut self, from: u64) -> Result<(), StoreError> {
-        let meta = self.meta.get();
-        self.meta.write(RaftMeta {
-            durable_next: meta.durable_next.min(from),
-            ..meta
-        })?;
-        let (rest, old): (Batches, Batches) =
-            self.batches.iter().partition(|(_, last)| *last < from);
-        // What a record holds before the cut stays.
-        let start = old.first().map_or(from, |(first, _)| *first);
-        let kept: Vec<(u64, Vec<u8>)> = self
-            .shared
-            .lock()
-            .entries
-            .range(start..from.max(start))
-            .map(|(index, entry)| Ok((*index, encode(entry)?)))
-            .collect::<Result<_, StoreError>>()?;
-        let first = kept.first().map_or(start, |(index, _)| *index);
-        let entries: Vec<Vec<u8>> = kept.into_iter().map(|(_, bytes)| bytes).collect();
-        self.database.replace(&old, first, &entries)?;
-        self.batches = rest;
-        if !entries.is_empty() {
-            self.batches.push((first, first + entries.len() as u64 - 1));
-        }
-        Ok(())
-    }
-
-    fn purge(&mut self, upto: &LogId) -> Result<(), StoreError> {
-        let meta = self.meta.get();
-        self.meta.write(RaftMeta {
-            purged: Some(log_id_parts(upto)),
-            durable_next: meta.durable_next.max(upto.index + 1),
-            committed: meta.committed.max(Some(log_id_parts(upto))),
-            ..meta
-        })?;
-        let (old, rest): (Batches, Batches) = self
-            .batches
-            .iter()
-            .partition(|(_, last)| *last <= upto.index);
-        self.batches = rest;
-        self.database.remove(&old)
-    }
-}
-
-/// Appends that become one record.
-struct Group {
-    first: u64,
-    entries: Vec<Vec<u8>>,
-    done: Vec<IOFlushed<TypeConfig>>,
-    bytes: usize,
-}
-
-impl Group {
-    fn new(first: u64, entries: Vec<Vec<u8>>, done: IOFlushed<TypeConfig>) -> Self {
-        Self {
-            first,
-            bytes: entries.iter().map(Vec::len).sum(),
-            entries,
-            done: vec![done],
-        }
-    }
-
-    /// Takes what waits and follows, and returns what waits and does not.
-    fn gather(&mut self, ops: &mpsc::Receiver<Op>) -> Option<Op> {
-        while self.bytes < MAX_GROUP {
-            match ops.try_recv().ok()? {
-                Op::Append {
-                    first,
-                    entries,
-                    done,
-                } if first == self.first + self.entries.len() as u64 => {
-                    self.bytes += entries.iter().map(Vec::len).sum::<usize>();
-                    self.entries.extend(entries);
-                    self.done.push(done);
-                }
-                other => return Some(other),
-            }
-        }
-        None
-    }
-}
-
-fn encode(entry: &Entry) -> Result<Vec<u8>, StoreError> {
-    postcard::to_stdvec(entry).map_err(|e| StoreError::Database {
-        path: PathBuf::new(),
-        reason: format!("an entry cannot be encoded: {e}"),
-    })
+fn encode(entry: &Entry) -> io::Result<Vec<u8>> {
+    postcard::to_stdvec(entry).map_err(io::Error::other)
 }
 
 /// The bytes of an entry in a message, about.
@@ -505,7 +274,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
-        self.ask(|done| Op::Vote(*vote, done)).await
+        self.ask(|done| Op::Vote(vote_parts(vote), done)).await?;
+        self.shared.lock().vote = Some(*vote);
+        Ok(())
     }
 
     /// Becomes durable with the next append: it only has to be a lower bound.
@@ -528,26 +299,32 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I::IntoIter: OptionalSend,
     {
         let mut encoded = Vec::new();
-        let first = {
+        let mut proposals = false;
+        let (first, committed) = {
             let mut memory = self.shared.lock();
             let mut first = None;
             for entry in entries {
                 first.get_or_insert(entry.index());
-                encoded.push(encode(&entry).map_err(io::Error::other)?);
+                proposals |= matches!(entry.payload, EntryPayload::Normal(_));
+                encoded.push(encode(&entry)?);
                 memory.last = Some(entry.log_id());
                 memory.entries.insert(entry.index(), entry);
             }
-            first
+            // The log that is read at the next start must reach so far.
+            let known = memory.committed.filter(|id| Some(id.index) < first);
+            (first, known.as_ref().map(log_id_parts))
         };
         let Some(first) = first else {
             callback.io_completed(Ok(()));
             return Ok(());
         };
-        let op = Op::Append {
+        let op = Op::Append(Append {
             first,
             entries: encoded,
-            done: callback,
-        };
+            committed,
+            proposals,
+            done: vec![callback],
+        });
         self.writer.send(op).map_err(|_| ended())
     }
 
@@ -579,6 +356,6 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                 }
             }
         }
-        self.ask(|done| Op::Purge(upto, done)).await
+        self.ask(|done| Op::Purge(log_id_parts(&upto), done)).await
     }
 }

@@ -1,17 +1,18 @@
 //! The state machine: applies what is committed, tells proposers, makes and takes snapshots.
 
 use super::{
+    JoinError,
     types::{Batch, Incarnation, LogId, Membership, NodeId, Snapshot, SnapshotMeta, TypeConfig},
     window::Window,
 };
 use crate::{
-    recovery::decode,
+    entry,
     replica::Shared,
     seal::{Kind, Sealer},
-    store::{StoreError, snapshot_file},
+    store::{self, StoreError},
 };
 use bytes::Bytes;
-use evergate_state::State;
+use evergate_state::{Entry, SnapshotError, State};
 use futures::{Stream, TryStreamExt};
 use openraft::{
     EntryPayload, OptionalSend, RaftSnapshotBuilder, StoredMembership,
@@ -21,7 +22,6 @@ use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
     io,
-    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
 };
 use tokio::sync::Notify;
@@ -70,7 +70,7 @@ pub(crate) struct Own {
 
 /// The snapshots of a member.
 pub(crate) struct Snapshots {
-    dir: PathBuf,
+    store: Arc<dyn store::Snapshots>,
     current: Mutex<Current>,
     shared: Arc<Shared>,
 }
@@ -96,8 +96,7 @@ impl Snapshots {
             return Ok(());
         }
         let place = place(meta);
-        snapshot_file::write(&self.dir, place, bytes)?;
-        snapshot_file::keep_only(&self.dir, place)?;
+        self.store.write(place, bytes)?;
         tracing::debug!(place, bytes = bytes.len(), "snapshot written");
         current.meta = Some(meta.clone());
         self.shared.snapshots.fetch_add(1, Ordering::Relaxed);
@@ -109,7 +108,7 @@ impl Snapshots {
         let Some(meta) = current.meta.clone() else {
             return Ok(None);
         };
-        let snapshot = Bytes::from(snapshot_file::read(&self.dir, place(&meta))?);
+        let snapshot = Bytes::from(self.store.read(place(&meta))?);
         Ok(Some(Snapshot { meta, snapshot }))
     }
 
@@ -132,28 +131,25 @@ impl Snapshots {
         Ok((meta, blob.into()))
     }
 
-    fn open(&self, index: u64, mut blob: Vec<u8>) -> io::Result<(Head, State)> {
+    fn open(&self, number: u64, mut blob: Vec<u8>) -> Result<(Head, State), JoinError> {
         let mut current = self.lock();
         let plain = current
             .sealer
-            .open(Kind::Snapshot, index, &mut blob)
-            .map_err(io::Error::other)?;
+            .open(Kind::Snapshot, number, &mut blob)
+            .map_err(|source| JoinError::Snapshot { number, source })?;
         let opened = parse(plain);
         blob.zeroize();
-        opened
+        opened.map_err(|source| JoinError::SnapshotContent { number, source })
     }
 }
 
-fn parse(plain: &[u8]) -> io::Result<(Head, State)> {
+fn parse(plain: &[u8]) -> Result<(Head, State), SnapshotError> {
     let ((format, head), state): ((u8, Head), &[u8]) =
-        postcard::take_from_bytes(plain).map_err(io::Error::other)?;
+        postcard::take_from_bytes(plain).map_err(|_| SnapshotError::NotASnapshot)?;
     if format != FORMAT {
-        return Err(io::Error::other(format!(
-            "snapshot format {format} is not known here"
-        )));
+        return Err(SnapshotError::UnknownVersion(format.into()));
     }
-    let state = State::from_snapshot(state).map_err(io::Error::other)?;
-    Ok((head, state))
+    Ok((head, State::from_snapshot(state)?))
 }
 
 /// The name of a snapshot, and what is authenticated with it. Raft counts entries from zero, the file's names from one.
@@ -167,17 +163,16 @@ impl Machine {
     /// # Errors
     /// If there is none.
     pub(crate) fn open(
-        dir: &Path,
+        stored: Arc<dyn store::Snapshots>,
         shared: Arc<Shared>,
         sealers: (Sealer, Sealer),
         own: Own,
         purged: Option<u64>,
         snapshot_bytes: u64,
-    ) -> Result<(Self, Arc<Notify>), StoreError> {
-        let dir = dir.join("snapshots");
+    ) -> Result<(Self, Arc<Notify>), JoinError> {
         let (opener, sealer) = sealers;
         let snapshots = Arc::new(Snapshots {
-            dir: dir.clone(),
+            store: Arc::clone(&stored),
             current: Mutex::new(Current { sealer, meta: None }),
             shared: Arc::clone(&shared),
         });
@@ -194,14 +189,12 @@ impl Machine {
         };
         let least = purged.map_or(0, |index| index + 1);
         let mut failure = None;
-        for name in snapshot_file::list(&dir)?
-            .into_iter()
-            .rev()
-            .filter(|name| *name >= least)
-        {
-            let opened = snapshot_file::read(&dir, name)
-                .map_err(io::Error::other)
-                .and_then(|blob| machine.snapshots.open(name, blob));
+        let numbers = stored.list()?.into_iter().rev();
+        for number in numbers.filter(|number| *number >= least) {
+            let opened = stored
+                .read(number)
+                .map_err(JoinError::from)
+                .and_then(|blob| machine.snapshots.open(number, blob));
             match opened {
                 Ok((head, state)) => {
                     machine.snapshots.lock().meta = Some(SnapshotMeta {
@@ -211,17 +204,24 @@ impl Machine {
                     machine.take(head, state);
                     return Ok((machine, full));
                 }
-                Err(e) => failure = Some(e.to_string()),
+                Err(e) => failure = Some(e),
             }
         }
-        match (failure, least) {
-            (Some(what), _) => Err(StoreError::Damaged { path: dir, what }),
-            (None, 0) => Ok((machine, full)),
-            (None, _) => Err(StoreError::Damaged {
-                path: dir,
-                what: format!("the snapshot of entries before {least} is missing"),
-            }),
+        match failure {
+            // What follows is in the log from its beginning.
+            _ if least == 0 => Ok((machine, full)),
+            Some(error) => Err(error),
+            None => Err(StoreError::Damaged {
+                path: stored.place(),
+                what: format!("the snapshot of the first {least} entries is missing"),
+            }
+            .into()),
         }
+    }
+
+    /// Who is a member, as of the last entry that is applied.
+    pub(super) fn membership(&self) -> &Membership {
+        &self.head.membership
     }
 
     /// How many batches were carried out.
@@ -278,16 +278,13 @@ impl Machine {
             return Ok(());
         }
         self.bytes += batch.sealed.len() as u64;
-        let mut blob = batch.sealed.to_vec();
-        let plain = self
-            .opener
-            .open(Kind::Entry, batch.place(), &mut blob)
-            .map_err(|e| io::Error::other(format!("{batch}: {e}")))?;
-        let entry = decode(plain);
-        blob.zeroize();
-        // The leader looked at it before it was logged: another version of the program is the leader.
-        let entry =
-            entry.ok_or_else(|| io::Error::other(format!("{batch} cannot be understood")))?;
+        let own = batch.member == self.own.member && batch.incarnation == self.own.incarnation;
+        // What this process proposed it has at hand.
+        let entry = own.then(|| self.own.window.entry(batch.number)).flatten();
+        let entry = match entry {
+            Some(entry) => entry,
+            None => self.open_batch(batch)?,
+        };
         let outcomes = self
             .shared
             .state
@@ -295,10 +292,26 @@ impl Machine {
             .unwrap_or_else(PoisonError::into_inner)
             .apply(&entry);
         self.shared.commits.fetch_add(1, Ordering::Relaxed);
-        if batch.member == self.own.member && batch.incarnation == self.own.incarnation {
+        if own {
             self.own.window.applied(batch.number, outcomes);
         }
         Ok(())
+    }
+
+    fn open_batch(&mut self, batch: &Batch) -> io::Result<Entry> {
+        let mut blob = batch.sealed.to_vec();
+        let plain = self
+            .opener
+            .open(Kind::Entry, batch.place(), &mut blob)
+            .map_err(|e| io::Error::other(format!("{batch}: {e}")))?;
+        let entry = entry::decode(plain);
+        blob.zeroize();
+        // The leader looked at it before it was logged: another version of the program is the leader, or wrote this log.
+        entry.ok_or_else(|| {
+            io::Error::other(format!(
+                "{batch} cannot be understood; another version of the program wrote it"
+            ))
+        })
     }
 }
 
@@ -317,7 +330,13 @@ impl RaftStateMachine<TypeConfig> for Machine {
         while let Some((entry, responder)) = entries.try_next().await? {
             match entry.payload {
                 EntryPayload::Blank => {}
-                EntryPayload::Normal(batch) => self.apply_batch(&batch)?,
+                EntryPayload::Normal(batch) => {
+                    if let Err(error) = self.apply_batch(&batch) {
+                        let why = format!("log entry {}: {error}", entry.log_id.index);
+                        self.shared.failed.set(&why);
+                        return Err(error);
+                    }
+                }
                 EntryPayload::Membership(membership) => {
                     self.head
                         .proposers
@@ -362,7 +381,9 @@ impl RaftStateMachine<TypeConfig> for Machine {
         let snapshots = Arc::clone(&self.snapshots);
         let described = meta.clone();
         let (head, state) = blocking(move || {
-            let (head, state) = snapshots.open(place(&described), snapshot.to_vec())?;
+            let (head, state) = snapshots
+                .open(place(&described), snapshot.to_vec())
+                .map_err(io::Error::other)?;
             if head.applied != described.last_log_id || head.membership != described.last_membership
             {
                 return Err(io::Error::other("a snapshot is not what it is said to be"));

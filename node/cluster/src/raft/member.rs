@@ -3,29 +3,23 @@
 use super::{
     Cluster, JoinError, Leader, RaftConfig,
     cluster::Inner,
-    log::{Identity, LogStore},
+    log::{Identity, LogStore, OpenedLog},
     machine::{Machine, Own},
     proposer::{Forwarder, gather},
     transport::{Handler, Network, Peers, Running, Tls, serve},
-    types::{Node, NodeId, Raft},
+    types::{Membership, Node, NodeId, Raft},
     window::Window,
 };
-use crate::{
-    ClusterKey,
-    queue::{ProposeError, Queue},
-    replica::Shared,
-    seal::Sealer,
-};
+use crate::{ClusterKey, queue::ProposeError, replica::Shared, seal::Sealer, store};
 use aws_lc_rs::{
     digest, hmac,
     rand::{SecureRandom, SystemRandom},
 };
 use evergate_proto::cluster::{HelloRequest, JoinRequest};
-use evergate_state::State;
-use openraft::async_runtime::WatchReceiver as _;
+use openraft::{ChangeMembers, async_runtime::WatchReceiver as _};
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, RwLock, atomic::AtomicU64},
+    sync::{Arc, Mutex},
     thread,
     time::Duration,
 };
@@ -90,27 +84,24 @@ type Ready = oneshot::Sender<Result<(Arc<Shared>, Cluster), JoinError>>;
 
 /// The whole life of a member.
 fn live(runtime: Runtime, config: RaftConfig, ready: Ready, abort: &Notify) {
-    let (log, identity, log_end) = match LogStore::open(&config.dir) {
+    let shared = Arc::new(Shared::new());
+    let OpenedLog {
+        log,
+        identity,
+        end,
+        snapshots,
+    } = match LogStore::open(&config.storage, shared.failed.clone()) {
         Ok(opened) => opened,
         Err(e) => return drop(ready.send(Err(e.into()))),
     };
-    let shared = Arc::new(Shared {
-        queue: Queue::new(),
-        state: RwLock::new(State::new()),
-        applied: watch::Sender::new(0),
-        failed: watch::Sender::new(None),
-        ended: watch::Sender::new(false),
-        commits: AtomicU64::new(0),
-        snapshots: AtomicU64::new(0),
-    });
     let window = Arc::new(Window::default());
-    runtime.block_on(async {
+    let refused = runtime.block_on(async {
         let member = async {
             let mut ready = ready;
             let begun = tokio::select! {
-                begun = begin(config, log, identity, &shared, &window) => begun,
+                begun = begin(config, log, identity, snapshots, &shared, &window) => begun,
                 // Nobody waits for it any more.
-                () = ready.closed() => return,
+                () = ready.closed() => return None,
             };
             match begun {
                 Ok((member, cluster)) => {
@@ -118,22 +109,29 @@ fn live(runtime: Runtime, config: RaftConfig, ready: Ready, abort: &Notify) {
                         member.run().await;
                     }
                 }
-                Err(e) => drop(ready.send(Err(e))),
+                Err(e) => return Some((ready, e)),
             }
+            None
         };
         tokio::select! {
-            () = member => {}
-            () = abort.notified() => {}
+            refused = member => refused,
+            () = abort.notified() => None,
         }
     });
     // Nobody is left waiting, whatever happened.
-    let failed = shared.failed.borrow().clone();
-    let why = failed.map_or(ProposeError::Closed, ProposeError::Failed);
+    let why = shared
+        .failed
+        .get()
+        .map_or(ProposeError::Closed, ProposeError::Failed);
     shared.queue.fail(&why);
     window.end(&why);
     runtime.shutdown_timeout(Duration::from_secs(1));
-    log_end.close();
+    end.close();
     shared.ended.send_replace(true);
+    if let Some((ready, why)) = refused {
+        // Whoever hears of it can open the log again.
+        drop(ready.send(Err(why)));
+    }
 }
 
 /// A member that runs.
@@ -150,6 +148,7 @@ async fn begin(
     mut config: RaftConfig,
     log: LogStore,
     identity: Identity,
+    snapshots: Arc<dyn store::Snapshots>,
     shared: &Arc<Shared>,
     window: &Arc<Window>,
 ) -> Result<(Member, Cluster), JoinError> {
@@ -187,18 +186,14 @@ async fn begin(
         window: Arc::clone(window),
     };
     let (machine, full) = Machine::open(
-        &config.dir,
+        snapshots,
         Arc::clone(shared),
         (sealer()?, sealer()?),
         own.clone(),
         identity.purged,
         config.replica.snapshot_bytes,
     )?;
-    if !identity.pristine && peers.is_some() {
-        // Raft forgets over a restart that it believed in a leader: until that time is over it must not vote for another.
-        time::sleep(config.timing.election_max).await;
-    }
-    let raft = start_raft(&config, &role, log.clone(), machine, peers.clone()).await?;
+    let raft = go_on(&config, &role, &log, machine, peers.clone(), shared).await?;
     running.send_replace(Some(Running { raft: raft.clone() }));
     // Kept alive as long as the tasks are.
     tasks.spawn(async move { running.closed().await });
@@ -206,7 +201,7 @@ async fn begin(
 
     let (leader_sender, leader) = watch::channel(None);
     tasks.spawn(observe(raft.clone(), leader_sender, Arc::clone(shared)));
-    tasks.spawn(snapshots(raft.clone(), full));
+    tasks.spawn(make_snapshots(raft.clone(), full));
     tasks.spawn(
         Forwarder {
             raft: raft.clone(),
@@ -291,8 +286,7 @@ fn start_gathering(
         .name("propose".into())
         .spawn(move || {
             if let Err(error) = gather(&shared, &own, sealer, &*clock) {
-                let reason: Arc<str> = error.to_string().into();
-                shared.failed.send_replace(Some(reason));
+                shared.failed.set(&error.to_string());
             }
             // The member may be gone already.
             let _ = done.send(());
@@ -327,6 +321,89 @@ async fn start_raft(
     Ok(raft)
 }
 
+/// Starts Raft as soon as that may be. A member that is alone leads then, and has applied all that was ever durable.
+async fn go_on(
+    config: &RaftConfig,
+    role: &Role,
+    log: &LogStore,
+    machine: Machine,
+    peers: Option<Peers>,
+    shared: &Shared,
+) -> Result<Raft, JoinError> {
+    let stored = log
+        .membership()
+        .unwrap_or_else(|| machine.membership().clone());
+    let alone = is_alone(config, &stored)?;
+    if role.begin == Begin::Restart && !alone {
+        // Raft forgets over a restart that it believed in a leader: until that time is over it must not vote for another.
+        time::sleep(config.timing.election_max).await;
+    }
+    let raft = start_raft(config, role, log.clone(), machine, peers).await?;
+    if alone {
+        lead_alone(config, role.node, &raft, shared).await?;
+    }
+    Ok(raft)
+}
+
+/// Whether this member is all there is: then it waits for nobody.
+fn is_alone(config: &RaftConfig, stored: &Membership) -> Result<bool, JoinError> {
+    let names: Vec<&str> = stored.nodes().map(|(_, n)| n.name.as_str()).collect();
+    let alone = match names.len() {
+        0 => config.members.len() == 1,
+        n => n == 1,
+    };
+    if !alone && config.credentials.is_none() {
+        return Err(JoinError::Config(format!(
+            "what is stored in {} is of a member of a cluster ({}), and the configuration of one that is alone: configure the cluster, or \
+             move the directory away",
+            config.storage,
+            names.join(", ")
+        )));
+    }
+    let unreachable = stored.nodes().any(|(_, n)| n.address.is_empty());
+    if unreachable && config.members.len() > 1 {
+        return Err(JoinError::Config(format!(
+            "what is stored in {} is of a member that was alone, and the configuration of one of several: move the directory away",
+            config.storage
+        )));
+    }
+    Ok(alone)
+}
+
+/// Leads at once, and returns when all is applied that was ever durable: it is committed, as there is nobody else.
+async fn lead_alone(
+    config: &RaftConfig,
+    node: NodeId,
+    raft: &Raft,
+    shared: &Shared,
+) -> Result<(), JoinError> {
+    let failed = |e: &dyn std::fmt::Display| JoinError::Raft(e.to_string());
+    let led = async {
+        // Else it would wait for the next tick. Does nothing if it leads already.
+        raft.trigger().elect(false).await.map_err(|e| failed(&e))?;
+        raft.wait_for_recovery(None).await.map_err(|e| failed(&e))?;
+        let own = config.members.iter().find(|n| n.name == config.name);
+        let stored = raft.metrics().borrow_watched().membership_config.clone();
+        if let Some(own) = own
+            && stored.get_node(&node).is_some_and(|n| n != own)
+        {
+            // Its name is another one now.
+            let change = ChangeMembers::SetNodes(BTreeMap::from([(node, own.clone())]));
+            let changed = raft.change_membership(change, true).await;
+            changed.map_err(|e| failed(&e))?;
+        }
+        Ok::<(), JoinError>(())
+    };
+    let mut why = shared.failed.subscribe();
+    tokio::select! {
+        led = led => led.map_err(|e| shared.failed.get().map_or(e, JoinError::Log)),
+        reason = why.wait_for(Option::is_some) => {
+            let reason = reason.ok().and_then(|r| r.clone());
+            Err(JoinError::Log(reason.unwrap_or_else(|| "the log ended".into())))
+        }
+    }
+}
+
 impl Member {
     /// Runs until the last handle is gone or Raft fails, and ends in good order.
     async fn run(mut self) {
@@ -335,7 +412,7 @@ impl Member {
             _ = &mut self.gathered => {}
             _ = failed.wait_for(Option::is_some) => {}
         }
-        if self.shared.failed.borrow().is_none() {
+        if self.shared.failed.get().is_none() {
             let committed = async {
                 while self.own.window.first().is_some() {
                     self.own.window.changed.notified().await;
@@ -346,10 +423,11 @@ impl Member {
             }
             self.hand_over().await;
         }
+        // First of all whoever watches Raft: that it stops now is no failure.
+        self.tasks.shutdown().await;
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(%error, "raft did not end well");
         }
-        self.tasks.abort_all();
     }
 
     /// A leader that goes in good order leaves no gap.
@@ -395,7 +473,7 @@ async fn observe(raft: Raft, leader: watch::Sender<Option<Leader>>, shared: Arc<
         });
         if let Some(reason) = failed {
             tracing::error!(%reason, "raft failed: this member must stop serving");
-            shared.failed.send_replace(Some(reason.into()));
+            shared.failed.set(&reason);
             return;
         }
         if metrics.changed().await.is_err() {
@@ -405,7 +483,7 @@ async fn observe(raft: Raft, leader: watch::Sender<Option<Leader>>, shared: Arc<
 }
 
 /// Makes a snapshot when the log has grown by many bytes.
-async fn snapshots(raft: Raft, full: Arc<Notify>) {
+async fn make_snapshots(raft: Raft, full: Arc<Notify>) {
     loop {
         full.notified().await;
         if raft.trigger().snapshot().await.is_err() {

@@ -1,6 +1,6 @@
 //! Raft: the members agree on one log, and each applies it.
 //!
-//! - `log`: the log of a member, in memory and in sled. `meta` stands beside it.
+//! - `log`: the log of a member, in memory and in its store. `writer` writes it, `meta` says how numbers are stored.
 //! - `machine`: applies the log to the state; snapshots.
 //! - `window`, `proposer`: the proposals of this process, until they are applied here.
 //! - `transport`: how members talk.
@@ -8,6 +8,9 @@
 //!
 //! A proposal is done when it is applied *here*, whoever leads. It goes to the leader as part of a sealed, numbered batch, and again
 //! after each change of the leader, until it is seen applied; a batch that comes twice or too early is ignored by all members alike.
+//!
+//! A member that is alone is a cluster with one voter: it listens to nobody, needs no credentials, elects itself at once, and commits
+//! what is durable on its own disk.
 
 mod cluster;
 mod config;
@@ -19,6 +22,7 @@ mod proposer;
 mod transport;
 mod types;
 mod window;
+mod writer;
 
 pub use cluster::{Cluster, ClusterError, Leader, MemberStatus};
 pub use config::{JoinError, RaftConfig, Timing};
@@ -26,6 +30,8 @@ pub use transport::{Credentials, ForwardHandler, LeaseHandler, TlsError};
 pub use types::{Node, NodeId};
 
 pub(crate) use member::{Life, start};
+#[cfg(test)]
+pub(crate) use {types::Entry, window::WIDTH};
 
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,7 @@ use super::{
     types::{Batch, Node, Raft},
 };
 use crate::{
-    pipeline::seal_entry,
+    entry,
     queue::ProposeError,
     replica::Shared,
     seal::{SealError, Sealer},
@@ -47,7 +47,8 @@ pub(super) fn gather(
             number,
             sealed: bytes::Bytes::new(),
         };
-        match seal_entry(&mut sealer, batch.place(), clock(), &proposals) {
+        let at = clock();
+        match entry::seal(&mut sealer, batch.place(), at, &proposals) {
             Ok(sealed) => batch.sealed = sealed.into(),
             Err(error) => {
                 let why = ProposeError::Failed(error.to_string().into());
@@ -57,7 +58,7 @@ pub(super) fn gather(
                 return Err(error);
             }
         }
-        own.window.push(batch, proposals);
+        own.window.push(batch, at, proposals);
     }
     Ok(())
 }

@@ -2,7 +2,8 @@
 
 use super::types::Batch;
 use crate::queue::{Proposal, ProposeError};
-use evergate_state::Outcome;
+use evergate_ike::env::UnixMillis;
+use evergate_state::{Entry, Outcome};
 use std::{
     collections::VecDeque,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
@@ -11,7 +12,7 @@ use tokio::sync::Notify;
 
 /// How many batches are under way at once. More than one, so that a proposal need not wait until the batch before it is
 /// committed; few, so that proposals gather to batches under load.
-const WIDTH: usize = 4;
+pub(crate) const WIDTH: usize = 4;
 
 /// The batches under way.
 #[derive(Default)]
@@ -31,6 +32,7 @@ struct Inner {
 
 struct Pending {
     batch: Batch,
+    at: UnixMillis,
     proposals: Vec<Proposal>,
     counts: Vec<usize>,
 }
@@ -52,8 +54,8 @@ impl Window {
         inner.ended.is_none()
     }
 
-    /// Adds a batch.
-    pub(crate) fn push(&self, batch: Batch, proposals: Vec<Proposal>) {
+    /// Adds a batch of these proposals, made at that time.
+    pub(crate) fn push(&self, batch: Batch, at: UnixMillis, proposals: Vec<Proposal>) {
         let mut inner = self.lock();
         if let Some(why) = inner.ended.clone() {
             drop(inner);
@@ -63,6 +65,7 @@ impl Window {
         let counts = proposals.iter().map(|p| p.commands.len()).collect();
         inner.under_way.push_back(Pending {
             batch,
+            at,
             proposals,
             counts,
         });
@@ -83,6 +86,24 @@ impl Window {
     /// The number of the first batch that is not applied.
     pub(crate) fn first(&self) -> Option<u64> {
         self.lock().under_way.front().map(|p| p.batch.number)
+    }
+
+    /// What a batch holds, to be applied; nobody can have it twice.
+    pub(crate) fn entry(&self, number: u64) -> Option<Entry> {
+        let mut inner = self.lock();
+        let pending = inner
+            .under_way
+            .iter_mut()
+            .find(|p| p.batch.number == number)?;
+        let commands = pending
+            .proposals
+            .iter_mut()
+            .flat_map(|p| std::mem::take(&mut p.commands))
+            .collect();
+        Some(Entry {
+            at: pending.at,
+            commands,
+        })
     }
 
     /// A batch was applied with these outcomes.

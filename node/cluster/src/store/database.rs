@@ -27,7 +27,7 @@ const LENGTH: usize = 4;
 const CHUNK_HEADER: usize = 8;
 
 /// sled, and what it takes to make it durable.
-pub(crate) struct Database {
+pub(super) struct Database {
     db: sled::Db,
     dir: PathBuf,
     /// A second handle to the file that sled writes.
@@ -37,20 +37,20 @@ pub(crate) struct Database {
 }
 
 /// Entries that were appended together.
-pub(crate) struct Batch {
-    pub(crate) first: u64,
-    pub(crate) entries: Vec<Vec<u8>>,
+pub(super) struct Batch {
+    pub(super) first: u64,
+    pub(super) entries: Vec<Vec<u8>>,
 }
 
 impl Batch {
-    pub(crate) fn last(&self) -> u64 {
+    pub(super) fn last(&self) -> u64 {
         self.first + self.entries.len() as u64 - 1
     }
 }
 
 impl Database {
     /// Opens sled and reads all of it, on a thread of its own whose panics are caught: random damage makes sled panic.
-    pub(crate) fn open(dir: &Path) -> Result<(Self, Vec<Batch>), StoreError> {
+    pub(super) fn open(dir: &Path) -> Result<(Self, Vec<Batch>), StoreError> {
         let own = dir.to_owned();
         let thread = thread::Builder::new()
             .name("open-log".into())
@@ -141,21 +141,32 @@ impl Database {
         Ok(batches)
     }
 
-    pub(crate) fn insert(&mut self, first: u64, entries: &[Vec<u8>]) -> Result<(), StoreError> {
+    /// Reads one batch.
+    fn read_batch(&self, first: u64) -> Result<Vec<Vec<u8>>, StoreError> {
+        let damaged = || StoreError::Damaged {
+            path: self.dir.clone(),
+            what: format!("entry {first} is not as it was written"),
+        };
+        let mut bytes = Vec::new();
+        for item in self.db.range(key(first, 0)..=key(first, u32::MAX)) {
+            let (key, value) = item.map_err(|e| failed(&self.dir, &e))?;
+            bytes.extend(unframe(&key, &value).ok_or_else(damaged)?.1);
+        }
+        unpack(&bytes).ok_or_else(damaged)
+    }
+
+    pub(super) fn insert(&mut self, first: u64, entries: &[Vec<u8>]) -> Result<(), StoreError> {
         let packed = pack(entries).ok_or_else(|| self.too_big())?;
-        let count = packed.len().div_ceil(CHUNK);
         self.guarded(|db| {
-            for (number, chunk) in packed.chunks(CHUNK).enumerate() {
-                let follow = u32::try_from(count - 1 - number).unwrap_or(u32::MAX);
-                let key = key(first, u32::try_from(number).unwrap_or(u32::MAX));
-                db.insert(key, frame(&key, follow, chunk))?;
+            for (key, value) in chunks(first, &packed) {
+                db.insert(key, value)?;
             }
             Ok(())
         })?;
         self.sync()
     }
 
-    pub(crate) fn remove(&mut self, batches: &[(u64, u64)]) -> Result<(), StoreError> {
+    pub(super) fn remove(&mut self, batches: &[(u64, u64)]) -> Result<(), StoreError> {
         self.guarded(|db| {
             for &(first, _) in batches {
                 for item in db.range(key(first, 0)..=key(first, u32::MAX)).keys() {
@@ -167,26 +178,27 @@ impl Database {
         self.sync()
     }
 
-    /// Removes batches and puts another one in their place (none if it is empty), all or nothing.
-    pub(crate) fn replace(
-        &mut self,
-        old: &[(u64, u64)],
-        first: u64,
-        entries: &[Vec<u8>],
-    ) -> Result<(), StoreError> {
-        let packed = pack(entries).ok_or_else(|| self.too_big())?;
-        let count = packed.len().div_ceil(CHUNK);
+    /// Removes batches, but for the entries of the first of them before this index, all or nothing.
+    pub(super) fn cut(&mut self, batches: &[(u64, u64)], from: u64) -> Result<(), StoreError> {
+        let mut kept = Vec::new();
+        let first = match batches.first() {
+            Some(&(first, _)) if first < from => {
+                kept = self.read_batch(first)?;
+                kept.truncate(usize::try_from(from - first).unwrap_or(usize::MAX));
+                first
+            }
+            _ => from,
+        };
+        let packed = pack(&kept).ok_or_else(|| self.too_big())?;
         self.guarded(|db| {
             let mut change = sled::Batch::default();
-            for &(first, _) in old {
+            for &(first, _) in batches {
                 for item in db.range(key(first, 0)..=key(first, u32::MAX)).keys() {
                     change.remove(item?);
                 }
             }
-            for (number, chunk) in packed.chunks(CHUNK).enumerate() {
-                let follow = u32::try_from(count - 1 - number).unwrap_or(u32::MAX);
-                let key = key(first, u32::try_from(number).unwrap_or(u32::MAX));
-                change.insert(&key, frame(&key, follow, chunk));
+            for (key, value) in chunks(first, &packed) {
+                change.insert(&key, value);
             }
             db.apply_batch(change)
         })?;
@@ -201,7 +213,7 @@ impl Database {
     }
 
     /// Makes everything durable that was inserted or removed.
-    pub(crate) fn sync(&mut self) -> Result<(), StoreError> {
+    pub(super) fn sync(&mut self) -> Result<(), StoreError> {
         self.guarded(|db| db.flush().map(drop))?;
         self.sync_blobs()?;
         self.file
@@ -283,6 +295,19 @@ fn unkey(key: &[u8]) -> Option<(u64, u32)> {
         u64::from_be_bytes(*first),
         u32::from_be_bytes(number.try_into().ok()?),
     ))
+}
+
+/// The records of a batch.
+fn chunks(first: u64, packed: &[u8]) -> impl Iterator<Item = (Key, Vec<u8>)> + '_ {
+    let count = packed.len().div_ceil(CHUNK);
+    packed
+        .chunks(CHUNK)
+        .enumerate()
+        .map(move |(number, chunk)| {
+            let follow = u32::try_from(count - 1 - number).unwrap_or(u32::MAX);
+            let key = key(first, u32::try_from(number).unwrap_or(u32::MAX));
+            (key, frame(&key, follow, chunk))
+        })
 }
 
 /// A chunk with its checksum (over its key too) and the number of chunks that follow.

@@ -1,7 +1,11 @@
 //! A store in memory that fails and crashes as a test wants.
 
-use super::{Recovered, Store, StoreError};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use super::{Meta, Opened, Snapshots, Store, StoreError};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 /// What survives a crash. Clones are the same disk.
 #[derive(Clone, Debug, Default)]
@@ -9,7 +13,9 @@ pub struct Disk(Arc<Mutex<Content>>);
 
 #[derive(Debug, Default)]
 struct Content {
-    recovered: Recovered,
+    meta: Meta,
+    entries: BTreeMap<u64, Vec<u8>>,
+    snapshot: Option<(u64, Vec<u8>)>,
     appends: u64,
     broken: Option<Broken>,
     /// Which opening owns the disk: what was opened before can no longer write.
@@ -32,14 +38,18 @@ impl Disk {
     }
 
     /// Opens the disk after a crash or for the first time. Stores that were opened before can write no more, as if their process was dead.
-    pub fn open(&self) -> (MemoryStore, Recovered) {
+    pub(super) fn open(&self) -> Opened {
         let mut content = self.lock();
         content.opening += 1;
         let store = MemoryStore {
             disk: self.clone(),
             opening: content.opening,
         };
-        (store, content.recovered.clone())
+        Opened {
+            store: Box::new(store.clone()),
+            snapshots: Arc::new(store),
+            entries: content.entries.clone().into_iter().collect(),
+        }
     }
 
     /// From now on nothing can be written any more, or it can again.
@@ -57,14 +67,24 @@ impl Disk {
         self.lock().appends
     }
 
+    /// The entries that are on it.
+    pub fn entries(&self) -> Vec<Vec<u8>> {
+        self.lock().entries.values().cloned().collect()
+    }
+
+    /// Changes entries as no disk should.
+    #[cfg(test)]
+    pub(crate) fn change(&self, change: impl FnOnce(&mut BTreeMap<u64, Vec<u8>>)) {
+        change(&mut self.lock().entries);
+    }
+
     fn lock(&self) -> MutexGuard<'_, Content> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A [`Store`] on a [`Disk`].
-#[derive(Debug)]
-pub struct MemoryStore {
+#[derive(Clone, Debug)]
+struct MemoryStore {
     disk: Disk,
     opening: u64,
 }
@@ -79,42 +99,90 @@ impl MemoryStore {
         }
         Ok(content)
     }
-}
 
-impl Store for MemoryStore {
-    fn append(&mut self, batch: &[Vec<u8>]) -> Result<(), StoreError> {
-        let mut content = self.content()?;
-        let (count, torn) = match content.broken {
-            None => (batch.len(), false),
-            Some(Broken::Full) => return Err(StoreError::Simulated("no space left on device")),
-            Some(Broken::Torn(written)) => {
-                content.broken = None;
-                (written.min(batch.len()), true)
-            }
-        };
-        for entry in &batch[..count] {
-            let index = content.recovered.last_index() + 1;
-            content.recovered.entries.push((index, entry.clone()));
-        }
-        content.appends += 1;
-        if torn {
-            Err(StoreError::Simulated("input/output error"))
-        } else {
-            Ok(())
-        }
-    }
-
-    fn install_snapshot(&mut self, bytes: &[u8], last: u64) -> Result<(), StoreError> {
-        let mut content = self.content()?;
+    /// For writing something that is no append.
+    fn writable(&self) -> Result<MutexGuard<'_, Content>, StoreError> {
+        let content = self.content()?;
         if content.broken.is_some() {
             return Err(StoreError::Simulated("no space left on device"));
         }
-        content.recovered.snapshot = Some((last, bytes.to_vec()));
-        content.recovered.entries.retain(|(index, _)| *index > last);
+        Ok(content)
+    }
+}
+
+impl Store for MemoryStore {
+    fn meta(&self) -> Meta {
+        self.disk.lock().meta
+    }
+
+    fn set_meta(&mut self, meta: Meta) -> Result<(), StoreError> {
+        self.writable()?.meta = meta;
         Ok(())
     }
 
-    fn last_index(&self) -> u64 {
-        self.disk.lock().recovered.last_index()
+    fn append(
+        &mut self,
+        first: u64,
+        entries: &[Vec<u8>],
+        committed: Option<(u64, u64)>,
+    ) -> Result<(), StoreError> {
+        let mut content = self.content()?;
+        let (count, torn) = match content.broken {
+            None => (entries.len(), false),
+            Some(Broken::Full) => return Err(StoreError::Simulated("no space left on device")),
+            Some(Broken::Torn(written)) => {
+                content.broken = None;
+                (written.min(entries.len()), true)
+            }
+        };
+        for (index, entry) in (first..).zip(&entries[..count]) {
+            content.entries.insert(index, entry.clone());
+        }
+        content.appends += 1;
+        if torn {
+            return Err(StoreError::Simulated("input/output error"));
+        }
+        content.meta.committed = content.meta.committed.max(committed);
+        Ok(())
+    }
+
+    fn truncate(&mut self, from: u64) -> Result<(), StoreError> {
+        self.writable()?.entries.split_off(&from);
+        Ok(())
+    }
+
+    fn purge(&mut self, upto: (u64, u64)) -> Result<(), StoreError> {
+        let mut content = self.writable()?;
+        content.meta.purged = Some(upto);
+        content.meta.committed = content.meta.committed.max(Some(upto));
+        content.entries = content.entries.split_off(&(upto.1 + 1));
+        Ok(())
+    }
+
+    fn settle(&mut self) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+impl Snapshots for MemoryStore {
+    fn place(&self) -> PathBuf {
+        "memory".into()
+    }
+
+    fn list(&self) -> Result<Vec<u64>, StoreError> {
+        Ok(self.disk.lock().snapshot.iter().map(|(n, _)| *n).collect())
+    }
+
+    fn read(&self, number: u64) -> Result<Vec<u8>, StoreError> {
+        let content = self.disk.lock();
+        let found = content.snapshot.as_ref().filter(|(n, _)| *n == number);
+        found
+            .map(|(_, bytes)| bytes.clone())
+            .ok_or(StoreError::Simulated("there is no such snapshot"))
+    }
+
+    fn write(&self, number: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        self.writable()?.snapshot = Some((number, bytes.to_vec()));
+        Ok(())
     }
 }

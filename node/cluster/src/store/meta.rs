@@ -12,60 +12,96 @@ use std::{
 
 const SLOT: u64 = 4096;
 
-/// What such a file says: a few numbers, always as many.
-pub(crate) trait Content: Copy + Default {
-    /// What the file begins with.
-    const MAGIC: [u8; 8];
-    /// How many numbers there are.
-    const COUNT: usize;
-
-    /// The numbers.
-    fn numbers(&self) -> Vec<u64>;
-
-    /// From the numbers, of which there are [`Content::COUNT`].
-    fn from_numbers(numbers: &[u64]) -> Option<Self>;
-
-    /// Magic, sequence, numbers, checksum.
-    const LEN: usize = 8 + 8 + Self::COUNT * 8 + 4;
-}
-
-/// What the store is known to hold.
+/// The numbers in the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Meta {
-    /// The last entry that is durable.
-    pub(super) durable: u64,
-    /// The last entry of the snapshot that the log begins after; zero if there is no snapshot.
-    pub(super) snapshot: u64,
+pub(crate) struct Meta {
+    /// This node; zero until it is decided.
+    pub(crate) node: u64,
+    /// How often it started.
+    pub(crate) starts: u64,
+    /// Every entry before this index is in the log, unless purged.
+    pub(crate) durable_next: u64,
+    /// Raft's vote: term, node, and whether that node leads.
+    pub(crate) vote: Option<(u64, u64, bool)>,
+    /// Term and index of the last entry that is in the snapshot only.
+    pub(crate) purged: Option<(u64, u64)>,
+    /// A lower bound of what is committed.
+    pub(crate) committed: Option<(u64, u64)>,
 }
 
-impl Content for Meta {
-    const MAGIC: [u8; 8] = *b"EVGMETA1";
-    const COUNT: usize = 2;
+/// What the file begins with. The last byte is the version.
+const MAGIC: [u8; 8] = *b"EVGMETA2";
 
-    fn numbers(&self) -> Vec<u64> {
-        vec![self.durable, self.snapshot]
+/// How many numbers there are.
+const COUNT: usize = 13;
+
+/// Magic, sequence, numbers, checksum.
+const LEN: usize = 8 + 8 + COUNT * 8 + 4;
+
+impl Meta {
+    fn numbers(&self) -> [u64; COUNT] {
+        let (vote_term, vote_node, leads) = self.vote.unwrap_or_default();
+        let (purged_term, purged_index) = self.purged.unwrap_or_default();
+        let (committed_term, committed_index) = self.committed.unwrap_or_default();
+        [
+            self.node,
+            self.starts,
+            self.durable_next,
+            self.vote.is_some().into(),
+            vote_term,
+            vote_node,
+            leads.into(),
+            self.purged.is_some().into(),
+            purged_term,
+            purged_index,
+            self.committed.is_some().into(),
+            committed_term,
+            committed_index,
+        ]
     }
 
-    fn from_numbers(numbers: &[u64]) -> Option<Self> {
-        let &[durable, snapshot] = numbers else {
-            return None;
-        };
-        Some(Self { durable, snapshot })
+    fn from_numbers(numbers: [u64; COUNT]) -> Self {
+        let [
+            node,
+            starts,
+            durable_next,
+            voted,
+            vote_term,
+            vote_node,
+            leads,
+            has_purged,
+            purged_term,
+            purged_index,
+            has_committed,
+            committed_term,
+            committed_index,
+        ] = numbers;
+        Self {
+            node,
+            starts,
+            durable_next,
+            vote: (voted != 0).then_some((vote_term, vote_node, leads != 0)),
+            purged: (has_purged != 0).then_some((purged_term, purged_index)),
+            committed: (has_committed != 0).then_some((committed_term, committed_index)),
+        }
     }
 }
 
 /// The file.
 #[derive(Debug)]
-pub(crate) struct MetaFile<M> {
+pub(super) struct MetaFile {
     file: fs::File,
     path: PathBuf,
+    /// Of the slot that was written last; its parity says which slot that is.
     sequence: u64,
-    meta: M,
+    meta: Meta,
+    /// The slot that was written last is not durable yet. The other one is.
+    settled: bool,
 }
 
-impl<M: Content> MetaFile<M> {
+impl MetaFile {
     /// Makes the file for a store that holds nothing yet.
-    pub(crate) fn create(path: &Path) -> Result<Self, StoreError> {
+    pub(super) fn create(path: &Path) -> Result<Self, StoreError> {
         let io = || StoreError::io(path);
         let file = fs::OpenOptions::new()
             .read(true)
@@ -79,69 +115,98 @@ impl<M: Content> MetaFile<M> {
             file,
             path: path.to_owned(),
             sequence: 0,
-            meta: M::default(),
+            meta: Meta::default(),
+            settled: true,
         };
         // Both slots, so that later writes find their blocks allocated and a fresh file has no invalid one.
         for _ in 0..2 {
-            made.write(M::default())?;
+            made.write(Meta::default())?;
         }
         made.file.sync_all().map_err(io())?;
         Ok(made)
     }
 
     /// Reads the file; `None` if there is none.
-    pub(crate) fn open(path: &Path) -> Result<Option<Self>, StoreError> {
+    pub(super) fn open(path: &Path) -> Result<Option<Self>, StoreError> {
         let io = || StoreError::io(path);
         let file = match fs::OpenOptions::new().read(true).write(true).open(path) {
             Ok(file) => file,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(io()(e)),
         };
-        let mut best: Option<(u64, M)> = None;
+        let mut best: Option<(u64, Meta)> = None;
+        let mut other_format = None;
         for slot in 0..2 {
-            let mut bytes = vec![0; M::LEN];
+            let mut bytes = [0; LEN];
             if file.read_exact_at(&mut bytes, slot * SLOT).is_err() {
                 continue;
             }
-            if let Some(read) = decode::<M>(&bytes)
+            other_format = other_format.or_else(|| format(&bytes));
+            if let Some(read) = decode(&bytes)
                 && read.0 % 2 == slot
                 && best.is_none_or(|(s, _)| s < read.0)
             {
                 best = Some(read);
             }
         }
-        let (sequence, meta) = best.ok_or_else(|| StoreError::Damaged {
-            path: path.to_owned(),
-            what: "neither of its two halves is whole".into(),
+        let (sequence, meta) = best.ok_or_else(|| match other_format {
+            Some(format) => StoreError::Format {
+                path: path.to_owned(),
+                format,
+            },
+            None => StoreError::Damaged {
+                path: path.to_owned(),
+                what: "neither of its two halves is whole".into(),
+            },
         })?;
-        Ok(Some(Self {
+        let mut opened = Self {
             file,
             path: path.to_owned(),
             sequence,
             meta,
-        }))
+            // What was read may have been written just before a crash of the process.
+            settled: false,
+        };
+        opened.settle()?;
+        Ok(Some(opened))
     }
 
     /// What the file says.
-    pub(crate) fn get(&self) -> M {
+    pub(super) fn get(&self) -> Meta {
         self.meta
     }
 
     /// Writes durably.
-    pub(crate) fn write(&mut self, meta: M) -> Result<(), StoreError> {
-        let sequence = self.sequence + 1;
+    pub(super) fn write(&mut self, meta: Meta) -> Result<(), StoreError> {
+        self.note(meta)?;
+        self.settle()
+    }
+
+    /// Writes so that it survives this process, and a crash of the machine after [`MetaFile::settle`].
+    pub(super) fn note(&mut self, meta: Meta) -> Result<(), StoreError> {
+        // The slot that is durable stays as it is: a crash may tear the other one, whenever the system writes it.
+        let sequence = self.sequence + if self.settled { 1 } else { 2 };
         self.file
             .write_all_at(&encode(sequence, &meta), sequence % 2 * SLOT)
-            .and_then(|()| self.file.sync_data())
             .map_err(StoreError::io(&self.path))?;
         self.sequence = sequence;
         self.meta = meta;
+        self.settled = false;
+        Ok(())
+    }
+
+    /// Makes durable what was noted.
+    pub(super) fn settle(&mut self) -> Result<(), StoreError> {
+        if !self.settled {
+            self.file.sync_data().map_err(StoreError::io(&self.path))?;
+            self.settled = true;
+        }
         Ok(())
     }
 }
 
-fn encode<M: Content>(sequence: u64, meta: &M) -> Vec<u8> {
-    let mut out = M::MAGIC.to_vec();
+fn encode(sequence: u64, meta: &Meta) -> Vec<u8> {
+    let mut out = MAGIC.to_vec();
     for number in [sequence].into_iter().chain(meta.numbers()) {
         out.extend(number.to_be_bytes());
     }
@@ -149,9 +214,9 @@ fn encode<M: Content>(sequence: u64, meta: &M) -> Vec<u8> {
     out
 }
 
-fn decode<M: Content>(bytes: &[u8]) -> Option<(u64, M)> {
+fn decode(bytes: &[u8; LEN]) -> Option<(u64, Meta)> {
     let (parts, sum) = bytes.split_last_chunk::<4>()?;
-    let numbers = parts.strip_prefix(&M::MAGIC)?;
+    let numbers = parts.strip_prefix(&MAGIC)?;
     if crc32fast::hash(parts) != u32::from_be_bytes(*sum) {
         return None;
     }
@@ -160,57 +225,111 @@ fn decode<M: Content>(bytes: &[u8]) -> Option<(u64, M)> {
         .filter_map(|n| n.try_into().ok().map(u64::from_be_bytes))
         .collect();
     let (&sequence, rest) = numbers.split_first()?;
-    Some((sequence, M::from_numbers(rest)?))
+    Some((sequence, Meta::from_numbers(rest.try_into().ok()?)))
+}
+
+/// The name of another version of the file.
+fn format(bytes: &[u8; LEN]) -> Option<String> {
+    let (name, version) = MAGIC.split_at(MAGIC.len() - 1);
+    let other = bytes.strip_prefix(name)?.first()?;
+    let known = other.is_ascii_digit() && [*other] != *version;
+    known.then(|| String::from_utf8_lossy(&bytes[..MAGIC.len()]).into_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn at(n: u64) -> Meta {
+        Meta {
+            durable_next: n,
+            starts: n / 2,
+            purged: Some((n, 1)),
+            ..Meta::default()
+        }
+    }
+
+    fn read(path: &Path) -> Result<Meta, StoreError> {
+        MetaFile::open(path).map(|file| file.unwrap().get())
+    }
+
     #[test]
     fn a_torn_write_leaves_the_one_before() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("meta");
-        let at = |n| Meta {
-            durable: n,
-            snapshot: n / 2,
-        };
-        let mut file = MetaFile::<Meta>::create(&path).unwrap();
+        let mut file = MetaFile::create(&path).unwrap();
         for n in 1..10 {
             file.write(at(n)).unwrap();
-            assert_eq!(MetaFile::<Meta>::open(&path).unwrap().unwrap().get(), at(n));
+            assert_eq!(read(&path).unwrap(), at(n));
         }
         let whole = fs::read(&path).unwrap();
         let latest = usize::try_from(file.sequence % 2 * SLOT).unwrap();
-        for n in 0..Meta::LEN {
+        for n in 0..LEN {
             let mut torn = whole.clone();
             torn[latest + n] ^= 0x40;
             fs::write(&path, &torn).unwrap();
-            assert_eq!(
-                MetaFile::<Meta>::open(&path).unwrap().unwrap().get(),
-                at(8),
-                "byte {n}"
-            );
+            assert_eq!(read(&path).unwrap(), at(8), "byte {n}");
             torn[(latest + 4096) % 8192 + n] ^= 0x40;
             fs::write(&path, &torn).unwrap();
-            assert!(matches!(
-                MetaFile::<Meta>::open(&path),
-                Err(StoreError::Damaged { .. })
-            ));
+            assert!(matches!(read(&path), Err(StoreError::Damaged { .. })));
         }
+    }
+
+    #[test]
+    fn notes_leave_alone_what_is_durable() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("meta");
+        let mut file = MetaFile::create(&path).unwrap();
+        file.write(at(1)).unwrap();
+        for n in 2..20 {
+            file.note(at(n)).unwrap();
+            assert_eq!(read(&path).unwrap(), at(n), "it survives the process");
+            // A crash of the machine may tear whatever was not settled.
+            let whole = fs::read(&path).unwrap();
+            let latest = usize::try_from(file.sequence % 2 * SLOT).unwrap();
+            let mut torn = whole.clone();
+            torn[latest + 20] ^= 1;
+            fs::write(&path, &torn).unwrap();
+            assert_eq!(read(&path).unwrap(), at(1));
+            fs::write(&path, &whole).unwrap();
+        }
+        file.settle().unwrap();
+        file.note(at(20)).unwrap();
+        let mut torn = fs::read(&path).unwrap();
+        torn[usize::try_from(file.sequence % 2 * SLOT).unwrap()] ^= 1;
+        fs::write(&path, &torn).unwrap();
+        assert_eq!(read(&path).unwrap(), at(19));
     }
 
     #[test]
     fn a_file_that_was_just_made_is_whole() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("meta");
-        assert!(MetaFile::<Meta>::open(&path).unwrap().is_none());
-        MetaFile::<Meta>::create(&path).unwrap();
-        assert_eq!(
-            MetaFile::<Meta>::open(&path).unwrap().unwrap().get(),
-            Meta::default()
-        );
+        assert!(MetaFile::open(&path).unwrap().is_none());
+        MetaFile::create(&path).unwrap();
+        assert_eq!(read(&path).unwrap(), Meta::default());
         fs::write(&path, b"").unwrap();
-        assert!(MetaFile::<Meta>::open(&path).is_err());
+        assert!(MetaFile::open(&path).is_err());
+    }
+
+    #[test]
+    fn another_version_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("meta");
+        // As a member that was alone wrote it before there was one way to commit.
+        let mut slot = b"EVGMETA1".to_vec();
+        for number in [2u64, 7, 0] {
+            slot.extend(number.to_be_bytes());
+        }
+        slot.extend(crc32fast::hash(&slot).to_be_bytes());
+        slot.resize(8192, 0);
+        fs::write(&path, slot).unwrap();
+        let error = MetaFile::open(&path).unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(error, StoreError::Format { .. }), "{text}");
+        assert!(
+            text.contains("EVGMETA1") && text.contains("move the directory away"),
+            "{text}"
+        );
     }
 }

@@ -1,7 +1,6 @@
 //! Whatever happens to the files: the same state, or an error that says so. Never another state, never a panic.
 
 use super::*;
-use crate::OpenError;
 use std::{
     fs,
     path::{Path as FsPath, PathBuf},
@@ -9,14 +8,11 @@ use std::{
 
 /// A store with a snapshot and some entries after it, and the snapshot bytes of its state.
 async fn store(dir: &FsPath) -> Vec<u8> {
-    let replica = Replica::open(
-        Config {
-            snapshot_entries: 12,
-            ..config()
-        },
-        dir,
-    )
-    .unwrap();
+    let config = Config {
+        snapshot_entries: 12,
+        ..config()
+    };
+    let replica = open_dir(config, dir).await.unwrap();
     taken(&replica).await;
     for n in 0..20 {
         let secret: Vec<u8> = (0..200)
@@ -25,6 +21,7 @@ async fn store(dir: &FsPath) -> Vec<u8> {
         replica.propose(vec![put(1, sa(n, &secret))]).await.unwrap();
     }
     let before = snapshot(&replica);
+    snapshot_written(&replica).await;
     assert_eq!(replica.stats().snapshots, 1);
     replica.close().await;
     before
@@ -64,13 +61,14 @@ async fn recovers(
     let dir = tempfile::tempdir().unwrap();
     copy(original, dir.path());
     damage(dir.path());
-    match Replica::open(config(), dir.path()) {
+    match open_dir(config(), dir.path()).await {
         Ok(replica) => {
             assert!(snapshot(&replica) == expected, "another state after {what}");
             replica.close().await;
             // What recovered once stays so.
-            let again =
-                Replica::open(config(), dir.path()).unwrap_or_else(|e| panic!("{what}: {e}"));
+            let again = open_dir(config(), dir.path())
+                .await
+                .unwrap_or_else(|e| panic!("{what}: {e}"));
             assert!(
                 snapshot(&again) == expected,
                 "another state the second time after {what}"
@@ -81,7 +79,7 @@ async fn recovers(
         Err(error) => {
             let text = error.to_string();
             assert!(
-                !text.is_empty() && matches!(error, OpenError::Store(_) | OpenError::Entry { .. }),
+                !text.is_empty() && matches!(error, JoinError::Store(_) | JoinError::Log(_)),
                 "{what}: {text}"
             );
             false
@@ -154,19 +152,22 @@ async fn flipped_and_missing_bytes_never_give_another_state() {
 #[tokio::test]
 async fn an_older_log_is_not_gone_on_with() {
     let dir = tempfile::tempdir().unwrap();
-    let replica = Replica::open(config(), dir.path()).unwrap();
+    let replica = open_dir(config(), dir.path()).await.unwrap();
     taken(&replica).await;
     replica.close().await;
     let old = tempfile::tempdir().unwrap();
     copy(&dir.path().join("log"), old.path());
-    let replica = Replica::open(config(), dir.path()).unwrap();
+    let replica = open_dir(config(), dir.path()).await.unwrap();
     taken(&replica).await;
     replica.close().await;
     fs::remove_dir_all(dir.path().join("log")).unwrap();
     copy(old.path(), &dir.path().join("log"));
-    let error = Replica::open(config(), dir.path()).unwrap_err().to_string();
+    let error = open_dir(config(), dir.path())
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(
-        error.contains("ends at entry 1, but entry 2") && error.contains("move the directory"),
+        error.contains("ends at entry 2, but entry 3") && error.contains("move the directory"),
         "{error}"
     );
 }

@@ -1,10 +1,14 @@
-//! The pipeline on stores that fail, and the store on files that are damaged.
+//! A replica on stores that fail, and on files that are damaged. It is alone, which is no other code than that of a member of a cluster.
 
 mod damage;
-mod pipeline;
+mod replica;
 mod secrecy;
 
-use crate::{ClusterKey, Config, Replica, store::Disk};
+use crate::{
+    ClusterKey, Config, Replica,
+    raft::{JoinError, RaftConfig},
+    store::{Disk, Storage},
+};
 use evergate_ike::{
     crypto::{Encryption, EspSuite, Group, IkeKeys, IkeSuite, Prf},
     env::UnixMillis,
@@ -37,9 +41,16 @@ fn config() -> Config {
     }
 }
 
-fn on_disk(disk: &Disk) -> Replica {
-    let (store, recovered) = disk.open();
-    Replica::with_store(config(), Box::new(store), recovered).unwrap()
+async fn open(config: Config, storage: Storage) -> Result<Replica, JoinError> {
+    Replica::join(RaftConfig::single(config, storage, "a")).await
+}
+
+async fn open_dir(config: Config, dir: &std::path::Path) -> Result<Replica, JoinError> {
+    open(config, Storage::Directory(dir.to_owned())).await
+}
+
+async fn on_disk(disk: &Disk) -> Replica {
+    open(config(), Storage::Memory(disk.clone())).await.unwrap()
 }
 
 /// The gateway is assigned to the process of [`register`].
@@ -147,6 +158,18 @@ fn sa(id: u32, secret: &[u8]) -> Record {
         outbound: OutboundWindow::default(),
         phase: Phase::Established(Box::new(established)),
     }
+}
+
+/// Snapshots are made beside what goes on.
+async fn snapshot_written(replica: &Replica) {
+    let written = async {
+        while !replica.cluster().is_purged() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), written)
+        .await
+        .expect("there is a snapshot");
 }
 
 fn snapshot(replica: &Replica) -> Vec<u8> {

@@ -23,19 +23,17 @@ async fn no_secret_is_in_any_file() {
     let dir = tempfile::tempdir().unwrap();
     let secret = b"a key that must not be seen";
     let key = [7; 32];
-    let replica = Replica::open(
-        Config {
-            snapshot_entries: 5,
-            ..config()
-        },
-        dir.path(),
-    )
-    .unwrap();
+    let config = Config {
+        snapshot_entries: 5,
+        ..config()
+    };
+    let replica = open_dir(config, dir.path()).await.unwrap();
     taken(&replica).await;
     for n in 0..8 {
         replica.propose(vec![put(1, sa(n, secret))]).await.unwrap();
     }
     assert!(holds(&snapshot(&replica), secret), "the state has it");
+    snapshot_written(&replica).await;
     replica.close().await;
     let mut found = Vec::new();
     files(dir.path(), &mut found);
@@ -55,7 +53,7 @@ async fn no_secret_is_in_any_file() {
 #[tokio::test]
 async fn no_secret_is_in_debug_texts() {
     let disk = Disk::new();
-    let replica = on_disk(&disk);
+    let replica = on_disk(&disk).await;
     taken(&replica).await;
     let secret = b"a key that must not be seen";
     replica.propose(vec![put(1, sa(1, secret))]).await.unwrap();

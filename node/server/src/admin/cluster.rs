@@ -28,20 +28,8 @@ pub(super) fn members(node: &Node) -> ListMembersResponse {
         let has = |g: &evergate_state::Gateway| g.owner.as_ref().is_some_and(|o| o.member == name);
         count(state.gateways().filter(|(_, g)| has(g)).count())
     };
-    let Some(membership) = &node.membership else {
-        let alone = Member {
-            name: node.member.clone(),
-            voter: true,
-            leader: true,
-            gateways: node.read(|state| own(state, &node.member)),
-            ..Member::default()
-        };
-        return ListMembersResponse {
-            members: vec![alone],
-        };
-    };
     let mut members: Vec<Member> = node.read(|state| {
-        let all = membership.cluster.members().into_iter();
+        let all = node.replica.cluster().members().into_iter();
         all.map(|m| Member {
             gateways: own(state, &m.name),
             draining: state.member(&m.name).is_some_and(|known| known.draining),

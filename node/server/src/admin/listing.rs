@@ -35,20 +35,10 @@ pub(super) fn status(node: &Node) -> GetStatusResponse {
             .collect(),
         ..GetStatusResponse::default()
     };
-    match &node.membership {
-        Some(membership) => {
-            status.leads = membership.leads();
-            let leader = membership.cluster.leader();
-            status.leader = leader
-                .borrow()
-                .as_ref()
-                .map(|l| l.name.clone())
-                .unwrap_or_default();
-        }
-        None => {
-            status.leads = true;
-            status.leader.clone_from(&node.member);
-        }
+    let cluster = node.replica.cluster();
+    status.leads = cluster.is_leader();
+    if let Some(leader) = cluster.leader().borrow().as_ref() {
+        status.leader.clone_from(&leader.name);
     }
     node.read(|state| {
         let policy = state.policy();

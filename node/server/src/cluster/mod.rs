@@ -14,7 +14,6 @@ mod message;
 use crate::{
     clock::Clock,
     config::{ClusterConfig, Member},
-    gateway::{Opened, register},
     node::Node,
 };
 use anyhow::Context;
@@ -22,6 +21,7 @@ use evergate_cluster::{
     ClusterKey, Replica,
     lease::{BootTime, Holder, Timing},
     raft::{Cluster, Credentials, RaftConfig},
+    store::Storage,
 };
 use evergate_dataplane::{AddressesConfig, boot_time};
 use evergate_ike::record::GatewayId;
@@ -63,6 +63,22 @@ pub(crate) struct Membership {
 }
 
 impl Membership {
+    /// A process that is part of a cluster now.
+    pub(crate) fn new(replica: &Replica, me: Owner, timing: Timing) -> Self {
+        info!(event = "joined", member = me.member, "part of the cluster");
+        Self {
+            holder: Mutex::new(Holder::new(timing, me.clone())),
+            me,
+            cluster: replica.cluster().clone(),
+            timing,
+            leading: Mutex::default(),
+            hand_over: Mutex::default(),
+            renew: Notify::new(),
+            changed: Notify::new(),
+            plan: Notify::new(),
+        }
+    }
+
     /// Whether this member leads, as far as it knows.
     pub(crate) fn leads(&self) -> bool {
         self.cluster.is_leader()
@@ -118,68 +134,35 @@ fn now() -> BootTime {
     BootTime(boot_time())
 }
 
-/// Joins the cluster, and makes this process the one of its member. Waits until there is a leader.
+/// How this member commits: with the others, or as the only voter.
 ///
 /// # Errors
-/// If the state cannot be opened, credentials cannot be used, or the address cannot be listened on.
-pub(crate) async fn join(
+/// If credentials cannot be read, or the address cannot be listened on.
+pub(crate) fn raft_config(
     member: &Member,
-    config: &ClusterConfig,
+    config: Option<&ClusterConfig>,
     key: ClusterKey,
-    clock: Arc<Clock>,
-) -> anyhow::Result<Opened> {
-    let raft = raft_config(member, config, key, clock)?;
+    clock: &Arc<Clock>,
+) -> anyhow::Result<RaftConfig> {
+    let clock = Arc::clone(clock);
+    let replica = evergate_cluster::Config::new(key, move || clock.now());
+    let storage = Storage::Directory(member.state_dir.clone());
+    let Some(config) = config else {
+        return Ok(RaftConfig::single(replica, storage, &member.name));
+    };
+    let read =
+        |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    let listener = std::net::TcpListener::bind(config.listen)
+        .with_context(|| format!("cannot listen on {}", config.listen))?;
     info!(
         event = "joining",
         member = member.name,
         members = config.members.len(),
         "joining the cluster"
     );
-    let replica = Replica::join(raft).await.with_context(|| {
-        let directory = member.state_dir.display();
-        format!("cannot join the cluster with the state in {directory}")
-    })?;
-    let cluster = replica.cluster().cloned();
-    let cluster = cluster.context("the replica is in no cluster")?;
-    let me = register(&replica, &member.name).await?;
-    info!(
-        event = "joined",
-        member = member.name,
-        "part of the cluster"
-    );
-    let membership = Membership {
-        holder: Mutex::new(Holder::new(config.lease, me.clone())),
-        me,
-        cluster,
-        timing: config.lease,
-        leading: Mutex::default(),
-        hand_over: Mutex::default(),
-        renew: Notify::new(),
-        changed: Notify::new(),
-        plan: Notify::new(),
-    };
-    Ok(Opened {
-        replica,
-        membership: Some(Arc::new(membership)),
-    })
-}
-
-fn raft_config(
-    member: &Member,
-    config: &ClusterConfig,
-    key: ClusterKey,
-    clock: Arc<Clock>,
-) -> anyhow::Result<RaftConfig> {
-    let directory = &member.state_dir;
-    fs::create_dir_all(directory)
-        .with_context(|| format!("cannot make the directory {}", directory.display()))?;
-    let read =
-        |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
-    let listener = std::net::TcpListener::bind(config.listen)
-        .with_context(|| format!("cannot listen on {}", config.listen))?;
     Ok(RaftConfig {
-        replica: evergate_cluster::Config::new(key, move || clock.now()),
-        dir: directory.clone(),
+        replica,
+        storage,
         name: member.name.clone(),
         listener: Some(listener),
         members: config.members.clone(),

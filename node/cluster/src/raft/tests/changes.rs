@@ -4,6 +4,7 @@ use super::lab::{Lab, credentials, epoch, leader, same, snapshot, take, within};
 use crate::{
     ClusterKey, Config, Replica, pki,
     raft::{RaftConfig, transport::Peers},
+    store::Storage,
 };
 use evergate_ike::{env::UnixMillis, sa::CookieSecrets, secret::Secret};
 use evergate_proto::cluster::HelloRequest;
@@ -57,7 +58,7 @@ async fn leadership_can_be_given_away() {
     let first = leader(&all).await;
     take(all[first], 1, 1).await;
     let second = (first + 1) % 3;
-    let cluster = all[first].cluster().unwrap();
+    let cluster = all[first].cluster();
     within(async {
         // A member may just have been elected, and not be answered yet.
         while cluster.last_quorum_acked().is_none() {
@@ -78,7 +79,6 @@ async fn leadership_can_be_given_away() {
     within(async {
         while rest[0]
             .cluster()
-            .unwrap()
             .leader()
             .borrow()
             .as_ref()
@@ -98,12 +98,12 @@ async fn leases_are_asked_of_the_leader() {
     let replicas = lab.start_all().await;
     let all: Vec<&Replica> = replicas.iter().collect();
     let first = leader(&all).await;
-    let leading = all[first].cluster().unwrap();
+    let leading = all[first].cluster();
     leading.on_renew_leases(Arc::new(|who, what| {
         Box::pin(async move { Ok([who.as_bytes(), b":", &what].concat().into()) })
     }));
     for replica in &all {
-        let cluster = replica.cluster().unwrap();
+        let cluster = replica.cluster();
         let to = cluster.leader().borrow().clone().unwrap();
         let answer = cluster
             .renew_leases(&to, "gw1".into(), Duration::from_secs(5))
@@ -121,7 +121,7 @@ async fn removed_members_are_gone() {
     let first = leader(&all).await;
     take(all[first], 1, 1).await;
     let removed = (first + 1) % 3;
-    let cluster = all[first].cluster().unwrap();
+    let cluster = all[first].cluster();
     within(cluster.remove_member(&format!("m{removed}")))
         .await
         .unwrap();
@@ -135,7 +135,8 @@ async fn a_cluster_of_one_is_the_same() {
     let dir = tempfile::tempdir().unwrap();
     for round in 0..3 {
         let replica = Config::new(ClusterKey::from_bytes([7; 32]), || UnixMillis(1));
-        let config = RaftConfig::single(replica, dir.path().to_owned(), "alone");
+        let config =
+            RaftConfig::single(replica, Storage::Directory(dir.path().to_owned()), "alone");
         let replica = within(Replica::join(config)).await.unwrap();
         for step in 1..=5 {
             take(&replica, 1, round * 5 + step).await;
@@ -144,17 +145,59 @@ async fn a_cluster_of_one_is_the_same() {
         within(replica.close()).await;
     }
     let other = Config::new(ClusterKey::from_bytes([8; 32]), || UnixMillis(1));
-    let config = RaftConfig::single(other, dir.path().to_owned(), "alone");
-    let refused = within(Replica::join(config)).await;
-    match refused {
-        Err(_) => {}
-        // The log is only opened when it is applied.
-        Ok(replica) => {
-            let mut failed = replica.failed();
-            let reason = within(failed.wait_for(Option::is_some)).await.unwrap();
-            assert!(reason.as_ref().unwrap().contains("verify"), "{reason:?}");
-        }
+    let config = RaftConfig::single(other, Storage::Directory(dir.path().to_owned()), "alone");
+    let refused = within(Replica::join(config)).await.unwrap_err();
+    assert!(refused.to_string().contains("verify"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_is_alone_can_be_renamed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut ids = Vec::new();
+    for (name, nth) in [("one", 1), ("other", 2), ("other", 3)] {
+        let replica = Config::new(ClusterKey::from_bytes([7; 32]), || UnixMillis(1));
+        let config = RaftConfig::single(replica, Storage::Directory(dir.path().to_owned()), name);
+        let replica = within(Replica::join(config)).await.unwrap();
+        let members = replica.cluster().members();
+        let names: Vec<&str> = members.iter().map(|m| m.name.as_str()).collect();
+        assert_eq!(names, [name]);
+        ids.extend(members.iter().map(|m| m.id));
+        take(&replica, 1, nth).await;
+        within(replica.close()).await;
     }
+    assert!(ids.windows(2).all(|pair| pair[0] == pair[1]), "{ids:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_and_those_that_are_alone_are_not_mixed_up() {
+    let mut lab = Lab::new(3);
+    for replica in lab.start_all().await {
+        within(replica.close()).await;
+    }
+    let mut config = lab.config(0);
+    (config.listener, config.credentials) = (None, None);
+    config.members.retain(|m| m.name == "m0");
+    let refused = within(Replica::join(config)).await.unwrap_err();
+    let text = refused.to_string();
+    assert!(text.contains("of a member of a cluster (m"), "{text}");
+
+    lab.wipe(1);
+    let RaftConfig {
+        replica,
+        storage,
+        name,
+        ..
+    } = lab.config(1);
+    let alone = within(Replica::join(RaftConfig::single(replica, storage, &name)))
+        .await
+        .unwrap();
+    take(&alone, 1, 1).await;
+    within(alone.close()).await;
+    let refused = within(lab.start(1)).await.unwrap_err();
+    assert!(
+        refused.to_string().contains("of a member that was alone"),
+        "{refused}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -166,7 +209,7 @@ async fn no_secret_is_in_any_file() {
         snapshot_entries: 5,
         ..Config::new(ClusterKey::from_bytes([7; 32]), || UnixMillis(1))
     };
-    let config = RaftConfig::single(replica, dir.path().to_owned(), "alone");
+    let config = RaftConfig::single(replica, Storage::Directory(dir.path().to_owned()), "alone");
     let replica = within(Replica::join(config)).await.unwrap();
     let secret = || Secret::new(SECRET.to_vec());
     while replica.stats().snapshots == 0 {

@@ -43,7 +43,7 @@ async fn a_member_has_another_do_something_and_strangers_cannot() {
     let mut lab = Lab::new(3);
     let mut replicas = lab.start_all().await;
     leader(&replicas.iter().collect::<Vec<_>>()).await;
-    let cluster = |r: &Replica| r.cluster().unwrap().clone();
+    let cluster = |r: &Replica| r.cluster().clone();
     let (a, c) = (cluster(&replicas[0]), cluster(&replicas[2]));
 
     let early = a.forward("m2", rekey(7), DEADLINE).await.unwrap_err();

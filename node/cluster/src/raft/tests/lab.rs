@@ -3,6 +3,7 @@
 use crate::{
     ClusterKey, Config, Replica, pki,
     raft::{Credentials, JoinError, Node, RaftConfig, Timing},
+    store::Storage,
 };
 use evergate_ike::{env::UnixMillis, record::GatewayId};
 use evergate_state::{Command, Outcome, State};
@@ -72,7 +73,7 @@ impl Lab {
                     UnixMillis(now.fetch_add(5, Ordering::Relaxed))
                 })
             },
-            dir: self.dir.path().join(format!("m{n}")),
+            storage: Storage::Directory(self.dir.path().join(format!("m{n}"))),
             name: format!("m{n}"),
             listener: Some(listener),
             members: self.members.clone(),
@@ -161,13 +162,11 @@ pub(super) async fn leader(replicas: &[&Replica]) -> usize {
         loop {
             let leaders: Vec<_> = replicas
                 .iter()
-                .map(|r| r.cluster().unwrap().leader().borrow().clone())
+                .map(|r| r.cluster().leader().borrow().clone())
                 .collect();
             if let Some(Some(first)) = leaders.first()
                 && leaders.iter().all(|l| l.as_ref() == Some(first))
-                && let Some(at) = replicas
-                    .iter()
-                    .position(|r| r.cluster().unwrap().id() == first.id)
+                && let Some(at) = replicas.iter().position(|r| r.cluster().id() == first.id)
             {
                 break at;
             }

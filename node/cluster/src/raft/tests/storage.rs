@@ -1,20 +1,19 @@
 //! What Raft asks of a store, and what the store refuses.
 
 use crate::{
-    ClusterKey,
-    queue::Queue,
+    ClusterKey, entry,
     raft::{
-        log::LogStore,
+        JoinError,
+        log::{Identity, LogEnd, LogStore, OpenedLog},
         machine::{Machine, Own},
         types::{Batch, LogId, Node, TypeConfig},
         window::Window,
     },
-    replica::Shared,
+    replica::{Failed, Shared},
     seal::{Kind, Sealer},
-    store::StoreError,
+    store::{Snapshots, Storage, StoreError},
 };
 use evergate_ike::env::UnixMillis;
-use evergate_state::State;
 use openraft::{
     RaftLogReader, RaftSnapshotBuilder, StorageError,
     entry::RaftEntry,
@@ -23,41 +22,51 @@ use openraft::{
     type_config::TypeConfigExt,
     vote::RaftLeaderId,
 };
-use std::{
-    fs,
-    path::Path,
-    sync::{Arc, RwLock, atomic::AtomicU64},
-};
+use std::{fs, path::Path, sync::Arc};
 use tempfile::TempDir;
-use tokio::sync::watch;
 
 struct Builder;
 
-fn machine(dir: &Path, purged: Option<u64>) -> Result<Machine, StoreError> {
-    let shared = Arc::new(Shared {
-        queue: Queue::new(),
-        state: RwLock::new(State::new()),
-        applied: watch::Sender::new(0),
-        failed: watch::Sender::new(None),
-        ended: watch::Sender::new(false),
-        commits: AtomicU64::new(0),
-        snapshots: AtomicU64::new(0),
-    });
+fn open(dir: &Path) -> Result<(LogStore, Identity, LogEnd), StoreError> {
+    let storage = Storage::Directory(dir.to_owned());
+    let opened = LogStore::open(&storage, Failed::default())?;
+    Ok((opened.log, opened.identity, opened.end))
+}
+
+/// The machine of a log that is closed.
+fn machine(dir: &Path, purged: Option<u64>) -> Result<Machine, JoinError> {
+    let storage = Storage::Directory(dir.to_owned());
+    let OpenedLog { end, snapshots, .. } = LogStore::open(&storage, Failed::default())?;
+    end.close();
+    machine_on(snapshots, purged)
+}
+
+fn machine_on(snapshots: Arc<dyn Snapshots>, purged: Option<u64>) -> Result<Machine, JoinError> {
+    let shared = Arc::new(Shared::new());
     let sealer = || Sealer::new(ClusterKey::from_bytes([7; 32])).unwrap();
     let own = Own {
         member: 1,
         incarnation: 1,
         window: Arc::new(Window::default()),
     };
-    Machine::open(dir, shared, (sealer(), sealer()), own, purged, u64::MAX).map(|(m, _)| m)
+    Machine::open(
+        snapshots,
+        shared,
+        (sealer(), sealer()),
+        own,
+        purged,
+        u64::MAX,
+    )
+    .map(|(m, _)| m)
 }
 
 impl StoreBuilder<TypeConfig, LogStore, Machine, TempDir> for Builder {
     async fn build(&self) -> Result<(TempDir, LogStore, Machine), StorageError<TypeConfig>> {
         let dir = tempfile::tempdir().unwrap();
-        let (log, _, _) = LogStore::open(dir.path()).unwrap();
-        let machine = machine(dir.path(), None).unwrap();
-        Ok((dir, log, machine))
+        let storage = Storage::Directory(dir.path().to_owned());
+        let opened = LogStore::open(&storage, Failed::default()).unwrap();
+        let machine = machine_on(opened.snapshots, None).unwrap();
+        Ok((dir, opened.log, machine))
     }
 }
 
@@ -93,7 +102,7 @@ async fn terms(log: &mut LogStore) -> Vec<(u64, u64)> {
 async fn everything_is_there_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     {
-        let (mut log, identity, end) = LogStore::open(dir.path()).unwrap();
+        let (mut log, identity, end) = open(dir.path()).unwrap();
         assert!(identity.pristine && identity.node.is_none());
         log.name(77).await.unwrap();
         append(&mut log, 1, 0..10).await;
@@ -109,7 +118,7 @@ async fn everything_is_there_after_a_restart() {
         log.purge(id(1, 4)).await.unwrap();
         end.close();
     }
-    let (mut log, identity, _end) = LogStore::open(dir.path()).unwrap();
+    let (mut log, identity, end) = open(dir.path()).unwrap();
     assert_eq!(
         (identity.node, identity.starts, identity.pristine),
         (Some(77), 2, false)
@@ -130,10 +139,12 @@ async fn everything_is_there_after_a_restart() {
         (state.last_purged_log_id, state.last_log_id),
         (Some(id(1, 4)), Some(id(2, 18)))
     );
+    end.close();
+    drop(log);
     // What was purged is in no snapshot here.
     assert!(matches!(
         machine(dir.path(), identity.purged),
-        Err(StoreError::Damaged { .. })
+        Err(JoinError::Store(StoreError::Damaged { .. }))
     ));
 }
 
@@ -141,7 +152,7 @@ async fn everything_is_there_after_a_restart() {
 async fn a_log_that_lost_its_tail_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let copy = tempfile::tempdir().unwrap();
-    let (mut log, _, end) = LogStore::open(dir.path()).unwrap();
+    let (mut log, _, end) = open(dir.path()).unwrap();
     append(&mut log, 1, 0..10).await;
     end.close();
     drop(log);
@@ -151,7 +162,7 @@ async fn a_log_that_lost_its_tail_is_refused() {
             fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
         }
     }
-    let (mut log, _, end) = LogStore::open(dir.path()).unwrap();
+    let (mut log, _, end) = open(dir.path()).unwrap();
     append(&mut log, 1, 10..20).await;
     end.close();
     drop(log);
@@ -159,7 +170,7 @@ async fn a_log_that_lost_its_tail_is_refused() {
         let file = file.unwrap();
         fs::copy(file.path(), dir.path().join("log").join(file.file_name())).unwrap();
     }
-    let refused = LogStore::open(dir.path()).map(drop).unwrap_err();
+    let refused = open(dir.path()).map(drop).unwrap_err();
     assert!(
         matches!(
             refused,
@@ -200,7 +211,7 @@ impl Proposer {
             at: UnixMillis(1),
             commands: vec![],
         };
-        let plain = postcard::to_stdvec(&(crate::recovery::ENTRY_FORMAT, entry)).unwrap();
+        let plain = postcard::to_stdvec(&(entry::FORMAT, entry)).unwrap();
         let sealed = self
             .sealer
             .seal(Kind::Entry, batch.place(), |out| out.extend(&plain));
@@ -236,7 +247,6 @@ fn membership(members: &[u64]) -> EntryPayload {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn batches_are_carried_out_once_and_in_order() {
     let dir = tempfile::tempdir().unwrap();
-    LogStore::open(dir.path()).unwrap().2.close();
     let mut machine = machine(dir.path(), None).unwrap();
     let (mut one, mut two) = (Proposer::new(1, 10), Proposer::new(2, 10));
     let at = &mut 0;
@@ -275,7 +285,6 @@ async fn batches_are_carried_out_once_and_in_order() {
         .await
         .unwrap();
     let other = tempfile::tempdir().unwrap();
-    LogStore::open(other.path()).unwrap().2.close();
     let mut other = self::machine(other.path(), None).unwrap();
     other
         .install_snapshot(&snapshot.meta, snapshot.snapshot)

@@ -6,11 +6,11 @@ use super::{
     tls::{Tls, names},
 };
 use crate::{
+    entry,
     raft::{
         proposer::log_batches,
         types::{Batch, Node, NodeId, Raft, Snapshot, SnapshotMeta, TypeConfig, Vote},
     },
-    recovery,
     seal::{Kind, Sealer},
 };
 use bytes::{Bytes, BytesMut};
@@ -271,7 +271,7 @@ impl Handler {
         let mut opener = self.opener.lock().unwrap_or_else(PoisonError::into_inner);
         let understood = opener
             .open(Kind::Entry, batch.place(), &mut blob)
-            .map(|plain| recovery::decode(plain).is_some());
+            .map(|plain| entry::decode(plain).is_some());
         drop(opener);
         blob.zeroize();
         match understood {

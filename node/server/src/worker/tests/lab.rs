@@ -7,7 +7,11 @@ use crate::{
     node::{Node, Ports, Setup},
     shared::Shared,
 };
-use evergate_cluster::{ClusterKey, Config, Replica, store::Disk};
+use evergate_cluster::{
+    ClusterKey, Config, Replica,
+    raft::RaftConfig,
+    store::{Disk, Storage},
+};
 use evergate_dataplane::{
     Capabilities, ChildSa, ChildStats, DataPlane, Gate, Outer, PlaneError, PlaneEvent, Protected,
     Totals,
@@ -200,10 +204,11 @@ impl Host {
     async fn on(net: &Arc<Net>, address: &'static str, text: &str, disk: Disk) -> Self {
         let clock = Arc::new(Clock::new());
         let of_replica = Arc::clone(&clock);
-        let (store, recovered) = disk.open();
         let config = Config::new(ClusterKey::from_bytes([7; 32]), move || of_replica.now());
-        let replica = Replica::with_store(config, Box::new(store), recovered).unwrap();
-        let epoch = gateway::take_gateway(&replica, "m").await.unwrap();
+        let raft = RaftConfig::single(config, Storage::Memory(disk.clone()), "m");
+        let replica = Replica::join(raft).await.unwrap();
+        let me = gateway::register(&replica, "m").await.unwrap();
+        let epoch = gateway::take_gateway(&replica, me).await.unwrap();
         let config = parse(text, std::path::Path::new(".")).unwrap();
         let version = replica.read(evergate_state::State::policy_version);
         let set = Command::SetPolicy {

@@ -259,7 +259,10 @@ async fn who_lost_the_gateway_sends_nothing_any_more() {
 }
 
 async fn gateway_taken(host: &Host) {
-    let epoch = crate::gateway::take_gateway(&host.shared.replica, "other")
+    let other = crate::gateway::register(&host.shared.replica, "other")
+        .await
+        .unwrap();
+    let epoch = crate::gateway::take_gateway(&host.shared.replica, other)
         .await
         .unwrap();
     assert_eq!(epoch, host.shared.epoch + 1);
