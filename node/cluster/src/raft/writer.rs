@@ -109,8 +109,13 @@ impl Writer {
 
     fn set(&mut self, change: impl FnOnce(&mut Meta)) -> Result<(), String> {
         self.guarded(|store| {
-            let mut meta = store.meta();
+            let before = store.meta();
+            let mut meta = before;
             change(&mut meta);
+            // What is as it was is durable already, as everything is that is set here.
+            if meta == before {
+                return Ok(());
+            }
             store.set_meta(meta)
         })
     }

@@ -104,9 +104,9 @@ impl SledStore {
                 expected: meta.durable_next - 1,
             });
         }
-        // What a crash kept from being witnessed is witnessed now: whoever opens this store goes on from here.
+        // What a crash kept from being witnessed is witnessed now: whoever opens this store goes on from here, and writes `meta` first.
         self.database.sync()?;
-        self.meta.write(Meta {
+        self.meta.note(Meta {
             durable_next: next,
             ..meta
         })?;
