@@ -3,7 +3,7 @@
 //! All methods return quickly: none waits for the network, a peer or the log. They may be called from any thread. A Child SA is named
 //! by its inbound SPI, which is unique in the cluster.
 
-use crate::{Cipher, Gate, Selector};
+use crate::{Cipher, Gate, Hold, Packet, Selector};
 use ipnet::IpNet;
 use std::{
     fmt,
@@ -126,6 +126,26 @@ pub trait DataPlane: Send + Sync {
     /// # Errors
     /// [`PlaneError::Io`].
     fn keepalive(&self, local: SocketAddr, remote: SocketAddr) -> Result<(), PlaneError>;
+
+    /// A queue for packets that are held back, see [`DataPlane::hold`].
+    fn queue(&self) -> Arc<Hold>;
+
+    /// Holds back whatever comes for these outer addresses of ours, in place of what was done with it before: ESP and IKE that was sent to them, and
+    /// packets out of the device for Child SAs that have one of them. When this returns, the plane does nothing more with any such packet: what it has
+    /// sealed is with the kernel, and [`DataPlane::replay_edges`] covers all that it has delivered. Waits for packets that are being worked on.
+    fn hold(&self, addresses: &[IpAddr], hold: &Arc<Hold>);
+
+    /// Ends that, for the addresses for which this hold is in force. What waits in it stays there.
+    fn unhold(&self, addresses: &[IpAddr], hold: &Arc<Hold>);
+
+    /// Ends that, and lets what waits through the plane, before anything that comes later.
+    fn resume(&self, addresses: &[IpAddr], hold: &Arc<Hold>);
+
+    /// Lets packets through the plane as if they had just come by its device and its sockets. Bounded with what is held back.
+    fn feed(&self, packets: Vec<Packet>);
+
+    /// Counts packets that were held back elsewhere for this member, and came to nothing.
+    fn lost_in_handover(&self, packets: usize);
 
     /// Stops all threads and waits for them. What [`DataPlane::protect`] set up stays closed: to undo it, protect nothing before.
     /// Methods that are called afterwards fail or do nothing.
@@ -330,6 +350,10 @@ drop_reasons! {
     Dummy = "dummy",
     /// Inbound: the TUN device did not take the packet.
     TunFailed = "tun_failed",
+    /// Held back during a handover: there was no room for it.
+    HoldFull = "hold_full",
+    /// Held back during a handover that failed, or that was over already.
+    HandoverFailed = "handover_failed",
     /// An IKE message for which the queue had no room.
     IkeQueueFull = "ike_queue_full",
     /// An IKE message or datagram that cannot be one, by its length.

@@ -1,11 +1,12 @@
 //! From the peers to the TUN device, and IKE to the server.
 
 use crate::{
-    DropReason, PlaneEvent,
+    Datagram, DatagramKind, DropReason, Packet, PlaneEvent,
     child::Child,
     counters::RateLimit,
+    hold::Holds,
     sockets::{OuterSocket, Role},
-    sys::{Received, RecvBatch},
+    sys::{BATCH, Received, RecvBatch},
     userspace::{Clock, Shared},
 };
 use evergate_esp::{OpenError, mss, packet, spi_of, tunnel, udp};
@@ -36,7 +37,14 @@ struct Origin {
     local: SocketAddr,
     remote: SocketAddr,
     traffic_class: u8,
-    encapsulated: bool,
+}
+
+/// What is needed to work on a batch of datagrams.
+struct Turn<'a> {
+    shared: &'a Shared,
+    limit: &'a mut RateLimit,
+    clock: &'a Clock,
+    holds: &'a Holds,
 }
 
 impl Inbound {
@@ -55,15 +63,45 @@ impl Inbound {
     pub(crate) fn run(mut self) {
         let shared = Arc::clone(&self.shared);
         let sockets = shared.sockets.all();
-        let fds: Vec<&dyn AsFd> = sockets.iter().map(|s| s as &dyn AsFd).collect();
+        let mut fds: Vec<&dyn AsFd> = sockets.iter().map(|s| s as &dyn AsFd).collect();
+        fds.push(&shared.outer);
         while let Some(ready) = shared.wait(&fds, Some(SWEEP)) {
             self.clock = shared.clock();
+            shared.outer.calm();
+            self.fed(&shared.holds());
             for (index, socket) in sockets.iter().enumerate() {
                 if ready & (1 << index) != 0 {
                     self.read(socket);
                 }
             }
             self.sweep();
+        }
+    }
+
+    /// What was held back comes before what the sockets have.
+    fn fed(&mut self, holds: &Holds) {
+        loop {
+            let packets = self.shared.outer.take(BATCH);
+            if packets.is_empty() {
+                return;
+            }
+            for packet in packets {
+                let Packet::Outer(mut datagram) = packet else {
+                    continue;
+                };
+                let origin = Origin {
+                    local: datagram.local,
+                    remote: datagram.remote,
+                    traffic_class: datagram.traffic_class,
+                };
+                let mut turn = Turn {
+                    shared: &self.shared,
+                    limit: &mut self.limit,
+                    clock: &self.clock,
+                    holds,
+                };
+                turn.take(datagram.kind, &origin, &mut datagram.bytes);
+            }
         }
     }
 
@@ -80,18 +118,30 @@ impl Inbound {
                 return;
             }
         };
+        let shared = Arc::clone(&self.shared);
+        let holds = shared.holds();
+        self.fed(&holds);
+        let mut turn = Turn {
+            shared: &shared,
+            limit: &mut self.limit,
+            clock: &self.clock,
+            holds: &holds,
+        };
         for i in 0..count {
             let Some((received, datagram)) = self.batch.get(i) else {
                 continue;
             };
             let origin = origin(socket, &received);
-            let (shared, limit) = (&*self.shared, &mut self.limit);
             match socket.role {
-                Role::Ike => ike(shared, &origin, datagram),
+                Role::Ike => turn.take(DatagramKind::Ike, &origin, datagram),
                 Role::Nat => match udp::classify(datagram) {
                     udp::Datagram::Keepalive => shared.control.keepalives_in.add(1),
-                    udp::Datagram::Ike(message) => ike(shared, &origin, message),
-                    udp::Datagram::Esp(_) => esp(shared, limit, &self.clock, &origin, datagram),
+                    udp::Datagram::Ike(message) => {
+                        let marker = datagram.len() - message.len();
+                        let message = datagram.get_mut(marker..).unwrap_or_default();
+                        turn.take(DatagramKind::Ike, &origin, message);
+                    }
+                    udp::Datagram::Esp(_) => turn.take(DatagramKind::EspInUdp, &origin, datagram),
                     udp::Datagram::Unknown => shared.traffic.dropped(DropReason::MalformedOuter),
                 },
                 Role::Esp => {
@@ -101,7 +151,7 @@ impl Inbound {
                         0
                     };
                     let packet = datagram.get_mut(header..).unwrap_or_default();
-                    esp(shared, limit, &self.clock, &origin, packet);
+                    turn.take(DatagramKind::Esp, &origin, packet);
                 }
             }
         }
@@ -134,7 +184,6 @@ fn origin(socket: &OuterSocket, received: &Received) -> Origin {
         local: SocketAddr::new(received.local.unwrap_or(any), socket.port),
         remote,
         traffic_class: received.traffic_class,
-        encapsulated: socket.role == Role::Nat,
     }
 }
 
@@ -159,29 +208,56 @@ fn ike(shared: &Shared, origin: &Origin, message: &[u8]) {
     }
 }
 
-fn esp(shared: &Shared, limit: &mut RateLimit, clock: &Clock, origin: &Origin, packet: &mut [u8]) {
-    let Some(spi) = spi_of(packet) else {
-        return shared.traffic.dropped(DropReason::MalformedOuter);
-    };
-    let child = shared.tables().inbound(spi).cloned();
-    let Some(child) = child else {
-        shared.traffic.dropped(DropReason::UnknownSpi);
-        if limit.admit((spi, origin.remote.ip()), clock.instant) {
+impl Turn<'_> {
+    /// Works on a datagram, unless it is held back.
+    fn take(&mut self, kind: DatagramKind, origin: &Origin, bytes: &mut [u8]) {
+        if let Some(hold) = self.holds.of(origin.local.ip()) {
+            return hold.push(Packet::Outer(Datagram {
+                kind,
+                local: origin.local,
+                remote: origin.remote,
+                traffic_class: origin.traffic_class,
+                bytes: bytes.to_vec(),
+            }));
+        }
+        match kind {
+            DatagramKind::Ike => ike(self.shared, origin, bytes),
+            DatagramKind::EspInUdp => self.esp(origin, true, bytes),
+            DatagramKind::Esp => self.esp(origin, false, bytes),
+        }
+    }
+
+    fn esp(&mut self, origin: &Origin, encapsulated: bool, packet: &mut [u8]) {
+        let shared = self.shared;
+        let Some(spi) = spi_of(packet) else {
+            return shared.traffic.dropped(DropReason::MalformedOuter);
+        };
+        let child = shared.tables().inbound(spi).cloned();
+        let Some(child) = child else {
+            return self.unknown(spi, origin);
+        };
+        match deliver(shared, &child, self.clock, origin, encapsulated, packet) {
+            Ok(bytes) => {
+                child.traffic.received(bytes);
+                shared.traffic.received(bytes);
+            }
+            Err(reason) => child.dropped(reason, &shared.traffic),
+        }
+    }
+
+    fn unknown(&mut self, spi: u32, origin: &Origin) {
+        self.shared.traffic.dropped(DropReason::UnknownSpi);
+        if self
+            .limit
+            .admit((spi, origin.remote.ip()), self.clock.instant)
+        {
             // Advisory: the next packet tells again.
-            let _ = shared.events.tell(PlaneEvent::UnknownSpi {
+            let _ = self.shared.events.tell(PlaneEvent::UnknownSpi {
                 spi,
                 local: origin.local,
                 remote: origin.remote,
             });
         }
-        return;
-    };
-    match deliver(shared, &child, clock, origin, packet) {
-        Ok(bytes) => {
-            child.traffic.received(bytes);
-            shared.traffic.received(bytes);
-        }
-        Err(reason) => child.dropped(reason, &shared.traffic),
     }
 }
 
@@ -191,6 +267,7 @@ fn deliver(
     child: &Child,
     clock: &Clock,
     origin: &Origin,
+    encapsulated: bool,
     packet: &mut [u8],
 ) -> Result<usize, DropReason> {
     let opened = child.inbound.open(packet).map_err(|e| match e {
@@ -200,7 +277,7 @@ fn deliver(
         OpenError::Padding => DropReason::MalformedPayload,
     })?;
     child.last_inbound.set(clock.unix_ms);
-    if origin.encapsulated {
+    if encapsulated {
         note_remote(shared, child, origin.remote, opened.seq);
     }
     if opened.is_dummy() {

@@ -10,6 +10,7 @@ mod contract;
 mod counters;
 mod deadman;
 mod gate;
+mod hold;
 mod inbound;
 mod local;
 mod netlink;
@@ -33,5 +34,6 @@ pub use contract::{
 pub use deadman::{DeadMan, DeadManConfig};
 pub use evergate_esp::{Cipher, Selector};
 pub use gate::{Gate, boot_time};
+pub use hold::{Datagram, DatagramKind, Hold, Packet};
 pub use local::local_address_within;
 pub use userspace::Userspace;

@@ -1,9 +1,10 @@
 //! From the TUN device to the peers.
 
 use crate::{
-    DropReason, Outer, PlaneEvent,
+    DropReason, Outer, Packet, PlaneEvent,
     child::{Child, Way},
     counters::RateLimit,
+    hold::Holds,
     sockets::{OuterSocket, Role},
     sys::{BATCH, Outgoing},
     userspace::{Clock, Shared},
@@ -71,8 +72,9 @@ impl Outbound {
     /// Runs until the plane stops.
     pub(crate) fn run(mut self) {
         let shared = Arc::clone(&self.shared);
-        while shared.wait(&[&shared.tun], None).is_some() {
+        while shared.wait(&[&shared.tun, &shared.clear], None).is_some() {
             self.clock = shared.clock();
+            shared.clear.calm();
             if let Err(error) = self.batch() {
                 tracing::error!(%error, "cannot read the TUN device: nothing is sent any more");
                 return;
@@ -80,19 +82,42 @@ impl Outbound {
         }
     }
 
+    /// What was held back comes before what the device has.
+    fn fed(&mut self, shared: &Shared, holds: &Holds) {
+        loop {
+            let packets = shared.clear.take(BATCH);
+            if packets.is_empty() {
+                return;
+            }
+            for (slot, packet) in packets.into_iter().enumerate() {
+                match packet {
+                    Packet::Clear(bytes) if bytes.len() <= MAX_INNER => {
+                        self.slots[slot][HEADROOM..HEADROOM + bytes.len()].copy_from_slice(&bytes);
+                        self.packet(slot, bytes.len(), holds);
+                    }
+                    _ => shared.traffic.dropped(DropReason::MalformedInner),
+                }
+            }
+            self.flush();
+        }
+    }
+
     fn batch(&mut self) -> io::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let holds = shared.holds();
+        self.fed(&shared, &holds);
         for slot in 0..BATCH {
             let room = HEADROOM..HEADROOM + MAX_INNER;
             let Some(len) = self.shared.tun.read(&mut self.slots[slot][room])? else {
                 break;
             };
-            self.packet(slot, len);
+            self.packet(slot, len, &holds);
         }
         self.flush();
         Ok(())
     }
 
-    fn packet(&mut self, slot: usize, len: usize) {
+    fn packet(&mut self, slot: usize, len: usize, holds: &Holds) {
         let bytes = &mut self.slots[slot][HEADROOM..HEADROOM + len];
         let Ok(inner) = packet::parse(bytes) else {
             return self.shared.traffic.dropped(DropReason::MalformedInner);
@@ -101,10 +126,13 @@ impl Outbound {
         let Some(child) = child else {
             return self.no_child(&inner.selectors);
         };
+        let way = child.way(self.clock.instant);
+        if let Some(hold) = holds.of(way.outer.local.ip()) {
+            return hold.push(Packet::Clear(bytes.to_vec()));
+        }
         if !child.gate.is_open(self.clock.boot) {
             return child.dropped(DropReason::NoLease, &self.shared.traffic);
         }
-        let way = child.way(self.clock.instant);
         let path_mtu = way
             .mtu
             .unwrap_or_else(|| ask_path_mtu(&self.shared, &child, &way, self.clock.instant));

@@ -1,10 +1,11 @@
 //! The plane in user space: a TUN device, sockets, and two threads between them.
 
 use crate::{
-    Capabilities, ChildSa, ChildStats, Cipher, DataPlane, Outer, PlaneError, PlaneEvent, Protected,
-    Totals, UserspaceConfig,
+    Capabilities, ChildSa, ChildStats, Cipher, DataPlane, DropReason, Hold, Outer, Packet,
+    PlaneError, PlaneEvent, Protected, Totals, UserspaceConfig,
     child::Tables,
     counters::{Control, Events, Traffic},
+    hold::{Holds, Inbox, Room},
     inbound::Inbound,
     local,
     netlink::Netlink,
@@ -51,11 +52,18 @@ pub(crate) struct Shared {
     pub(crate) config: UserspaceConfig,
     pub(crate) tun: Tun,
     pub(crate) sockets: Sockets,
-    pub(crate) traffic: Traffic,
+    pub(crate) traffic: Arc<Traffic>,
     pub(crate) control: Control,
     pub(crate) events: Events,
     /// Never held across a system call.
     tables: RwLock<Tables>,
+    /// Read for as long as a batch of packets is worked on, so that whoever has written it knows that none is under the old rule.
+    holds: RwLock<Holds>,
+    room: Arc<Room>,
+    /// What is to go through as if the device had it.
+    pub(crate) clear: Inbox,
+    /// What is to go through as if the sockets had it.
+    pub(crate) outer: Inbox,
     started: Instant,
     /// Readable from the moment that the plane stops.
     stop: EventFd,
@@ -91,14 +99,20 @@ impl Userspace {
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         let stop = stop.map_err(|e| failed("make an eventfd", e.into()))?;
         let (sender, receiver) = mpsc::channel(config.event_queue.max(1));
+        let traffic = Arc::<Traffic>::default();
+        let room = Room::new(Arc::clone(&traffic));
         let shared = Arc::new(Shared {
             config,
             tun,
             sockets,
-            traffic: Traffic::default(),
+            traffic,
             control: Control::default(),
             events: Events(sender),
             tables: RwLock::default(),
+            holds: RwLock::default(),
+            clear: Inbox::new(Arc::clone(&room))?,
+            outer: Inbox::new(Arc::clone(&room))?,
+            room,
             started: Instant::now(),
             stop,
         });
@@ -259,6 +273,41 @@ impl DataPlane for Userspace {
         Ok(())
     }
 
+    fn queue(&self) -> Arc<Hold> {
+        Arc::new(Hold::new(Arc::clone(&self.shared.room)))
+    }
+
+    fn hold(&self, addresses: &[IpAddr], hold: &Arc<Hold>) {
+        self.shared.holds_mut().insert(addresses, hold);
+    }
+
+    fn unhold(&self, addresses: &[IpAddr], hold: &Arc<Hold>) {
+        self.shared.holds_mut().remove(addresses, hold);
+    }
+
+    fn resume(&self, addresses: &[IpAddr], hold: &Arc<Hold>) {
+        let mut holds = self.shared.holds_mut();
+        holds.remove(addresses, hold);
+        // The threads look here first, once they go on.
+        self.feed(hold.take(usize::MAX));
+    }
+
+    fn feed(&self, packets: Vec<Packet>) {
+        for packet in packets {
+            let inbox = match packet {
+                Packet::Clear(_) => &self.shared.clear,
+                Packet::Outer(_) => &self.shared.outer,
+            };
+            inbox.push(packet);
+        }
+    }
+
+    fn lost_in_handover(&self, packets: usize) {
+        for _ in 0..packets {
+            self.shared.traffic.dropped(DropReason::HandoverFailed);
+        }
+    }
+
     fn shutdown(&self) {
         if let Err(error) = self.shared.stop.write(1) {
             tracing::error!(%error, "cannot stop the plane's threads");
@@ -285,6 +334,15 @@ impl Shared {
 
     pub(crate) fn tables_mut(&self) -> RwLockWriteGuard<'_, Tables> {
         self.tables.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Held during a batch of packets.
+    pub(crate) fn holds(&self) -> RwLockReadGuard<'_, Holds> {
+        self.holds.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn holds_mut(&self) -> RwLockWriteGuard<'_, Holds> {
+        self.holds.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn clock(&self) -> Clock {

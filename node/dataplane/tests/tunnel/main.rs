@@ -3,6 +3,7 @@
 
 mod control;
 mod gateways;
+mod handover;
 mod hosts;
 mod packets;
 mod policy;
