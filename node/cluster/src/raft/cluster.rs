@@ -3,11 +3,12 @@
 use super::{
     Timing,
     log::LogStore,
-    transport::{ForwardHandler, LeaseHandler, Peers, take_in},
+    transport::{ForwardHandler, LeaseHandler, Peers, RelayHandler, take_in},
     types::{Node, NodeId, Raft},
 };
 use bytes::Bytes;
 use evergate_proto::forward::{CallReply, CallRequest};
+use futures::{FutureExt, future::BoxFuture};
 use openraft::{ChangeMembers, Instant as _, async_runtime::WatchReceiver as _};
 use std::{
     collections::BTreeSet,
@@ -15,7 +16,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
     time::{Duration, Instant},
 };
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 /// Who leads, as far as this member knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +76,7 @@ pub(super) struct Inner {
     pub(super) peers: Option<Peers>,
     pub(super) leases: Arc<RwLock<Option<LeaseHandler>>>,
     pub(super) forwarded: Arc<RwLock<Option<ForwardHandler>>>,
+    pub(super) relays: Arc<RwLock<Option<RelayHandler>>>,
     pub(super) timing: Timing,
     pub(super) log: LogStore,
     /// Where Raft runs.
@@ -331,6 +333,43 @@ impl Cluster {
             reply.map_err(|status| failed(status.message()))
         };
         self.spawn(asked).await
+    }
+
+    /// Takes packets that other members relay ([`Cluster::relay`]) from now on.
+    pub fn on_relay(&self, handler: RelayHandler) {
+        *self
+            .0
+            .relays
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Some(handler);
+    }
+
+    /// Opens a way for packets to another member. The first payload says what they are of; the others follow from the channel, in order, until
+    /// it ends. What this yields is over when the other member takes no more, or is gone.
+    ///
+    /// # Errors
+    /// If it does not answer within the deadline, or refuses; or if it is this member.
+    pub async fn relay(
+        &self,
+        member: &str,
+        first: Bytes,
+        packets: mpsc::Receiver<Bytes>,
+        deadline: Duration,
+    ) -> Result<BoxFuture<'static, ()>, ClusterError> {
+        let members = self.members();
+        let member = members.into_iter().find(|m| m.name == member);
+        let member = member.filter(|m| m.id != self.0.id);
+        let member = member.ok_or_else(|| failed("there is no such other member"))?;
+        let peers = self.0.peers.as_ref().ok_or_else(|| failed("no peers"))?;
+        let mut peer = peers.relay(&Node {
+            name: member.name,
+            address: member.address,
+        });
+        self.spawn(async move {
+            let end = peer.relay(first, packets, deadline).await.map_err(failed)?;
+            Ok(end.boxed())
+        })
+        .await
     }
 
     /// On Raft's own threads: connections belong to the runtime on which they are first used.

@@ -166,12 +166,14 @@ async fn begin(
         opener: Arc::new(Mutex::new(sealer()?)),
         leases: Arc::default(),
         forwarded: Arc::default(),
+        relays: Arc::default(),
         members: config.members.clone(),
         key_check: key_check(&key),
         pristine: identity.pristine,
     };
     let leases = Arc::clone(&handler.leases);
     let forwarded = Arc::clone(&handler.forwarded);
+    let relays = Arc::clone(&handler.relays);
     if let (Some(listener), Some(tls)) = (config.listener.take(), tls) {
         listen(&mut tasks, listener, tls, handler)?;
     }
@@ -221,6 +223,7 @@ async fn begin(
         peers,
         leases,
         forwarded,
+        relays,
         timing: config.timing,
         log,
         runtime: tokio::runtime::Handle::current(),

@@ -26,7 +26,7 @@ mod writer;
 
 pub use cluster::{Cluster, ClusterError, Leader, MemberStatus};
 pub use config::{JoinError, RaftConfig, Timing};
-pub use transport::{Credentials, ForwardHandler, LeaseHandler, TlsError};
+pub use transport::{Credentials, ForwardHandler, LeaseHandler, RelayHandler, TlsError};
 pub use types::{Node, NodeId};
 
 pub(crate) use member::{Life, start};

@@ -9,7 +9,9 @@ use crate::{
 use evergate_ike::{env::UnixMillis, sa::CookieSecrets, secret::Secret};
 use evergate_proto::cluster::HelloRequest;
 use evergate_state::Command;
+use futures::StreamExt;
 use std::{fs, sync::Arc, time::Duration};
+use tokio::sync::mpsc;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn strangers_are_refused() {
@@ -111,6 +113,67 @@ async fn leases_are_asked_of_the_leader() {
             .unwrap();
         assert_eq!(answer, format!("{}:gw1", cluster.name()));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn packets_go_from_member_to_member_until_it_takes_no_more() {
+    let mut lab = Lab::new(3);
+    let replicas = lab.start_all().await;
+    let all: Vec<&Replica> = replicas.iter().collect();
+    leader(&all).await;
+    let (from, to) = (all[0].cluster(), all[1].cluster());
+    let patience = Duration::from_secs(5);
+    let relay = |first: &'static str| {
+        let (packets, receiver) = mpsc::channel(1);
+        let opened = from.relay(to.name(), first.into(), receiver, patience);
+        async move { (packets, opened.await) }
+    };
+    assert!(relay("nobody listens yet").await.1.is_err());
+    let (told, mut came) = mpsc::unbounded_channel();
+    to.on_relay(Arc::new(move |who, first, mut packets| {
+        if first == "no" {
+            return Err("not here".to_owned());
+        }
+        let told = told.clone();
+        Ok(Box::pin(async move {
+            told.send((who, first)).unwrap();
+            while let Some(packet) = packets.next().await {
+                if packet == "enough" {
+                    return;
+                }
+                told.send((String::new(), packet)).unwrap();
+            }
+        }))
+    }));
+    assert!(relay("no").await.1.is_err());
+    let (_packets, itself) = mpsc::channel(1);
+    assert!(
+        to.relay(to.name(), "".into(), itself, patience)
+            .await
+            .is_err()
+    );
+
+    let (packets, end) = relay("yes").await;
+    let end = end.unwrap();
+    assert_eq!(
+        came.recv().await.unwrap(),
+        (from.name().to_owned(), "yes".into())
+    );
+    for n in 0..100 {
+        packets.send(format!("packet {n}").into()).await.unwrap();
+    }
+    for n in 0..100 {
+        assert_eq!(came.recv().await.unwrap().1, format!("packet {n}"));
+    }
+    packets.send("enough".into()).await.unwrap();
+    within(end).await;
+
+    let (packets, end) = relay("and again").await;
+    packets.send("the last".into()).await.unwrap();
+    drop(packets);
+    within(end.unwrap()).await;
+    assert_eq!(came.recv().await.unwrap().1, "and again");
+    assert_eq!(came.recv().await.unwrap().1, "the last");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -67,6 +67,8 @@ enum Purpose {
     Propose,
     /// What operators want of another member. It may take long, so it has no part in the calls that one connection may have under way.
     Forward,
+    /// Packets of gateways that were handed over.
+    Relay,
 }
 
 /// By name, address and purpose.
@@ -111,6 +113,11 @@ impl Peers {
     /// For calls from member to member that are not Raft's own.
     pub(crate) fn peer(&self, node: &Node) -> Peer {
         Peer(self.client(node, Purpose::Propose))
+    }
+
+    /// For packets.
+    pub(crate) fn relay(&self, node: &Node) -> Peer {
+        Peer(self.client(node, Purpose::Relay))
     }
 }
 
@@ -167,6 +174,23 @@ impl Peer {
         within(SNAPSHOT_INSTALL, self.0.join(request))
             .await
             .map(drop)
+    }
+
+    /// Sends packets of a gateway to it, in order. Yields once it expects them; what it yields ends when the other takes no more.
+    pub(crate) async fn relay(
+        &mut self,
+        first: Bytes,
+        packets: mpsc::Receiver<Bytes>,
+        deadline: Duration,
+    ) -> Result<impl Future<Output = ()> + Send + 'static, Status> {
+        let payload = |value| Payload { value };
+        let first = stream::once(std::future::ready(payload(first)));
+        let stream = first.chain(ReceiverStream::new(packets).map(payload));
+        let mut end = within(deadline, self.0.relay(stream)).await?.into_inner();
+        Ok(async move {
+            // Whatever comes is the end of it.
+            let _ = end.message().await;
+        })
     }
 
     /// Sends what belongs to leases.

@@ -10,8 +10,8 @@ mod tls;
 
 pub(crate) use client::{Network, Peers};
 pub use forward::ForwardHandler;
-pub use server::LeaseHandler;
 pub(crate) use server::{Handler, Running, serve, take_in};
+pub use server::{LeaseHandler, RelayHandler};
 pub(crate) use tls::Tls;
 pub use tls::{Credentials, TlsError};
 

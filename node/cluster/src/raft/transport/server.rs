@@ -15,11 +15,15 @@ use crate::{
 };
 use bytes::{Bytes, BytesMut};
 use evergate_proto::cluster::{
-    HelloReply, HelloRequest, JoinReply, JoinRequest, Payload, ProposeEnd, SnapshotPart,
+    HelloReply, HelloRequest, JoinReply, JoinRequest, Payload, ProposeEnd, RelayEnd, SnapshotPart,
     member_server::{Member, MemberServer},
     snapshot_part::Part,
 };
-use futures::{Stream, StreamExt, future::BoxFuture, stream::BoxStream};
+use futures::{
+    Stream, StreamExt,
+    future::BoxFuture,
+    stream::{self, BoxStream},
+};
 use openraft::{
     async_runtime::WatchReceiver as _,
     raft::{AppendEntriesRequest, StreamAppendError, TransferLeaderRequest, VoteRequest},
@@ -64,6 +68,13 @@ const STALL: Duration = Duration::from_secs(10);
 pub type LeaseHandler =
     Arc<dyn Fn(String, Bytes) -> BoxFuture<'static, Result<Bytes, String>> + Send + Sync>;
 
+/// Takes packets of a gateway: gets who sends them, what the first payload says, and the payloads behind it. What it returns is over when it takes no more.
+pub type RelayHandler = Arc<
+    dyn Fn(String, Bytes, BoxStream<'static, Bytes>) -> Result<BoxFuture<'static, ()>, String>
+        + Send
+        + Sync,
+>;
+
 /// What answers.
 #[derive(Clone)]
 pub(crate) struct Handler {
@@ -74,6 +85,7 @@ pub(crate) struct Handler {
     pub(crate) leases: Arc<RwLock<Option<LeaseHandler>>>,
     /// Does what operators asked other members for.
     pub(crate) forwarded: Arc<RwLock<Option<ForwardHandler>>>,
+    pub(crate) relays: Arc<RwLock<Option<RelayHandler>>>,
     /// The configured members.
     pub(crate) members: Vec<Node>,
     pub(crate) key_check: [u8; 32],
@@ -403,6 +415,37 @@ impl Member for Handler {
         Ok(Response::new(Payload { value }))
     }
 
+    type RelayStream = BoxStream<'static, Result<RelayEnd, Status>>;
+
+    async fn relay(
+        &self,
+        request: Request<Streaming<Payload>>,
+    ) -> Result<Response<Self::RelayStream>, Status> {
+        let caller = self.caller(&request)?;
+        let handler = self
+            .relays
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+            .ok_or_else(|| Status::unavailable("packets are not taken here"))?;
+        let mut payloads = request.into_inner();
+        let first = time::timeout(STALL, payloads.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("nothing is said"))??
+            .ok_or_else(|| Status::invalid_argument("nothing is said"))?;
+        // It ends with the first failure: the connection's.
+        let rest = payloads.scan((), |(), payload| {
+            std::future::ready(payload.ok().map(|p| p.value))
+        });
+        let taken =
+            handler(caller, first.value, rest.boxed()).map_err(Status::failed_precondition)?;
+        let end = stream::once(async move {
+            taken.await;
+            Ok(RelayEnd {})
+        });
+        Ok(Response::new(end.boxed()))
+    }
+
     async fn hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
         self.caller(&request)?;
         let HelloRequest { key_check, members } = request.into_inner();
@@ -448,7 +491,7 @@ async fn next_part(parts: &mut Streaming<SnapshotPart>) -> Result<Option<Part>, 
 fn understood(
     input: Streaming<Payload>,
 ) -> impl Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + 'static {
-    futures::stream::unfold(input, |mut input| async move {
+    stream::unfold(input, |mut input| async move {
         let payload = input.next().await?.ok()?;
         Some((decode(&payload.value).ok()?, input))
     })
