@@ -19,7 +19,7 @@ use std::{
     net::SocketAddr,
     sync::Arc,
 };
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, trace, warn};
 
@@ -149,9 +149,18 @@ impl Dispatcher {
     }
 
     fn message(&self, local: SocketAddr, remote: SocketAddr, bytes: Vec<u8>) {
-        let Some(service) = self.node.service_at(local.ip()) else {
+        let not_served = || {
             let why = "this process does not serve the address";
-            return self.node.dropped(IkeDrop::NotServed, local, remote, &why);
+            self.node.dropped(IkeDrop::NotServed, local, remote, &why);
+        };
+        let Some(gateway) = self.node.gateway_at(local.ip()) else {
+            return not_served();
+        };
+        let Some(bytes) = self.node.handovers.hold_back(gateway, local, remote, bytes) else {
+            return;
+        };
+        let Some(service) = self.node.service(gateway) else {
+            return not_served();
         };
         let (worker, message) = match Way::of(&bytes) {
             Way::Init(header) => {
@@ -178,14 +187,18 @@ impl Dispatcher {
             Way::OtherVersion => return other_version(&service, &bytes, local, remote),
             Way::Drop(reason, why) => return self.node.dropped(reason, local, remote, &why),
         };
-        let queue = service.workers.get().and_then(|all| all.get(worker));
-        if queue.is_none_or(|q| q.try_send(message).is_err()) {
-            self.node.dropped(
-                IkeDrop::WorkerBusy,
-                local,
-                remote,
-                &"the queue of its worker is full",
-            );
+        let busy = || {
+            let why = "the queue of its worker is full";
+            self.node.dropped(IkeDrop::WorkerBusy, local, remote, &why);
+        };
+        let Some(queue) = service.workers.get().and_then(|all| all.get(worker)) else {
+            return busy();
+        };
+        match queue.try_send(message) {
+            Ok(()) => {}
+            // It has ended since we looked: the gateway is being handed over.
+            Err(TrySendError::Closed(message)) => service.pass_on(message),
+            Err(TrySendError::Full(_)) => busy(),
         }
     }
 

@@ -98,7 +98,7 @@ pub(crate) async fn start(config: Config, state_key: ClusterKey) -> anyhow::Resu
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     let policy = node.policy.load_full();
     node.protection.set_policy(&node.plane, &policy);
-    let passive = match alone {
+    let (passive, over) = match alone {
         Some(epoch) => {
             info!(
                 event = "gateway-taken",
@@ -109,14 +109,14 @@ pub(crate) async fn start(config: Config, state_key: ClusterKey) -> anyhow::Resu
             );
             let shared = Shared::new(&node, GATEWAY, epoch, Gate::default());
             serve(&shared, &stop, &tasks);
-            shared.passive.clone()
+            (shared.passive.clone(), stop.clone())
         }
         None => {
-            cluster::serve(&node, &member, &stop, &tasks)?;
-            node.failed.clone()
+            let over = cluster::serve(&node, &member, &stop, &tasks)?;
+            (node.failed.clone(), over)
         }
     };
-    serve_process(&node, events, &stop, &tasks);
+    serve_process(&node, events, &stop, &over, &tasks);
     admin::serve(
         Arc::clone(&node),
         &member.admin_socket,
@@ -299,14 +299,15 @@ pub(crate) fn serve(shared: &Arc<Shared>, stop: &CancellationToken, tasks: &Task
     prepare(shared).run(stop, tasks);
 }
 
-/// Starts what a process has once, whatever it serves.
+/// Starts what a process has once, whatever it serves. Messages are received until `over`: gateways may have to be handed over after `stop`.
 pub(crate) fn serve_process(
     node: &Arc<Node>,
     events: mpsc::Receiver<PlaneEvent>,
     stop: &CancellationToken,
+    over: &CancellationToken,
     tasks: &TaskTracker,
 ) {
-    tasks.spawn(Dispatcher::new(Arc::clone(node)).run(events, stop.clone()));
+    tasks.spawn(Dispatcher::new(Arc::clone(node)).run(events, over.clone()));
     tasks.spawn(change_cookies(Arc::clone(node), stop.clone()));
     tasks.spawn(watch_log(Arc::clone(node), stop.clone()));
 }

@@ -13,6 +13,7 @@ mod demo;
 mod dispatch;
 mod drills;
 mod gateway;
+mod handovers;
 mod keygen;
 #[cfg(feature = "drills")]
 mod keylog;

@@ -5,6 +5,7 @@ use crate::{
     cluster::Membership,
     config::Limits,
     counters::{IkeDrop, IkeDrops},
+    handovers::Handovers,
     protection::Protection,
     shared::Shared,
     worker::{HalfOpenLimits, Message, RateLimit},
@@ -64,6 +65,8 @@ pub(crate) struct Node {
     pub(crate) worker_count: usize,
     /// Its part in a cluster, if there are others.
     pub(crate) membership: Option<Arc<Membership>>,
+    /// What is held back for gateways that come or go.
+    pub(crate) handovers: Handovers,
     /// The log or the data plane failed: nothing may be sent any more.
     pub(crate) failed: CancellationToken,
     services: RwLock<BTreeMap<GatewayId, Arc<Shared>>>,
@@ -123,6 +126,7 @@ impl Node {
             stray_answers: RateLimit::new(STRAY_ANSWERS),
             worker_count: setup.workers,
             membership: setup.membership,
+            handovers: Handovers::default(),
             failed: CancellationToken::new(),
             services: RwLock::default(),
         })
@@ -180,17 +184,16 @@ impl Node {
         services.values().cloned().collect()
     }
 
-    /// What serves the gateway that has an outer address of ours. Without configured gateways there is one, with all addresses.
-    pub(crate) fn service_at(&self, local: IpAddr) -> Option<Arc<Shared>> {
+    /// The gateway that has an outer address of ours. Without configured gateways there is one, with all addresses.
+    pub(crate) fn gateway_at(&self, local: IpAddr) -> Option<GatewayId> {
         let policy = self.policy.load();
-        let gateway = match policy.gateways.as_slice() {
-            [] => GatewayId(0),
+        match policy.gateways.as_slice() {
+            [] => Some(GatewayId(0)),
             all => {
                 let has = |nets: &[ipnet::IpNet]| nets.iter().any(|n| n.addr() == local);
-                all.iter().find(|g| has(&g.outer))?.id
+                Some(all.iter().find(|g| has(&g.outer))?.id)
             }
-        };
-        self.service(gateway)
+        }
     }
 
     /// What serves a Child SA.

@@ -119,6 +119,29 @@ impl Shared {
             .get(crate::worker::worker_of(sa, self.worker_count))
     }
 
+    /// A message that no worker takes any more: if the gateway is being handed over, its successor gets it.
+    pub(crate) fn pass_on(&self, message: Message) {
+        if let Message::Datagram {
+            bytes,
+            local,
+            remote,
+            ..
+        }
+        | Message::Init {
+            bytes,
+            local,
+            remote,
+            ..
+        } = message
+        {
+            let left = self.handovers.hold_back(self.gateway, local, remote, bytes);
+            if left.is_some() {
+                let why = "its worker has ended";
+                self.dropped(IkeDrop::NotServed, local, remote, &why);
+            }
+        }
+    }
+
     /// Stops serving the gateway, for good: somebody else may have it.
     pub(crate) fn go_passive(&self, why: &dyn std::fmt::Display) {
         if !self.passive.is_cancelled() {

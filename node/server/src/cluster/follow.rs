@@ -3,21 +3,24 @@
 //! A gateway that was assigned to this process is *prepared*: its SAs go into the data plane, from which nothing is sent yet. When the
 //! lease is there it is *served*: the addresses are taken and announced, and workers run. When the assignment is over, everything
 //! stops at once. While only the lease is over, the gate is closed, and nothing else changes.
+//!
+//! A gateway that is handed over *lingers*: what still comes for it is relayed to its successor.
 
 use super::{
     Membership,
     front::Front,
+    linger::{Held, Linger, records, remove_children},
     message::{Ask, HandOver},
+    relay::Relay,
 };
 use crate::{
-    children,
     gateway::{Prepared, prepare},
     node::Node,
     shared::Shared,
 };
 use evergate_dataplane::Gate;
-use evergate_ike::record::{GatewayId, Phase};
-use evergate_state::Command;
+use evergate_ike::record::GatewayId;
+use evergate_state::{Command, Outcome};
 use std::{
     collections::BTreeMap,
     sync::{Arc, PoisonError},
@@ -25,7 +28,8 @@ use std::{
 };
 use tokio::{
     sync::Notify,
-    time::{MissedTickBehavior, interval, timeout},
+    task::JoinHandle,
+    time::{MissedTickBehavior, interval, sleep_until, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
@@ -56,6 +60,8 @@ struct Post {
     stage: Stage,
     stop: CancellationToken,
     tasks: TaskTracker,
+    /// What came for it before it is served.
+    held: Held,
 }
 
 /// Serves gateways.
@@ -64,6 +70,8 @@ struct Follower {
     membership: Arc<Membership>,
     front: Front,
     posts: BTreeMap<GatewayId, Post>,
+    /// Gateways that others have now, whose packets still come here.
+    lingering: BTreeMap<GatewayId, Linger>,
     /// The last epoch of each gateway that this process has begun.
     begun: BTreeMap<GatewayId, u32>,
     /// The last epoch of each gateway that it gave back.
@@ -91,6 +99,7 @@ pub(super) async fn run(
         membership: Arc::clone(&membership),
         front,
         posts: BTreeMap::new(),
+        lingering: BTreeMap::new(),
         begun: BTreeMap::new(),
         given_back: BTreeMap::new(),
         ended: Arc::new(Notify::new()),
@@ -125,6 +134,7 @@ impl Follower {
             .collect();
         self.lose(&own);
         self.clear();
+        drop(self.linger_no_longer());
         let failed = self.node.failed.is_cancelled();
         for (gateway, epoch) in own {
             if failed || self.leaving || self.posts.contains_key(&gateway) {
@@ -206,6 +216,7 @@ impl Follower {
             return;
         };
         post.shared.stop_sending();
+        post.held.give_up(&post.shared);
         self.membership.holder().drop_gateway(gateway);
         self.front.leave(&self.node.policy.load(), gateway);
         self.node.dismiss(gateway);
@@ -252,6 +263,13 @@ impl Follower {
         self.begun.insert(gateway, epoch);
         let started = Instant::now();
         let shared = Shared::new(&self.node, gateway, epoch, Gate::closed());
+        // What comes before the lease is there waits.
+        let held = Held::new(&shared);
+        held.ike(&shared);
+        held.packets(&shared);
+        if let Some(linger) = self.lingering.remove(&gateway) {
+            linger.turn_back(&held);
+        }
         let prepared = prepare(&shared);
         info!(
             event = "gateway-prepared",
@@ -266,6 +284,7 @@ impl Follower {
             stage: Stage::Prepared(prepared),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            held,
         };
         self.posts.insert(gateway, post);
         self.membership.renew.notify_one();
@@ -286,6 +305,7 @@ impl Follower {
             let started = Instant::now();
             self.front.take(&policy, *gateway, &post.shared.passive);
             prepared.run(&post.stop, &post.tasks);
+            post.held.resume(&post.shared);
             let epoch = post.shared.epoch;
             info!(
                 event = "gateway-taken",
@@ -306,6 +326,16 @@ impl Follower {
             .get(&gateway)
             .is_some_and(|post| post.shared.epoch == epoch && matches!(post.stage, Stage::Served));
         if serves {
+            let relay = Relay::open(&self.membership, &to.member, gateway, epoch + 1).await;
+            let relay = relay.inspect_err(|e| {
+                warn!(
+                    event = "relay-failed",
+                    gateway = gateway.0,
+                    epoch,
+                    "what comes for gateway {} meanwhile is lost: {e}",
+                    gateway.0
+                );
+            });
             let command = Command::AssignGateway {
                 gateway,
                 member: to.member.clone(),
@@ -321,19 +351,21 @@ impl Follower {
                 gateway.0,
                 to.member
             );
-            self.leave(gateway, command).await;
+            self.leave(gateway, command, relay.ok()).await;
         }
     }
 
     /// Gives a gateway up in good order: what its workers have under way is committed, then nothing is sent any more, and how far peers' packets
-    /// have come is said in the same entry as the end.
-    async fn leave(&mut self, gateway: GatewayId, last: Command) {
+    /// have come is said in the same entry as the end. What comes from then on is held back for the successor.
+    async fn leave(&mut self, gateway: GatewayId, last: Command, relay: Option<Relay>) {
         let Some(post) = self.posts.get_mut(&gateway) else {
             return;
         };
+        let shared = Arc::clone(&post.shared);
+        let held = Held::new(&shared);
+        held.ike(&shared);
         post.stop.cancel();
         post.tasks.close();
-        let shared = Arc::clone(&post.shared);
         if timeout(FAREWELL, post.tasks.wait()).await.is_err() {
             warn!(
                 event = "drain-incomplete",
@@ -341,34 +373,56 @@ impl Follower {
                 "the workers did not end in time"
             );
         }
+        let started = Instant::now();
+        held.packets(&shared);
         shared.stop_sending();
-        let mut edges = self.node.plane.replay_edges();
-        shared.read(|state| {
-            edges.retain(|(spi, _)| {
-                let owner = state.spi_owner(*spi).and_then(|sa| state.sa(sa));
-                owner.is_some_and(|record| record.gateway == gateway)
-            });
-        });
-        let report = Command::ReportReceived {
-            gateway,
-            epoch: shared.epoch,
-            edges,
-        };
-        let done = timeout(FAREWELL, self.node.replica.propose(vec![report, last])).await;
-        if !matches!(done, Ok(Ok(_))) {
-            warn!(
-                event = "handover-failed",
-                gateway = gateway.0,
-                "the end of gateway {} was not committed in time",
-                gateway.0
-            );
+        // Addresses that may speak for as long as the lease runs must not stay.
+        let silent = self.membership.silenced().await;
+        let relay = relay.filter(|_| silent);
+        if relay.is_none() {
+            held.hold.close();
+            self.front.leave(&self.node.policy.load(), gateway);
         }
+        let records = records(&shared);
+        let done = commit_end(&shared, last).await;
         self.membership.holder().drop_gateway(gateway);
-        self.front.leave(&self.node.policy.load(), gateway);
         self.node.dismiss(gateway);
         self.membership.renew.notify_one();
         self.posts.remove(&gateway);
-        remove_children(&shared);
+        match relay.filter(|_| done) {
+            Some(relay) => {
+                info!(
+                    event = "handed-over",
+                    gateway = gateway.0,
+                    epoch = shared.epoch,
+                    took_us = micros(started),
+                    "gateway {} is another member's",
+                    gateway.0
+                );
+                let linger = Linger::start(shared, held, records, relay);
+                self.lingering.insert(gateway, linger);
+            }
+            None => {
+                held.give_up(&shared);
+                self.front.leave(&self.node.policy.load(), gateway);
+                remove_children(&shared, &records);
+            }
+        }
+    }
+
+    /// Ends what has lingered long enough. What this yields ends when successors have all that came.
+    fn linger_no_longer(&mut self) -> Vec<JoinHandle<()>> {
+        let now = Instant::now();
+        let over = self
+            .lingering
+            .extract_if(.., |_, linger| linger.until <= now);
+        let over: Vec<(GatewayId, Linger)> = over.collect();
+        let policy = self.node.policy.load();
+        let end = |(gateway, linger): (GatewayId, Linger)| {
+            self.front.leave(&policy, gateway);
+            linger.end()
+        };
+        over.into_iter().map(end).collect()
     }
 
     /// Gives everything up, so that others need not wait for leases to end: to others by handover if there are any, else to nobody.
@@ -397,7 +451,13 @@ impl Follower {
             if self.node.failed.is_cancelled() {
                 self.end(gateway);
             } else {
-                self.leave(gateway, last).await;
+                self.leave(gateway, last, None).await;
+            }
+        }
+        while let Some(until) = self.lingering.values().map(|l| l.until).max() {
+            sleep_until(until.into()).await;
+            for relayed in self.linger_no_longer() {
+                let _ = relayed.await;
             }
         }
         // What was prepared, and never served, says nothing either: the dead-man switch may go now.
@@ -407,21 +467,38 @@ impl Follower {
     }
 }
 
-/// Takes the Child SAs of a gateway out of the data plane.
-fn remove_children(shared: &Shared) {
-    let records: Vec<_> = shared.read(|state| {
-        let own = state.sas().filter(|r| r.gateway == shared.gateway);
-        own.cloned().collect()
+/// Commits how far peers' packets have come, together with the end of this epoch. Whether it was done.
+async fn commit_end(shared: &Shared, last: Command) -> bool {
+    let gateway = shared.gateway;
+    let mut edges = shared.plane.replay_edges();
+    shared.read(|state| {
+        edges.retain(|(spi, _)| {
+            let owner = state.spi_owner(*spi).and_then(|sa| state.sa(sa));
+            owner.is_some_and(|record| record.gateway == gateway)
+        });
     });
-    for record in records {
-        for child in record.children() {
-            let _ = children::remove(shared, child.spi_in, Duration::ZERO);
-        }
-        if let Phase::Established(established) = &record.phase {
-            for address in &established.our_vips {
-                let _ = shared.plane.release_address(*address);
-            }
-        }
+    let report = Command::ReportReceived {
+        gateway,
+        epoch: shared.epoch,
+        edges,
+    };
+    let done = timeout(FAREWELL, shared.replica.propose(vec![report, last])).await;
+    let failed = |why: &dyn std::fmt::Display| {
+        warn!(
+            event = "handover-failed",
+            gateway = gateway.0,
+            "the end of gateway {} was not committed: {why}",
+            gateway.0
+        );
+        false
+    };
+    match done {
+        Ok(Ok(outcomes)) => match outcomes.last() {
+            Some(Outcome::Refused(refusal)) => failed(refusal),
+            _ => true,
+        },
+        Ok(Err(e)) => failed(&e),
+        Err(e) => failed(&e),
     }
 }
 

@@ -106,8 +106,13 @@ pub(super) fn open(
 impl Front {
     /// Takes the addresses of a gateway, and tells the neighbours.
     pub(super) fn take(&mut self, policy: &Policy, gateway: GatewayId, stop: &CancellationToken) {
-        self.held.insert(gateway, of(policy, gateway));
-        let taken = self.set(policy);
+        let places = of(policy, gateway);
+        let stayed = self.held.insert(gateway, places.clone()).is_some();
+        let mut taken = self.set(policy);
+        if stayed {
+            // Another member may have had them meanwhile: the neighbours are told of all.
+            taken = self.places(&places);
+        }
         for address in &taken {
             if let Err(e) = self.announcer.announce(address) {
                 warn!(event = "announce-failed", address = %address.address, "cannot announce: {e}");
@@ -118,6 +123,15 @@ impl Front {
             let repeated = repeat(&announcer, &taken);
             stop.run_until_cancelled(repeated).await;
         });
+    }
+
+    /// Where addresses are.
+    fn places(&mut self, addresses: &[(IpNet, Side)]) -> Vec<Taken> {
+        let mut place = |&(address, side): &(IpNet, Side)| {
+            let device = self.addresses.interface(address, side).ok()?;
+            Some(Taken { address, device })
+        };
+        addresses.iter().filter_map(&mut place).collect()
     }
 
     /// Gives the addresses of a gateway up.

@@ -161,6 +161,8 @@ impl Keeper {
     /// Opens gates for as long as leases last, and lets the addresses speak.
     fn apply(&mut self) {
         let policy = self.node.policy.load_full();
+        // Asked before the services are looked at: those that wait have stopped theirs before.
+        let waiting = std::mem::take(&mut *self.membership.silence());
         let services = self.node.services();
         let mut live = BTreeMap::new();
         let mut changes: Vec<(IpAddr, Duration)> = Vec::new();
@@ -196,23 +198,36 @@ impl Keeper {
             .flatten()
             .filter(|a| !speaking.contains(a));
         changes.extend(silent.map(|a| (*a, Duration::ZERO)));
-        self.switch(&policy, &changes);
+        if self.switch(&policy, &changes) {
+            for silent in waiting {
+                let _ = silent.send(());
+            }
+        }
         self.live = live;
         if news {
             self.membership.changed.notify_one();
         }
     }
 
-    fn switch(&mut self, policy: &evergate_ike::config::Policy, changes: &[(IpAddr, Duration)]) {
+    /// Whether the switch does what is wanted.
+    fn switch(
+        &mut self,
+        policy: &evergate_ike::config::Policy,
+        changes: &[(IpAddr, Duration)],
+    ) -> bool {
         let Some(switch) = &mut self.switch else {
-            return;
+            return false;
         };
         let all: BTreeSet<IpAddr> = super::front::addresses(policy).map(|n| n.addr()).collect();
         let more: Vec<IpAddr> = all.difference(&self.guarded).copied().collect();
         let done = switch.guard(&more).and_then(|()| switch.refresh(changes));
         match done {
             Ok(()) => self.guarded.extend(more),
-            Err(e) => warn!(event = "switch-failed", "the dead-man switch: {e}"),
+            Err(e) => {
+                warn!(event = "switch-failed", "the dead-man switch: {e}");
+                return false;
+            }
         }
+        true
     }
 }

@@ -4,12 +4,15 @@
 //! - `leader`: what the leader does besides: it grants leases, and assigns virtual gateways that nobody has.
 //! - `follow`: starts and stops to serve virtual gateways as the replicated state says.
 //! - `front`: the addresses of virtual gateways.
+//! - `linger`, `relay`: what comes for a gateway that was handed over, and its way to the successor.
 
 mod follow;
 mod front;
 mod leader;
 mod lease;
+mod linger;
 mod message;
+mod relay;
 
 use crate::{
     clock::Clock,
@@ -34,13 +37,19 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
-use tokio::sync::Notify;
+use tokio::{
+    sync::{Notify, oneshot},
+    time::timeout,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
 use zeroize::Zeroizing;
 
 /// What an operator wants of the leader is answered within this time.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Addresses are silenced within this time; else they are taken away.
+const SILENCE: Duration = Duration::from_millis(100);
 
 /// The part of a process in its cluster.
 pub(crate) struct Membership {
@@ -56,6 +65,8 @@ pub(crate) struct Membership {
     hand_over: Mutex<Vec<HandOver>>,
     /// Leases are to be renewed at once.
     renew: Notify,
+    /// Who waits until the addresses of what is not served any more are silent.
+    silence: Mutex<Vec<oneshot::Sender<()>>>,
     /// Leases have changed, or there is something to hand over.
     changed: Notify,
     /// The leader should look again who should have what.
@@ -74,6 +85,7 @@ impl Membership {
             leading: Mutex::default(),
             hand_over: Mutex::default(),
             renew: Notify::new(),
+            silence: Mutex::default(),
             changed: Notify::new(),
             plan: Notify::new(),
         }
@@ -109,6 +121,18 @@ impl Membership {
         let ago = Instant::now().saturating_duration_since(acked);
         let sent = boot_time().checked_sub(ago)?;
         Some(self.timing.quorum_until(BootTime(sent)))
+    }
+
+    /// Waits until the dead-man switch has silenced the addresses of gateways that this process has stopped to serve. False if it has not.
+    async fn silenced(&self) -> bool {
+        let (told, silent) = oneshot::channel();
+        self.silence().push(told);
+        self.renew.notify_one();
+        matches!(timeout(SILENCE, silent).await, Ok(Ok(())))
+    }
+
+    fn silence(&self) -> MutexGuard<'_, Vec<oneshot::Sender<()>>> {
+        self.silence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn holder(&self) -> MutexGuard<'_, Holder> {
@@ -175,7 +199,7 @@ pub(crate) fn raft_config(
     })
 }
 
-/// Serves whatever virtual gateways this process gets, until told to stop.
+/// Serves whatever virtual gateways this process gets, until told to stop. What this yields is cancelled when everything is given up.
 ///
 /// # Errors
 /// If addresses cannot be moved, or there is no dead-man switch.
@@ -184,7 +208,7 @@ pub(crate) fn serve(
     member: &Member,
     stop: &CancellationToken,
     tasks: &TaskTracker,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<CancellationToken> {
     let membership = node.membership.clone();
     let membership = membership.context("the process is in no cluster")?;
     let addresses = AddressesConfig {
@@ -194,16 +218,17 @@ pub(crate) fn serve(
     };
     let (front, switch) = front::open(addresses, &node.policy.load())?;
     leader::answer(node, &membership);
+    relay::answer(node, &membership);
     // Leases are renewed, and granted, until everything is given up.
     let over = CancellationToken::new();
     let ended = CancellationToken::new();
     lease::spawn(node, &membership, switch, &over, &ended)?;
     let followed = follow::run(Arc::clone(node), membership, front, stop.clone());
+    let guard = over.clone().drop_guard();
     tasks.spawn(async move {
-        let over = over.drop_guard();
         followed.await;
-        drop(over);
+        drop(guard);
         ended.cancelled().await;
     });
-    Ok(())
+    Ok(over)
 }

@@ -168,6 +168,11 @@ impl Worker {
             }
         }
         self.drain().await;
+        // What comes later finds the queue closed.
+        inbox.close();
+        while let Ok(message) = inbox.try_recv() {
+            shared.pass_on(message);
+        }
     }
 
     /// Lets what was proposed come to its end, and tells the log what it does not know yet.

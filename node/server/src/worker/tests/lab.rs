@@ -13,8 +13,8 @@ use evergate_cluster::{
     store::{Disk, Storage},
 };
 use evergate_dataplane::{
-    Capabilities, ChildSa, ChildStats, DataPlane, Gate, Outer, PlaneError, PlaneEvent, Protected,
-    Totals,
+    Capabilities, ChildSa, ChildStats, DataPlane, Gate, Hold, Outer, Packet, PlaneError,
+    PlaneEvent, Protected, Totals,
 };
 use evergate_ike::record::{Record, SaId};
 use evergate_state::Command;
@@ -181,6 +181,14 @@ impl DataPlane for Plane {
     fn keepalive(&self, _: SocketAddr, _: SocketAddr) -> Result<(), PlaneError> {
         Ok(())
     }
+    fn queue(&self) -> Arc<Hold> {
+        Arc::default()
+    }
+    fn hold(&self, _: &[IpAddr], _: &Arc<Hold>) {}
+    fn unhold(&self, _: &[IpAddr], _: &Arc<Hold>) {}
+    fn resume(&self, _: &[IpAddr], _: &Arc<Hold>) {}
+    fn feed(&self, _: Vec<Packet>) {}
+    fn lost_in_handover(&self, _: usize) {}
     fn shutdown(&self) {}
 }
 
@@ -242,7 +250,7 @@ impl Host {
         let shared = Shared::new(&node, GATEWAY, epoch, Gate::default());
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         gateway::serve(&shared, &stop, &tasks);
-        gateway::serve_process(&node, events, &stop, &tasks);
+        gateway::serve_process(&node, events, &stop, &stop, &tasks);
         Self {
             shared,
             plane,
