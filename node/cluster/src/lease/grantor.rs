@@ -27,8 +27,8 @@ pub struct Grantor {
     me: Owner,
     /// Until then, leases of former leaders may run.
     inherited: BootTime,
-    /// The leader before, whose own leases are known to be over.
-    former: Option<Owner>,
+    /// The leader before, and until when its own leases may run, which is known.
+    former: Option<(Owner, BootTime)>,
     /// Until when processes that asked in this term may act.
     until: BTreeMap<Owner, BootTime>,
     /// Gateways that are being assigned to somebody else, with the epoch that ends.
@@ -41,9 +41,11 @@ impl Grantor {
     pub fn new(timing: Timing, term: u64, me: Owner, former: Option<Owner>, now: BootTime) -> Self {
         Self {
             inherited: now.after(timing.surely(timing.grant)),
+            former: former
+                .filter(|f| *f != me)
+                .map(|f| (f, now.after(timing.surely(timing.overlap())))),
             timing,
             term,
-            former: former.filter(|f| *f != me),
             me,
             until: BTreeMap::new(),
             ending: BTreeSet::new(),
@@ -70,6 +72,17 @@ impl Grantor {
         if now >= quorum_until {
             return Err(Denied::NoQuorum);
         }
+        let answer = |gateways| Grant {
+            id: request.id,
+            term: self.term,
+            leader: self.me.clone(),
+            gateways,
+        };
+        if request.unheard > self.timing.unheard() {
+            // It is heard but hears nothing, so it has no lease, and others should get what it has. If it does hear this, its next
+            // request says so.
+            return Ok(answer(Vec::new()));
+        }
         let mut gateways = request.gateways.clone();
         gateways.retain(|(gateway, epoch)| {
             epoch_of(*gateway) == Some(*epoch) && !self.ending.contains(&(*gateway, *epoch))
@@ -77,12 +90,7 @@ impl Grantor {
         let until = now.after(self.timing.surely(self.timing.grant));
         let known = self.until.entry(request.owner.clone()).or_insert(until);
         *known = until.max(*known);
-        Ok(Grant {
-            id: request.id,
-            term: self.term,
-            leader: self.me.clone(),
-            gateways,
-        })
+        Ok(answer(gateways))
     }
 
     /// Grants nothing more: leadership is about to be transferred, and the votes for that ask for no lease. The leader hands its own
@@ -96,8 +104,10 @@ impl Grantor {
         match self.until.get(owner) {
             // What it got in this term lasts longer than anything it got before.
             Some(until) => *until,
-            None if self.former.as_ref() == Some(owner) => BootTime::default(),
-            None => self.inherited,
+            None => match &self.former {
+                Some((former, until)) if former == owner => self.inherited.min(*until),
+                _ => self.inherited,
+            },
         }
     }
 

@@ -19,10 +19,12 @@ pub struct Holder {
     next: u64,
     /// When requests were sent, the latest last.
     sent: VecDeque<(u64, BootTime)>,
+    /// When the latest that was answered was sent; at first, when the first was.
+    heard: Option<BootTime>,
     leases: BTreeMap<GatewayId, Held>,
     /// The latest term in which something was granted, and its leader.
     grantor: Option<(u64, Owner)>,
-    /// What it is as a leader: the end of its quorum lease.
+    /// What it is as a leader: the end of its own leases.
     leading: Option<BootTime>,
 }
 
@@ -40,6 +42,7 @@ impl Holder {
             me,
             next: 1,
             sent: VecDeque::new(),
+            heard: None,
             leases: BTreeMap::new(),
             grantor: None,
             leading: None,
@@ -58,6 +61,7 @@ impl Holder {
             id,
             owner: self.me.clone(),
             gateways,
+            unheard: self.heard.get_or_insert(now).until(now),
         }
     }
 
@@ -66,12 +70,13 @@ impl Holder {
         let Some(&(_, sent)) = self.sent.iter().find(|(id, _)| *id == grant.id) else {
             return;
         };
+        self.heard = self.heard.max(Some(sent));
         if self.grantor.as_ref().is_none_or(|(t, _)| *t <= grant.term) {
             self.grantor = Some((grant.term, grant.leader.clone()));
         }
         let mut until = sent.after(self.timing.grant);
-        if let Some(quorum) = self.leading {
-            until = until.min(quorum);
+        if let Some(end) = self.leading {
+            until = until.min(end);
         }
         for &(gateway, epoch) in &grant.gateways {
             let held = self.leases.entry(gateway).or_insert(Held { epoch, until });
@@ -100,17 +105,18 @@ impl Holder {
         self.sent.clear();
     }
 
-    /// This process leads, and its quorum lease ends at `quorum_until`. All leases that it has and gets end no later than that, so that its
-    /// successor need not wait for them. Called with every new end, and first of all before it grants anything to others; the
-    /// leader's own requests go through its [`Grantor`](super::Grantor) like all others.
+    /// This process leads, and its quorum lease ends at `quorum_until`. All leases that it has and gets end no later than
+    /// [`Timing::overlap`] after that, so that its successor need not wait longer. Called with every new end, and first of all before it
+    /// grants anything to others; the leader's own requests go through its [`Grantor`](super::Grantor) like all others.
     pub fn lead(&mut self, quorum_until: BootTime) {
-        self.leading = Some(quorum_until);
+        let end = self.timing.own_until(quorum_until);
+        self.leading = Some(end);
         for held in self.leases.values_mut() {
-            held.until = held.until.min(quorum_until);
+            held.until = held.until.min(end);
         }
     }
 
-    /// This process does not lead any more. What it had as a leader still ends when its quorum lease does.
+    /// This process does not lead any more. What it had as a leader still ends when it would have.
     pub fn follow(&mut self) {
         if self.leading.take().is_some() {
             // An answer to itself that is under way would count in full.

@@ -9,8 +9,10 @@
 //! - The leader ([`Grantor`]) grants only while its own lease from the quorum is valid ([`Timing::quorum_until`]), so that nothing is
 //!   granted any more when another leader is elected. A lease may outlive its leader: a new one grants at once to whoever
 //!   asks, and leaves silent owners alone for as long as a lease of its predecessor may run.
-//! - The gateways of the former leader itself are free at once, if it is certain that it had bounded its own leases by its quorum
-//!   lease: see [`Holder::lead`] and [`Holder::former_leader`].
+//! - Nor does a leader whose followers do not answer for a moment lose its own leases with its quorum lease: they last
+//!   [`Timing::overlap`] longer, in which it is elected again, or another one is and renews them. So that is how long a new
+//!   leader leaves the gateways of its predecessor alone, if it is certain that it had bounded its own leases so: see [`Holder::lead`]
+//!   and [`Holder::former_leader`].
 //!
 //! Pure: clocks are arguments. Times are of a clock that goes on while the machine is suspended (`CLOCK_BOOTTIME`), and mean
 //! nothing on another machine.
@@ -52,7 +54,8 @@ impl BootTime {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Timing {
-    /// A grant lasts so long. After a kill nobody serves for about this long, so it is what the gap is made of.
+    /// A grant lasts so long. After a kill nobody serves for about this long, so it is what the gap is made of; and it has to outlast an
+    /// election, or the death of the leader would silence those who live.
     pub grant: Duration,
     /// A holder asks this often. Two lost messages in a row must not cost the lease.
     pub renew: Duration,
@@ -65,14 +68,14 @@ pub struct Timing {
 }
 
 impl Default for Timing {
-    /// 150 ms, renewed every 40 ms; clocks that differ by 1 %, which is a hundred times what crystals do, so that it also covers a clock
+    /// 350 ms, renewed every 40 ms; clocks that differ by 1 %, which is a hundred times what crystals do, so that it also covers a clock
     /// that is being slewed.
     fn default() -> Self {
         Self {
-            grant: Duration::from_millis(150),
+            grant: Duration::from_millis(350),
             renew: Duration::from_millis(40),
             drift_ppm: 10_000,
-            election_timeout_max: Duration::from_millis(300),
+            election_timeout_max: Duration::from_millis(100),
             margin: Duration::from_millis(10),
         }
     }
@@ -92,6 +95,31 @@ impl Timing {
         last_quorum_acked.after(sure.saturating_sub(self.margin))
     }
 
+    /// How much longer than its quorum lease a leader's own leases last, so that they outlast an election: its followers stand for
+    /// election within another time-out, and the rest is for the votes and for its request to the new leader.
+    pub fn overlap(&self) -> Duration {
+        self.election_timeout_max * 2
+    }
+
+    /// When a leader's own leases end, if its quorum lease ends at `quorum_until`.
+    pub(crate) fn own_until(&self, quorum_until: BootTime) -> BootTime {
+        let overlap = self.overlap();
+        quorum_until.after(overlap.saturating_sub(self.drift(overlap)))
+    }
+
+    /// A process that was not answered for longer than this is granted nothing until it hears that: what it does not hear of would keep its
+    /// gateways from others.
+    pub(crate) fn unheard(&self) -> Duration {
+        self.grant / 2
+    }
+
+    /// The shortest grant that outlasts an election: the followers believe in the dead leader for one time-out, stand for election
+    /// within another, and have the time of a third for the votes, the first entry, and the request to the new leader. The last
+    /// request to the old one may have been a period ago.
+    pub fn shortest_grant(&self) -> Duration {
+        self.election_timeout_max * 3 + self.renew
+    }
+
     /// What is wrong with the values, if anything.
     ///
     /// # Errors
@@ -105,6 +133,11 @@ impl Timing {
         }
         if self.election_timeout_max <= self.margin * 2 {
             return Err("the election time-out leaves a leader no time to grant anything");
+        }
+        if self.grant < self.shortest_grant() {
+            return Err(
+                "a lease must outlast an election, or the death of the leader stops all members: expected at least three times election_max and once renew",
+            );
         }
         Ok(())
     }
@@ -124,6 +157,8 @@ pub struct Request {
     pub owner: Owner,
     /// The gateways that it believes to have, with their epochs. May be empty: then it only says that it lives.
     pub gateways: Vec<(GatewayId, u32)>,
+    /// How long ago it sent the latest request that was answered.
+    pub unheard: Duration,
 }
 
 /// What it gets.

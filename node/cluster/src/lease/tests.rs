@@ -22,18 +22,21 @@ fn owner(name: &str) -> Owner {
 const G1: GatewayId = GatewayId(1);
 const G2: GatewayId = GatewayId(2);
 
+/// Round numbers: own leases of a leader end 60 ms after its quorum lease.
+fn timing() -> Timing {
+    Timing {
+        grant: ms(150),
+        election_timeout_max: ms(30),
+        ..Timing::default()
+    }
+}
+
 fn grantor(former: Option<&str>) -> Grantor {
-    Grantor::new(
-        Timing::default(),
-        5,
-        owner("l"),
-        former.map(owner),
-        at(1000),
-    )
+    Grantor::new(timing(), 5, owner("l"), former.map(owner), at(1000))
 }
 
 fn holder() -> Holder {
-    Holder::new(Timing::default(), owner("a"))
+    Holder::new(timing(), owner("a"))
 }
 
 fn answer(request: &Request) -> Grant {
@@ -129,10 +132,40 @@ fn a_silent_owner_is_waited_for() {
 }
 
 #[test]
-fn nobody_and_a_bounded_former_leader_are_not_waited_for() {
+fn a_process_that_hears_no_answers_is_not_kept_alive_by_its_requests() {
+    let (mut grantor, mut holder) = (grantor(None), holder());
+    let own = || vec![(G1, 3)];
+    let granted = |g: &mut Grantor, request: &Request, now| {
+        g.grant(request, at(now), at(9000), |_| Some(3)).unwrap()
+    };
+    let first = granted(&mut grantor, &holder.request(at(1000), own()), 1000);
+    assert_eq!(first.gateways, own());
+    holder.granted(&first);
+    // The answers to these are lost.
+    let fresh = holder.request(at(1075), own());
+    assert_eq!(granted(&mut grantor, &fresh, 1075).gateways, own());
+    let late = granted(&mut grantor, &holder.request(at(1080), own()), 1080);
+    assert_eq!(late.gateways, []);
+    assert!(!grantor.reassign(G1, 3, Some(&owner("a")), at(1226)));
+    assert!(grantor.reassign(G1, 3, Some(&owner("a")), at(1227)));
+    grantor.settled(G1, 3);
+    // It hears again, and is granted something again.
+    holder.granted(&late);
+    let next = holder.request(at(1230), own());
+    assert_eq!(granted(&mut grantor, &next, 1230).gateways, []);
+    let refused = granted(&mut grantor, &next, 1230);
+    holder.granted(&refused);
+    let next = holder.request(at(1240), own());
+    assert_eq!(granted(&mut grantor, &next, 1240).gateways, own());
+}
+
+#[test]
+fn nobody_is_not_waited_for_and_a_former_leader_only_as_long_as_its_own_leases_may_run() {
     let mut bounded = grantor(Some("a"));
-    assert!(bounded.reassign(G1, 3, Some(&owner("a")), at(1000)));
-    assert!(!bounded.reassign(G2, 3, Some(&owner("b")), at(1000)));
+    // 60 ms and 1 %.
+    assert!(!bounded.reassign(G1, 3, Some(&owner("a")), at(1060)));
+    assert!(bounded.reassign(G1, 3, Some(&owner("a")), at(1061)));
+    assert!(!bounded.reassign(G2, 3, Some(&owner("b")), at(1061)));
     assert!(bounded.reassign(G2, 3, None, at(1000)));
     // One that asked in this term is like all others.
     let mut asked = grantor(Some("a"));
@@ -142,19 +175,25 @@ fn nobody_and_a_bounded_former_leader_are_not_waited_for() {
 }
 
 #[test]
-fn a_leader_has_no_lease_beyond_its_quorum_lease() {
+fn a_leaders_own_leases_end_a_known_time_after_its_quorum_lease() {
     let mut holder = holder();
-    let before = holder.request(at(100), vec![(G1, 3)]);
+    let own_end = |quorum| timing().own_until(at(quorum));
+    assert!(
+        at(259) < own_end(200) && own_end(200) < at(260),
+        "60 ms without 1 %"
+    );
+    let before = holder.request(at(150), vec![(G1, 3)]);
     holder.granted(&answer(&before));
+    assert!(holder.may_act(G1, 3, at(299)));
     holder.lead(at(200));
-    assert_eq!(holder.remaining(G1, 3, at(100)), ms(100));
-    let own = holder.request(at(120), vec![(G1, 3)]);
+    assert!(holder.may_act(G1, 3, at(259)) && !holder.may_act(G1, 3, at(260)));
+    let own = holder.request(at(170), vec![(G1, 3)]);
     holder.granted(&answer(&own));
-    assert_eq!(holder.remaining(G1, 3, at(100)), ms(100));
+    assert!(!holder.may_act(G1, 3, at(260)));
     holder.lead(at(400));
-    let next = holder.request(at(160), vec![(G1, 3)]);
+    let next = holder.request(at(210), vec![(G1, 3)]);
     holder.granted(&answer(&next));
-    assert_eq!(holder.remaining(G1, 3, at(160)), ms(150));
+    assert_eq!(holder.remaining(G1, 3, at(210)), ms(150));
     // An answer to itself that is late must not count in full.
     let late = holder.request(at(390), vec![(G1, 3)]);
     holder.follow();
@@ -184,7 +223,7 @@ fn processes_of_the_past_are_forgotten() {
     grantor.forget(at(1200), |o| *o == owner("a"));
     assert_eq!(
         grantor.silent_from(&owner("a")),
-        at(1000).after(Timing::default().surely(ms(150)))
+        at(1000).after(timing().surely(ms(150)))
     );
     grantor.forget(at(1200), |_| false);
     assert!(grantor.reassign(G1, 3, Some(&owner("a")), at(1200)));
@@ -208,10 +247,23 @@ fn timings_that_cannot_work_are_refused() {
             election_timeout_max: ms(20),
             ..d
         },
+        Timing {
+            grant: ms(339),
+            ..d
+        },
+        Timing {
+            election_timeout_max: ms(104),
+            ..d
+        },
     ] {
         assert!(bad.check().is_err(), "{bad:?}");
     }
+    let shortest = Timing {
+        grant: ms(340),
+        ..d
+    };
+    assert_eq!(shortest.check(), Ok(()));
     // A quorum lease is shorter than what the followers keep by any clock within the bound.
-    assert!(d.quorum_until(at(1000)) < at(1290));
+    assert!(d.quorum_until(at(1000)) < at(1090));
     assert_eq!(BootTime::FOREVER.after(ms(1)), BootTime::FOREVER);
 }

@@ -47,7 +47,7 @@ impl Default for Timing {
         Self {
             heartbeat: Duration::from_millis(20),
             election_min: Duration::from_millis(60),
-            election_max: Duration::from_millis(120),
+            election_max: Duration::from_millis(100),
         }
     }
 }

@@ -217,12 +217,12 @@ mod tests {
 
     #[test]
     fn a_cluster_is_read_with_its_gateways() {
-        let config = parse(&document("lease = '300ms'", GATEWAYS), Path::new("/etc/x")).unwrap();
+        let config = parse(&document("lease = '400ms'", GATEWAYS), Path::new("/etc/x")).unwrap();
         let cluster = config.cluster.unwrap();
         assert_eq!(cluster.ca, Path::new("/etc/x/ca.pem"));
         let names: Vec<_> = cluster.members.iter().map(|m| m.name.as_str()).collect();
         assert_eq!(names, ["m1", "m2"], "the same order everywhere");
-        assert_eq!(cluster.lease.grant, Duration::from_millis(300));
+        assert_eq!(cluster.lease.grant, Duration::from_millis(400));
         assert_eq!(
             cluster.lease.election_timeout_max,
             cluster.pace.election_max
@@ -241,6 +241,14 @@ mod tests {
             (
                 document("lease = '60ms'", GATEWAYS),
                 "3:1: error: a lease must last",
+            ),
+            (
+                document("lease = '300ms'", GATEWAYS),
+                "3:1: error: a lease must outlast an election",
+            ),
+            (
+                document("election_max = '200ms'", GATEWAYS),
+                "3:1: error: a lease must outlast an election",
             ),
             (
                 document("election_max = '10ms'", GATEWAYS),

@@ -125,12 +125,24 @@ fn number(owner: &Owner) -> usize {
     owner.member.parse().unwrap()
 }
 
+fn timing(bug: Bug) -> Timing {
+    Timing {
+        drift_ppm: if bug == Bug::ClocksTakenAsEqual {
+            0
+        } else {
+            DRIFT_PPM
+        },
+        margin: ms(1),
+        ..Timing::default()
+    }
+}
+
 impl World {
     fn new(seed: u64, bug: Bug) -> Self {
         let mut random = Random(seed);
         let processes = (0..MEMBERS)
             .map(|n| Process {
-                holder: Holder::new(Timing::default(), name(n)),
+                holder: Holder::new(timing(bug), name(n)),
                 rate: SLOW_FAST[usize::try_from(random.below(3)).unwrap()],
                 offset: 1e6 * f64::from(u32::try_from(random.below(1000)).unwrap()),
                 paused_until: 0,
@@ -182,15 +194,7 @@ impl World {
     }
 
     fn timing(&self) -> Timing {
-        Timing {
-            drift_ppm: if self.bug == Bug::ClocksTakenAsEqual {
-                0
-            } else {
-                DRIFT_PPM
-            },
-            margin: ms(1),
-            ..Timing::default()
-        }
+        timing(self.bug)
     }
 
     fn quorum_until(&self, n: usize, acked: u64) -> BootTime {
@@ -403,8 +407,9 @@ impl World {
             if self.bug == Bug::GrantedWhileReassigned {
                 grantor.settled(GatewayId(gateway), epoch);
             }
-            self.early +=
-                u32::from(holder.is_some_and(|o| grantor.silent_from(&o) == BootTime::default()));
+            // Sooner than one of whom nothing is known.
+            let unknown = grantor.silent_from(&name(MEMBERS));
+            self.early += u32::from(holder.is_some_and(|o| grantor.silent_from(&o) < unknown));
             let to = live[usize::try_from(self.random.below(live.len() as u64)).unwrap()];
             let commit = Event::Commit {
                 term: self.term,
@@ -456,9 +461,10 @@ impl World {
             #[expect(
                 clippy::cast_possible_truncation,
                 clippy::cast_sign_loss,
-                reason = "about 300,000"
+                reason = "about 100,000"
             )]
-            let refuse = (300_000.0 / fastest).ceil() as u64;
+            let refuse =
+                (self.timing().election_timeout_max.as_secs_f64() * 1e6 / fastest).ceil() as u64;
             let wait = (self.acked + refuse).saturating_sub(self.now) + self.random.below(40_000);
             self.later(0, Event::Cut);
             self.later(wait, Event::Elect);
