@@ -116,7 +116,19 @@ impl Cluster {
         // Looked at first: what is told is rather too early than too late.
         let now = Instant::now();
         let leader = self.0.raft.as_leader().ok()?;
-        now.checked_sub(leader.last_quorum_acked()?.elapsed())
+        let counted = leader
+            .last_quorum_acked()
+            .and_then(|at| now.checked_sub(at.elapsed()));
+        counted.max(self.answers(now))
+    }
+
+    /// The same, with the answers that came too late for Raft.
+    fn answers(&self, now: Instant) -> Option<Instant> {
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let sets = metrics.membership_config.get_joint_config();
+        let acks = self.0.peers.as_ref()?.acks();
+        acks.quorum(&metrics.vote, self.0.id, sets, now)
     }
 
     /// The term of the last entry of the log before the first one of this term: nobody led in between. `None` if the log does not tell.

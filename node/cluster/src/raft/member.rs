@@ -3,6 +3,7 @@
 use super::{
     Cluster, JoinError, Leader, RaftConfig,
     cluster::Inner,
+    liveness::{be_quiet, keep_connections},
     log::{Identity, LogStore, OpenedLog},
     machine::{Machine, Own},
     proposer::{Forwarder, gather},
@@ -21,7 +22,7 @@ use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{
     net::TcpListener,
@@ -34,8 +35,13 @@ use tokio::{
 /// Threads that Raft has for itself, so that nothing that a gateway computes delays a heartbeat.
 const THREADS: usize = 2;
 
-/// How long what waits may take to be committed when a member stops: without a majority it never is.
+/// When a member stops, it waits until what it proposed is committed, but no longer than this; and than that if nothing at all
+/// is committed: without a majority nothing ever is.
 const FAREWELL: Duration = Duration::from_secs(5);
+const NO_PROGRESS: Duration = Duration::from_millis(500);
+
+/// How often to look meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// How often a new member asks the others.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
@@ -228,6 +234,14 @@ async fn begin(
         log,
         runtime: tokio::runtime::Handle::current(),
     }));
+    if let Some(peers) = cluster.0.peers.clone() {
+        let request = HelloRequest {
+            key_check: key_check(&key).to_vec().into(),
+            members: bytes::Bytes::new(),
+        };
+        tasks.spawn(keep_connections(raft.clone(), peers, request));
+        tasks.spawn(be_quiet(raft.clone(), cluster.clone()));
+    }
     let member = Member {
         raft,
         shared: Arc::clone(shared),
@@ -416,14 +430,7 @@ impl Member {
             _ = failed.wait_for(Option::is_some) => {}
         }
         if self.shared.failed.get().is_none() {
-            let committed = async {
-                while self.own.window.first().is_some() {
-                    self.own.window.changed.notified().await;
-                }
-            };
-            if time::timeout(FAREWELL, committed).await.is_err() {
-                tracing::warn!("proposals were not committed before the end");
-            }
+            self.wait_for_commits().await;
             self.hand_over().await;
         }
         // First of all whoever watches Raft: that it stops now is no failure.
@@ -433,9 +440,31 @@ impl Member {
         }
     }
 
+    /// Waits until all that was proposed is applied, as long as there is hope.
+    async fn wait_for_commits(&self) {
+        let (begun, mut first, mut progress) = (Instant::now(), None, Instant::now());
+        while let Some(next) = self.own.window.first() {
+            if first.replace(next) != Some(next) {
+                progress = Instant::now();
+            }
+            if progress.elapsed() > NO_PROGRESS || begun.elapsed() > FAREWELL {
+                let (batches, commands) = self.own.window.waiting();
+                tracing::warn!(
+                    batches,
+                    commands,
+                    "{commands} commands were proposed and not committed before the end: most members do not answer"
+                );
+                return;
+            }
+            time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
     /// A leader that goes in good order leaves no gap.
     async fn hand_over(&self) {
-        if !self.cluster.is_leader() {
+        let limit = self.cluster.timing().election_max * 2;
+        let acked = self.cluster.last_quorum_acked();
+        if !self.cluster.is_leader() || acked.is_none_or(|at| at.elapsed() > limit) {
             return;
         }
         let others = self

@@ -3,7 +3,7 @@
 //! - `log`: the log of a member, in memory and in its store. `writer` writes it, `meta` says how numbers are stored.
 //! - `machine`: applies the log to the state; snapshots.
 //! - `window`, `proposer`: the proposals of this process, until they are applied here.
-//! - `transport`: how members talk.
+//! - `transport`: how members talk. `acks`: who has answered. `liveness`: what makes elections short.
 //! - `member`: from the start of a member to its end. `cluster`: what others see of all this.
 //!
 //! A proposal is done when it is applied *here*, whoever leads. It goes to the leader as part of a sealed, numbered batch, and again
@@ -12,8 +12,10 @@
 //! A member that is alone is a cluster with one voter: it listens to nobody, needs no credentials, elects itself at once, and commits
 //! what is durable on its own disk.
 
+mod acks;
 mod cluster;
 mod config;
+mod liveness;
 mod log;
 mod machine;
 mod member;

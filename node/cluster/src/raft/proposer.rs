@@ -161,7 +161,7 @@ impl Forwarder {
             let batches = ReceiverStream::new(receiver).map(Ok);
             tokio::spawn(async move { ended(log_batches(&raft, batches).await) })
         } else if let Some(peers) = &self.peers {
-            let mut peer = peers.peer(&Node {
+            let mut peer = peers.proposals(&Node {
                 name: leader.name.clone(),
                 address: leader.address.clone(),
             });

@@ -106,6 +106,13 @@ impl Window {
         })
     }
 
+    /// How many batches, and commands in them, are not applied.
+    pub(crate) fn waiting(&self) -> (usize, usize) {
+        let inner = self.lock();
+        let commands = inner.under_way.iter().flat_map(|p| &p.counts).sum();
+        (inner.under_way.len(), commands)
+    }
+
     /// A batch was applied with these outcomes.
     pub(crate) fn applied(&self, number: u64, outcomes: Vec<Outcome>) {
         self.skipped(number - 1);

@@ -1,7 +1,10 @@
 //! The calling side.
 
 use super::{MAX_MESSAGE, SNAPSHOT_PART, TO_NODE, decode, encode, tls::Tls};
-use crate::raft::types::{Batch, Node, NodeId, Snapshot, TypeConfig, Vote};
+use crate::raft::{
+    acks::Acks,
+    types::{Batch, Node, NodeId, Snapshot, TypeConfig, Vote},
+};
 use bytes::Bytes;
 use evergate_proto::cluster::{
     HelloRequest, JoinRequest, Payload, SnapshotPart, member_client::MemberClient,
@@ -28,7 +31,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{net::TcpStream, sync::mpsc, time};
 use tokio_rustls::TlsConnector;
@@ -42,8 +45,15 @@ use tower::service_fn;
 type Client = MemberClient<Channel>;
 type Failure = RPCError<TypeConfig>;
 
+/// How long to wait for a connection, before another attempt: TCP by itself repeats its first segment after a second, and until then calls
+/// would wait for it although the network is there again.
+const DIAL: Duration = Duration::from_millis(250);
+
 /// How long to wait for a connection with its handshake.
 const CONNECT: Duration = Duration::from_millis(1000);
+
+/// How late the answer to a heartbeat counts for the leader's lease, which is no longer than that with usual times.
+const LATE: Duration = Duration::from_millis(500);
 
 /// How long a member may take to make entries durable before its connection is taken for dead. Liveness is what heartbeats are for;
 /// this is only about connections.
@@ -63,13 +73,23 @@ enum Purpose {
     Bulk,
     Heartbeat,
     Snapshot,
-    /// Proposals, and what else goes from members to the leader.
+    /// Proposals.
     Propose,
+    /// Leases, and what else is asked of the leader: not behind proposals.
+    Lease,
     /// What operators want of another member. It may take long, so it has no part in the calls that one connection may have under way.
     Forward,
     /// Packets of gateways that were handed over.
     Relay,
 }
+
+/// Those for which there has to be a connection already when a leader is missed: elections are no time for handshakes.
+const WARM: [Purpose; 4] = [
+    Purpose::Bulk,
+    Purpose::Heartbeat,
+    Purpose::Propose,
+    Purpose::Lease,
+];
 
 /// By name, address and purpose.
 type Channels = HashMap<(String, String, Purpose), Channel>;
@@ -79,6 +99,7 @@ type Channels = HashMap<(String, String, Purpose), Channel>;
 pub(crate) struct Peers {
     tls: Tls,
     channels: Arc<Mutex<Channels>>,
+    acks: Acks,
 }
 
 impl Peers {
@@ -86,7 +107,13 @@ impl Peers {
         Self {
             tls,
             channels: Arc::default(),
+            acks: Acks::default(),
         }
+    }
+
+    /// Who has answered heartbeats.
+    pub(crate) fn acks(&self) -> &Acks {
+        &self.acks
     }
 
     fn channel(&self, node: &Node, purpose: Purpose) -> Channel {
@@ -112,12 +139,31 @@ impl Peers {
 
     /// For calls from member to member that are not Raft's own.
     pub(crate) fn peer(&self, node: &Node) -> Peer {
+        Peer(self.client(node, Purpose::Lease))
+    }
+
+    /// For proposals.
+    pub(crate) fn proposals(&self, node: &Node) -> Peer {
         Peer(self.client(node, Purpose::Propose))
     }
 
     /// For packets.
     pub(crate) fn relay(&self, node: &Node) -> Peer {
         Peer(self.client(node, Purpose::Relay))
+    }
+
+    /// Makes the connections to a member that are not there, by asking it something of no consequence.
+    pub(crate) async fn warm(&self, node: &Node, request: &HelloRequest) {
+        let calls = WARM.map(|purpose| {
+            let mut peer = Peer(self.client(node, purpose));
+            let request = request.clone();
+            async move { peer.hello(request).await }
+        });
+        for (purpose, answer) in WARM.iter().zip(futures::future::join_all(calls).await) {
+            if let Err(status) = answer {
+                tracing::debug!(member = node.name, ?purpose, %status, "no connection");
+            }
+        }
     }
 }
 
@@ -129,8 +175,8 @@ fn connect(node: &Node, tls: &Tls) -> Channel {
         async move {
             let name = ServerName::try_from(name).map_err(io::Error::other)?;
             let stream = time::timeout(CONNECT, async {
-                let tcp = TcpStream::connect(&address).await?;
-                tcp.set_nodelay(true)?;
+                let tcp = time::timeout(DIAL, TcpStream::connect(&address)).await??;
+                super::prepare(&tcp)?;
                 connector.connect(name, tcp).await
             })
             .await
@@ -240,6 +286,7 @@ pub(crate) struct Link {
     /// The node that is meant: at its address another one may have taken its place.
     id: NodeId,
     purpose: Purpose,
+    acks: Acks,
     /// Calls that failed since one did not.
     failures: AtomicU32,
 }
@@ -258,6 +305,11 @@ impl Link {
             id,
             client: network.0.as_ref().map(|p| p.client(node, purpose)),
             purpose,
+            acks: network
+                .0
+                .as_ref()
+                .map(|p| p.acks.clone())
+                .unwrap_or_default(),
             failures: AtomicU32::new(0),
         }
     }
@@ -307,6 +359,28 @@ impl Link {
             }
             Err(status) => Err(unreachable(&status)),
         }
+    }
+
+    /// Sends a heartbeat. Its answer counts for leases also when nobody waits for it any more.
+    async fn beat(
+        &self,
+        request: AppendEntriesRequest<TypeConfig>,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, Status> {
+        let payload = Payload {
+            value: encode(&request)?,
+        };
+        let (mut client, message) = (self.client()?, self.addressed(payload));
+        let (acks, id, sent) = (self.acks.clone(), self.id, Instant::now());
+        let call = tokio::spawn(async move {
+            let reply = within(LATE, client.append(message)).await?;
+            let answer: AppendEntriesResponse<TypeConfig> = decode(&reply.into_inner().value)?;
+            if answer.is_success() {
+                acks.answered(id, &request.vote, sent);
+            }
+            Result::<_, Status>::Ok(answer)
+        });
+        call.await
+            .unwrap_or_else(|e| Err(Status::internal(e.to_string())))
     }
 
     /// Opens a stream of appends, answered in order.
@@ -361,15 +435,18 @@ impl RaftNetworkV2<TypeConfig> for Link {
         request: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, Failure> {
-        let answer = self
-            .ask(&request, option.hard_ttl(), |mut c, p| async move {
-                c.append(p).await
-            })
-            .await;
-        if answer.is_err() {
-            self.back_off().await;
+        let answer = time::timeout(option.hard_ttl(), self.beat(request)).await;
+        let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time")));
+        match answer {
+            Ok(answer) => {
+                self.failures.store(0, Ordering::Relaxed);
+                Ok(answer)
+            }
+            Err(status) => {
+                self.back_off().await;
+                Err(unreachable(&status))
+            }
         }
-        answer
     }
 
     fn stream_append<'s, S>(
@@ -417,7 +494,7 @@ impl RaftNetworkV2<TypeConfig> for Link {
         request: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, Failure> {
-        self.ask(&request, option.soft_ttl(), |mut c, p| async move {
+        self.ask(&request, option.hard_ttl(), |mut c, p| async move {
             c.vote(p).await
         })
         .await
@@ -428,7 +505,7 @@ impl RaftNetworkV2<TypeConfig> for Link {
         request: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, Failure> {
-        self.ask(&request, option.soft_ttl(), |mut c, p| async move {
+        self.ask(&request, option.hard_ttl(), |mut c, p| async move {
             c.pre_vote(p).await
         })
         .await

@@ -16,6 +16,9 @@ pub(crate) use tls::Tls;
 pub use tls::{Credentials, TlsError};
 
 use serde::{Serialize, de::DeserializeOwned};
+use socket2::SockRef;
+use std::{io, time::Duration};
+use tokio::net::TcpStream;
 use tonic::Status;
 
 /// The biggest message: an entry of the greatest size with room to spare, or what is read from the log at once.
@@ -29,6 +32,16 @@ pub(crate) const SNAPSHOT_PART: usize = 256 * 1024;
 
 /// The biggest snapshot that is taken: about what the greatest permitted number of SAs makes.
 pub(crate) const MAX_SNAPSHOT: usize = 8 << 30;
+
+/// How long what was sent may stay unacknowledged before a connection is given up. On a network that was cut, TCP waits longer and longer
+/// between its attempts, and would go on long after the network is there again; a new connection is there at once.
+const UNACKNOWLEDGED: Duration = Duration::from_millis(1000);
+
+/// What every connection between members gets.
+fn prepare(tcp: &TcpStream) -> io::Result<()> {
+    tcp.set_nodelay(true)?;
+    SockRef::from(tcp).set_tcp_user_timeout(Some(UNACKNOWLEDGED))
+}
 
 fn encode<T: Serialize>(value: &T) -> Result<bytes::Bytes, Status> {
     postcard::to_stdvec(value)

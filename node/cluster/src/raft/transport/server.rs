@@ -157,7 +157,7 @@ pub(crate) async fn serve(listener: TcpListener, tls: Tls, handler: Handler) -> 
 }
 
 async fn handshake(acceptor: &TlsAcceptor, tcp: TcpStream) -> io::Result<Connection> {
-    tcp.set_nodelay(true)?;
+    super::prepare(&tcp)?;
     let stream = acceptor.accept(tcp).await?;
     let certificate = stream
         .get_ref()
