@@ -360,7 +360,12 @@ async fn change_cookies(node: Arc<Node>, stop: CancellationToken) {
             continue;
         }
         let fresh = fresh_cookies(Some(&node.cookies.load()));
-        match node.propose(Command::SetCookieSecrets(fresh.clone())).await {
+        let proposed = node.propose(Command::SetCookieSecrets(fresh.clone()));
+        // Without a majority it would hold up the end.
+        let Some(proposed) = stop.run_until_cancelled(proposed).await else {
+            return;
+        };
+        match proposed {
             Ok(_) => node.cookies.store(Arc::new(fresh)),
             Err(e) => return node.fail(&e),
         }

@@ -11,6 +11,7 @@ use super::{
     front::Front,
     linger::{Held, Linger, records, remove_children},
     message::{Ask, HandOver},
+    now,
     relay::Relay,
 };
 use crate::{
@@ -23,6 +24,7 @@ use evergate_ike::record::GatewayId;
 use evergate_state::{Command, Outcome};
 use std::{
     collections::BTreeMap,
+    pin::pin,
     sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
@@ -39,6 +41,9 @@ const PERIOD: Duration = Duration::from_millis(50);
 
 /// A gateway that is given up in good order takes no longer than this.
 const FAREWELL: Duration = Duration::from_secs(3);
+
+/// When a lease has been over for so long, there is no majority to wait for.
+const HOPELESS: Duration = Duration::from_millis(200);
 
 /// A process that is about to end waits so long for others to take its gateways.
 const LEAVING: Duration = Duration::from_secs(1);
@@ -80,6 +85,8 @@ struct Follower {
     ended: Arc<Notify>,
     /// Nothing new is taken: the process is about to end.
     leaving: bool,
+    /// When there was a lease while something was given up.
+    leased: Option<Instant>,
     policy_version: u64,
 }
 
@@ -104,6 +111,7 @@ pub(super) async fn run(
         given_back: BTreeMap::new(),
         ended: Arc::new(Notify::new()),
         leaving: false,
+        leased: None,
         policy_version,
     };
     let ended = Arc::clone(&follower.ended);
@@ -366,7 +374,8 @@ impl Follower {
         held.ike(&shared);
         post.stop.cancel();
         post.tasks.close();
-        if timeout(FAREWELL, post.tasks.wait()).await.is_err() {
+        let tasks = post.tasks.clone();
+        if self.while_leased(&shared, tasks.wait()).await.is_none() {
             warn!(
                 event = "drain-incomplete",
                 gateway = gateway.0,
@@ -384,12 +393,20 @@ impl Follower {
             self.front.leave(&self.node.policy.load(), gateway);
         }
         let records = records(&shared);
-        let done = commit_end(&shared, last).await;
+        let done = self.while_leased(&shared, commit_end(&shared, last)).await;
+        if done.is_none() {
+            warn!(
+                event = "handover-failed",
+                gateway = gateway.0,
+                "the end of gateway {} was not committed in time: most members do not answer",
+                gateway.0
+            );
+        }
         self.membership.holder().drop_gateway(gateway);
         self.node.dismiss(gateway);
         self.membership.renew.notify_one();
         self.posts.remove(&gateway);
-        match relay.filter(|_| done) {
+        match relay.filter(|_| done == Some(true)) {
             Some(relay) => {
                 info!(
                     event = "handed-over",
@@ -425,6 +442,30 @@ impl Follower {
         over.into_iter().map(end).collect()
     }
 
+    /// Waits for what needs a majority, but no longer than is worth it.
+    async fn while_leased<T>(
+        &mut self,
+        shared: &Shared,
+        done: impl Future<Output = T>,
+    ) -> Option<T> {
+        let mut done = pin!(done);
+        let until = Instant::now() + FAREWELL;
+        loop {
+            if let Ok(done) = timeout(ASK_AGAIN, &mut done).await {
+                return Some(done);
+            }
+            let (gateway, epoch) = (shared.gateway, shared.epoch);
+            let leased = self.membership.holder().may_act(gateway, epoch, now());
+            if leased || self.leased.is_none() {
+                self.leased = Some(Instant::now());
+            }
+            let hopeless = self.leased.is_some_and(|at| at.elapsed() > HOPELESS);
+            if hopeless || Instant::now() >= until {
+                return None;
+            }
+        }
+    }
+
     /// Gives everything up, so that others need not wait for leases to end: to others by handover if there are any, else to nobody.
     async fn give_up(mut self) {
         self.leaving = true;
@@ -432,7 +473,10 @@ impl Follower {
         let until = Instant::now() + LEAVING;
         if self.serves_any()
             && !self.node.failed.is_cancelled()
-            && self.membership.ask(&wanted).await.is_ok()
+            && matches!(
+                timeout(LEAVING, self.membership.ask(&wanted)).await,
+                Ok(Ok(()))
+            )
         {
             while self.serves_any() && Instant::now() < until {
                 self.membership.renew.notify_one();

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 /// The leader looks this often who should have what, and whenever something has changed.
-const PERIOD: Duration = Duration::from_millis(20);
+const PERIOD: Duration = Duration::from_millis(5);
 
 /// So long a new leader waits for others to ask before it assigns gateways that were never assigned: members start at about the same time.
 const GATHER: Duration = Duration::from_secs(2);

@@ -21,13 +21,17 @@ use std::{
 };
 use tokio::{
     runtime,
-    time::{MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 /// So many requests may be unanswered: those of a whole lease, and some that were made for another reason.
 const OUTSTANDING: usize = 12;
+
+/// What was refused is asked for again so soon, and then after twice as long each time: a new leader does not grant anything until it
+/// knows all that was committed before.
+const ASK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Starts to ask for leases, and to lead whenever this member is the leader. It is told to stop once everything is given up; `ended` says when
 /// the dead-man switch is dealt with.
@@ -51,6 +55,8 @@ pub(super) fn spawn(
         switch,
         guarded: BTreeSet::new(),
         live: BTreeMap::new(),
+        again: None,
+        patience: ASK_AGAIN,
     };
     let (node, membership, stop) = (Arc::clone(node), Arc::clone(membership), stop.clone());
     let ended = ended.clone().drop_guard();
@@ -70,6 +76,13 @@ pub(super) fn spawn(
     Ok(())
 }
 
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => futures::future::pending().await,
+    }
+}
+
 /// Renews leases.
 struct Keeper {
     node: Arc<Node>,
@@ -79,9 +92,13 @@ struct Keeper {
     guarded: BTreeSet<IpAddr>,
     /// The gateways whose addresses the switch lets speak, and which addresses those are.
     live: BTreeMap<GatewayId, Vec<IpAddr>>,
+    /// When to ask again because not everything was granted, and how long the wait for that is.
+    again: Option<Instant>,
+    patience: Duration,
 }
 
-type Asked = BoxFuture<'static, Result<Answer, String>>;
+/// An answer, and for how many gateways it was asked.
+type Asked = BoxFuture<'static, (usize, Result<Answer, String>)>;
 
 impl Keeper {
     async fn run(mut self, stop: CancellationToken) {
@@ -93,15 +110,24 @@ impl Keeper {
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
-                Some(answer) = answers.next(), if !answers.is_empty() => {
-                    self.answered(answer);
+                Some((asked, answer)) = answers.next(), if !answers.is_empty() => {
+                    self.answered(asked, answer);
                     self.apply();
                     continue;
                 }
                 _ = period.tick() => {}
                 () = membership.renew.notified() => {}
-                changed = leader.changed() => if changed.is_err() { break },
+                () = at(self.again), if self.again.is_some() => {}
+                changed = leader.changed() => {
+                    if changed.is_err() {
+                        break;
+                    }
+                    // Whoever led before has nothing more to say, and may be too dead to say so.
+                    answers.clear();
+                    self.patience = ASK_AGAIN;
+                }
             }
+            self.again = None;
             self.bound();
             if answers.len() < OUTSTANDING {
                 answers.extend(self.ask());
@@ -132,17 +158,28 @@ impl Keeper {
         let membership = &self.membership;
         let leader = membership.cluster.leader().borrow().clone()?;
         let own = self.node.read(|state| membership.own(state));
+        let asked_for = own.len();
         let request = membership.holder().request(now(), own);
         let ask = encode(&Ask::Leases(request)).ok()?;
         let (cluster, deadline) = (membership.cluster.clone(), membership.timing.grant);
         let asked = async move {
             let answer = cluster.renew_leases(&leader, ask, deadline).await;
-            decode(&answer.map_err(|e| e.to_string())?)
+            let answer = answer.map_err(|e| e.to_string());
+            (asked_for, answer.and_then(|a| decode(&a)))
         };
         Some(asked.boxed())
     }
 
-    fn answered(&self, answer: Result<Answer, String>) {
+    fn answered(&mut self, asked_for: usize, answer: Result<Answer, String>) {
+        if answer
+            .as_ref()
+            .is_ok_and(|a| a.grant.gateways.len() >= asked_for)
+        {
+            self.patience = ASK_AGAIN;
+        } else {
+            self.again = Some(Instant::now() + self.patience);
+            self.patience = (self.patience * 2).min(self.membership.timing.renew);
+        }
         match answer {
             Ok(answer) => {
                 self.membership.holder().granted(&answer.grant);
