@@ -59,6 +59,15 @@ impl Gateway {
     }
 }
 
+/// In which direction a member is cut off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OneWay {
+    /// It hears the others, who do not hear it.
+    Unheard,
+    /// It is heard, and hears nothing.
+    Deaf,
+}
+
 /// Members, a peer, and everything on the wire between them.
 #[derive(Debug)]
 pub struct Trio {
@@ -195,6 +204,23 @@ impl Trio {
     pub fn cut(&self, n: usize, cut: bool) -> Result<()> {
         let state = if cut { "down" } else { "up" };
         self.lab.ip("gw", &format!("link set rp{n} {state}"))
+    }
+
+    /// Cuts a member off from the others in one direction only, or joins it again (`None`).
+    pub fn cut_one_way(&self, n: usize, way: Option<OneWay>) -> Result<()> {
+        let table = "table bridge oneway";
+        self.lab
+            .exec("gw", &["nft", &format!("{table}; delete {table}")])?;
+        let Some(way) = way else { return Ok(()) };
+        let port = match way {
+            OneWay::Unheard => format!("iifname rp{n}"),
+            OneWay::Deaf => format!("oifname rp{n}"),
+        };
+        // Neighbours stay known: without ARP the other direction would fail, too.
+        let rules = format!(
+            "{table} {{ chain forward {{ type filter hook forward priority 0; {port} ether type ip drop; }}; }}"
+        );
+        self.lab.exec("gw", &["nft", &rules]).map(drop)
     }
 
     /// Sends a signal to a member.

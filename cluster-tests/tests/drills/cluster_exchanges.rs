@@ -186,7 +186,7 @@ fn settle(trio: &mut Trio, active: usize, by: By, during: During) -> Result<()> 
             assert_eq!(spis.ike.len(), 1, "{spis:x?}");
             let flow = trio.traffic(V4, 5)?;
             flow.runs(50, secs(10))?;
-            flow.stop().has_no_duplicate()
+            flow.stop().is_lossless()
         }
         During::RekeyChild | During::RekeyIke => {
             // Exchanges that were cut off come to their end first.
@@ -259,7 +259,7 @@ fn a_half_open_sa_that_died_with_its_member_costs_the_peer_another_attempt() -> 
     assert_eq!(trio.agree(G, 1)?.ike.len(), 1);
     let flow = trio.traffic(V4, 5)?;
     flow.runs(50, secs(10))?;
-    flow.stop().has_no_duplicate()?;
+    flow.stop().is_lossless()?;
     trio.finish()?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! A member is killed, stopped or cut off, and another one goes on with its
+//! A member is killed or ends, and another one goes on with its
 //! tunnels: the same SPIs, no new authentication, and no IV twice (which every
 //! drill checks).
 
@@ -11,9 +11,7 @@ use evergate_cluster_tests::lab::Family::{self, V4, V6};
 use evergate_cluster_tests::sa::{Endpoint, Spis};
 use evergate_cluster_tests::strongswan::Esp;
 use evergate_cluster_tests::{Result, millis, secs, until};
-use nix::sys::signal::Signal;
 use std::collections::BTreeMap;
-use std::thread::sleep;
 use std::time::Duration;
 
 /// No gap may be as long as this.
@@ -106,64 +104,6 @@ fn the_tunnel_outlives_the_leader_as_initiator() -> Result<()> {
         assert_eq!(trio.active(G)?, leader);
         Ok(())
     })
-}
-
-/// Something is done to the active member under traffic, so that another takes over, and undone later. Nothing of the former one may come
-/// between.
-fn set_aside(
-    aside: impl Fn(&mut Trio, usize) -> Result<()>,
-    back: impl Fn(&mut Trio, usize) -> Result<()>,
-) -> Result<()> {
-    let mut trio = start(Esp::InUdp)?;
-    let (spis, established) = (trio.up(G)?, now());
-    let active = trio.active(G)?;
-    let flow = trio.traffic(V4, 2)?;
-    flow.runs(100, secs(10))?;
-    aside(&mut trio, active)?;
-    flow.runs(300, secs(10))?;
-    let first = flow.stop();
-    first.has_no_duplicate()?;
-    eprintln!("m{} aside: gap {:?}", active + 1, gap(&first));
-    let taken = now();
-    let flow = trio.traffic(V4, 2)?;
-    flow.runs(300, secs(10))?;
-    back(&mut trio, active)?;
-    sleep(secs(2));
-    let second = flow.stop();
-    second.has_no_duplicate()?;
-    // Not lossless yet: on a busy machine the one that comes back can cost the others their leases for a moment.
-    eprintln!(
-        "m{} back: lost {} and {}",
-        active + 1,
-        second.forth.lost,
-        second.back.lost
-    );
-    let flow = trio.traffic(V4, 2)?;
-    flow.runs(300, secs(10))?;
-    flow.stop().has_no_duplicate()?;
-    assert_ne!(trio.active(G)?, active);
-    assert_eq!(trio.agree(G, 1)?, spis, "other SAs after a takeover");
-    let stale = trio.speakers(taken)?;
-    assert_eq!(
-        stale.len(),
-        1,
-        "two speak from the gateway's addresses: {stale:?}"
-    );
-    let found = trio.finish()?;
-    assert_eq!(found.authentications_after(established), 0);
-    assert!(gap(&first) < LONGEST, "{:?}", gap(&first));
-    Ok(())
-}
-
-#[test]
-fn a_member_that_was_stopped_and_goes_on_says_nothing_any_more() -> Result<()> {
-    let signal = |signal: Signal| move |trio: &mut Trio, n: usize| trio.signal(n, signal);
-    set_aside(signal(Signal::SIGSTOP), signal(Signal::SIGCONT))
-}
-
-#[test]
-fn a_member_that_is_cut_off_from_the_others_falls_silent() -> Result<()> {
-    set_aside(|trio, n| trio.cut(n, true), |trio, n| trio.cut(n, false))
 }
 
 #[test]
