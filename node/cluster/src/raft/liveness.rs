@@ -13,8 +13,8 @@ use tokio::time::{self, MissedTickBehavior};
 /// How often a connection that is not there is tried.
 const WARM: Duration = Duration::from_secs(1);
 
-/// After so many heartbeats for which no majority has answered in time, a leader stops sending them.
-const UNANSWERED: u32 = 5;
+/// After so many heartbeats to which no majority has answered, a leader stops sending them.
+const UNANSWERED: u32 = 4;
 
 /// Keeps the connections to all other members open, so that an election needs no handshakes.
 pub(super) async fn keep_connections(raft: Raft, peers: Peers, request: HelloRequest) {
@@ -35,20 +35,19 @@ pub(super) async fn keep_connections(raft: Raft, peers: Peers, request: HelloReq
 }
 
 /// A leader that is heard but hears nobody would keep the others from electing one that can do its work. So when most of them do not
-/// answer it is quiet for long enough that they miss it, or until they are heard again.
+/// answer it is quiet for long enough that they miss it, or until an answer comes after all.
 pub(super) async fn be_quiet(raft: Raft, cluster: Cluster) {
     let pace = cluster.timing();
     let mut beat = time::interval(pace.heartbeat);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let unheard = || {
-        let acked = cluster.last_quorum_acked();
-        raft.is_leader() && acked.is_none_or(|at| at.elapsed() > pace.election_max)
-    };
-    let mut unanswered = 0;
+    let (mut acked, mut unanswered) = (None, 0);
     loop {
         beat.tick().await;
-        // Looked at several times: when a machine stood still for a while, the answers are waiting to be read.
-        unanswered = if unheard() { unanswered + 1 } else { 0 };
+        // Answers are looked for, not their age: when a machine stood still for a while, they are waiting to be read.
+        let latest = cluster.last_quorum_acked();
+        let answered = !raft.is_leader() || alone(&raft) || latest > acked;
+        unanswered = if answered { 0 } else { unanswered + 1 };
+        acked = latest;
         if unanswered < UNANSWERED {
             continue;
         }
@@ -57,10 +56,15 @@ pub(super) async fn be_quiet(raft: Raft, cluster: Cluster) {
         );
         raft.runtime_config().heartbeat(false);
         let until = Instant::now() + pace.election_max * 3;
-        while unheard() && Instant::now() < until {
+        while raft.is_leader() && cluster.last_quorum_acked() <= acked && Instant::now() < until {
             beat.tick().await;
         }
         raft.runtime_config().heartbeat(true);
         unanswered = 0;
     }
+}
+
+/// Whether a member is its own majority: nobody has to answer.
+fn alone(raft: &Raft) -> bool {
+    raft.voter_ids().count() == 1
 }
