@@ -5,10 +5,14 @@ use super::{
     transport::Peers,
     types::{Node, Raft},
 };
+use bytes::Bytes;
 use evergate_proto::cluster::HelloRequest;
 use openraft::async_runtime::WatchReceiver as _;
 use std::time::{Duration, Instant};
-use tokio::time::{self, MissedTickBehavior};
+use tokio::{
+    task::JoinSet,
+    time::{self, MissedTickBehavior},
+};
 
 /// How often a connection that is not there is tried.
 const WARM: Duration = Duration::from_secs(1);
@@ -16,8 +20,23 @@ const WARM: Duration = Duration::from_secs(1);
 /// After so many heartbeats to which no majority has answered, a leader stops sending them.
 const UNANSWERED: u32 = 4;
 
+/// Starts what goes on as long as the member lives. `key_check` is what members say to each other when they meet.
+pub(super) fn spawn(tasks: &mut JoinSet<()>, cluster: &Cluster, key_check: [u8; 32]) {
+    // A member that is alone has nobody to talk to.
+    let Some(peers) = cluster.0.peers.clone() else {
+        return;
+    };
+    let request = HelloRequest {
+        key_check: key_check.to_vec().into(),
+        members: Bytes::new(),
+    };
+    let raft = &cluster.0.raft;
+    tasks.spawn(keep_connections(raft.clone(), peers, request));
+    tasks.spawn(be_quiet(raft.clone(), cluster.clone()));
+}
+
 /// Keeps the connections to all other members open, so that an election needs no handshakes.
-pub(super) async fn keep_connections(raft: Raft, peers: Peers, request: HelloRequest) {
+async fn keep_connections(raft: Raft, peers: Peers, request: HelloRequest) {
     let mut again = time::interval(WARM);
     again.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -36,7 +55,7 @@ pub(super) async fn keep_connections(raft: Raft, peers: Peers, request: HelloReq
 
 /// A leader that is heard but hears nobody would keep the others from electing one that can do its work. So when most of them do not
 /// answer it is quiet for long enough that they miss it, or until an answer comes after all.
-pub(super) async fn be_quiet(raft: Raft, cluster: Cluster) {
+async fn be_quiet(raft: Raft, cluster: Cluster) {
     let pace = cluster.timing();
     let mut beat = time::interval(pace.heartbeat);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);

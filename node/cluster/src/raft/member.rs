@@ -3,7 +3,7 @@
 use super::{
     Cluster, JoinError, Leader, RaftConfig,
     cluster::Inner,
-    liveness::{be_quiet, keep_connections},
+    liveness,
     log::{Identity, LogStore, OpenedLog},
     machine::{Machine, Own},
     proposer::{Forwarder, gather},
@@ -234,14 +234,7 @@ async fn begin(
         log,
         runtime: tokio::runtime::Handle::current(),
     }));
-    if let Some(peers) = cluster.0.peers.clone() {
-        let request = HelloRequest {
-            key_check: key_check(&key).to_vec().into(),
-            members: bytes::Bytes::new(),
-        };
-        tasks.spawn(keep_connections(raft.clone(), peers, request));
-        tasks.spawn(be_quiet(raft.clone(), cluster.clone()));
-    }
+    liveness::spawn(&mut tasks, &cluster, key_check(&key));
     let member = Member {
         raft,
         shared: Arc::clone(shared),
