@@ -26,10 +26,10 @@ impl Acks {
                 if of == vote {
                     *at = sent.max(*at);
                 } else if sent > *at {
-                    (*of, *at) = (vote.clone(), sent);
+                    (*of, *at) = (*vote, sent);
                 }
             })
-            .or_insert_with(|| (vote.clone(), sent));
+            .or_insert_with(|| (*vote, sent));
     }
 
     /// When the latest heartbeat was sent that most members of each set (`own` among them) have answered under this vote.
