@@ -43,6 +43,17 @@ pub fn decode(capture: &Path, profile: &Path) -> Result<Decoded> {
     Ok(decoded)
 }
 
+/// What Wireshark finds wrong with IKE messages of `capture`, inside them too where `profile` has the keys.
+pub fn dissect(capture: &Path, profile: &Path) -> Result<Vec<String>> {
+    let wrong = "isakmp && (_ws.malformed || _ws.expert.severity == error)";
+    fields(
+        capture,
+        profile,
+        wrong,
+        &["frame.number", "_ws.expert.message"],
+    )
+}
+
 fn fields(capture: &Path, profile: &Path, filter: &str, fields: &[&str]) -> Result<Vec<String>> {
     let directory = profile.to_str().context("path")?;
     let file = capture.to_str().context("path")?;

@@ -1,0 +1,59 @@
+//! What happens as time goes by.
+
+use crate::scenario::{By, Scenario};
+use anyhow::ensure;
+use evergate_cluster_tests::capture::packets;
+use evergate_cluster_tests::duo::Duo;
+use evergate_cluster_tests::lab::Family::V4;
+use evergate_cluster_tests::packet::{Body, IkeHeader, Packet};
+use evergate_cluster_tests::sa::Spis;
+use evergate_cluster_tests::wire::Exchange;
+use evergate_cluster_tests::{Result, secs, until};
+use std::net::IpAddr;
+
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    vec![
+        Scenario::new(
+            "rekeys_cross",
+            "Both sides rekey by the same clock under traffic, each IKE SA after 5 s and each Child SA after 3 s",
+        )
+        .rekeys_every(5, 3)
+        .look(several_rekeys),
+        Scenario::new("dpd_of_the_member", "Liveness checks of the member")
+            .with(|s| s.gateway.dpd = 1)
+            .look(|duo, _| asks(duo, &duo.connection.remote)),
+        Scenario::new("dpd_of_strongswan", "Liveness checks of strongSwan")
+            .with(|s| s.peer.dpd = 1)
+            .look(|duo, _| asks(duo, &duo.connection.local)),
+    ]
+}
+
+/// Traffic goes on without loss until both SAs were replaced twice.
+fn several_rekeys(duo: &Duo, _: By) -> Result<()> {
+    let flow = duo.traffic(V4, 4)?;
+    for _ in 0..2 {
+        let before = duo.spis()?;
+        until(secs(20), "all SAs are others", || {
+            let now = duo.spis()?;
+            Ok(now.ike.is_disjoint(&before.ike)
+                && now.child.is_disjoint(&before.child)
+                && now != Spis::default())
+        })?;
+    }
+    flow.stop().is_lossless()
+}
+
+/// A side asks whether the other lives when there is no traffic, and both stay.
+fn asks(duo: &Duo, address: &str) -> Result<()> {
+    let (before, address) = (duo.spis()?, address.parse::<IpAddr>()?);
+    let asked = |packet: &Packet| {
+        packet.src == address
+            && matches!(&packet.body, Body::Ike(message)
+                if IkeHeader::parse(message).is_some_and(|h| !h.response && h.exchange == Exchange::Informational as u8))
+    };
+    until(secs(15), &format!("{address} asks"), || {
+        Ok(packets(&duo.capture.so_far()?).iter().any(asked))
+    })?;
+    ensure!(duo.spis()? == before, "other SAs after liveness checks");
+    Ok(())
+}

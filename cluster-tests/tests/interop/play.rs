@@ -1,0 +1,87 @@
+//! The course of every scenario: the tunnel comes up, carries traffic, is
+//! rekeyed by both sides, carries traffic again, and ends. Nothing is lost, and
+//! Wireshark decodes all that was said.
+
+use crate::scenario::{By, Case, Scenario};
+use anyhow::ensure;
+use evergate_cluster_tests::decrypt::{decode, dissect};
+use evergate_cluster_tests::duo::{C1, Duo};
+use evergate_cluster_tests::lab::Family::{V4, V6};
+use evergate_cluster_tests::sa::{Endpoint, Spis};
+use evergate_cluster_tests::{Result, secs, until};
+
+pub(crate) fn play(scenario: &Scenario, case: Case) -> Result<()> {
+    let duo = (scenario.start)(&scenario.setup(case))?;
+    initiate(&duo, case.by)?;
+    let first = duo.agree(scenario.children)?;
+    traffic(&duo)?;
+    (scenario.look)(&duo, case.by)?;
+    if !scenario.by_timers {
+        rekey(&duo, scenario, case.by, &first)?;
+        traffic(&duo)?;
+    }
+    match case.by {
+        By::Peer => duo.member.terminate(C1)?,
+        By::Member => duo.peer.terminate(C1)?,
+    }
+    until(secs(10), "both sides forget", || {
+        let (member, peer) = (Spis::of(&duo.member.sas()?), Spis::of(&duo.peer.sas()?));
+        Ok(member == Spis::default() && peer == Spis::default())
+    })?;
+    decoded(&duo, scenario)?;
+    duo.finish().map(drop)
+}
+
+/// The other side rekeys the Child SA, and the initiator the IKE SA, so that each case has both roles.
+fn rekey(duo: &Duo, scenario: &Scenario, by: By, first: &Spis) -> Result<()> {
+    match by {
+        By::Peer => duo.member.rekey_child(C1)?,
+        By::Member => duo.peer.rekey_child(C1)?,
+    }
+    let second = other_than(duo, scenario, |now| !first.child.is_subset(&now.child))?;
+    match by {
+        By::Peer => duo.peer.rekey_ike(C1)?,
+        By::Member => duo.member.rekey_ike(C1)?,
+    }
+    other_than(duo, scenario, |now| now.ike.is_disjoint(&second.ike)).map(drop)
+}
+
+fn initiate(duo: &Duo, by: By) -> Result<()> {
+    match by {
+        By::Peer => duo.peer.initiate(C1, C1),
+        By::Member => duo.member.initiate(C1, C1),
+    }
+}
+
+/// Waits until both sides agree on SAs that are others than before.
+fn other_than(duo: &Duo, scenario: &Scenario, others: impl Fn(&Spis) -> bool) -> Result<Spis> {
+    until(secs(10), "other SAs", || Ok(others(&duo.spis()?)))?;
+    duo.agree(scenario.children)
+}
+
+/// Datagrams both ways in both inner families: none is lost.
+fn traffic(duo: &Duo) -> Result<()> {
+    let flows = [duo.traffic(V4, 5)?, duo.traffic(V6, 5)?];
+    for flow in &flows {
+        flow.runs(20, secs(10))?;
+    }
+    for flow in flows {
+        flow.stop().is_lossless()?;
+    }
+    Ok(())
+}
+
+/// Wireshark finds nothing wrong with any message, and opens what it knows the keys and the algorithm of.
+fn decoded(duo: &Duo, scenario: &Scenario) -> Result<()> {
+    let (capture, keys) = (duo.capture.copy()?, duo.member.dir().join("keys"));
+    let wrong = dissect(&capture, &keys)?;
+    ensure!(wrong.is_empty(), "Wireshark complains: {wrong:?}");
+    if scenario.decrypted {
+        let decoded = decode(&capture, &keys)?;
+        ensure!(
+            decoded.ike >= 8 && decoded.esp >= 80 && decoded.ike_failed + decoded.esp_failed == 0,
+            "Wireshark opens not all: {decoded:?}"
+        );
+    }
+    Ok(())
+}
