@@ -123,13 +123,6 @@ impl Scenario {
         self
     }
 
-    /// Leaves one strongSwan out.
-    pub(crate) fn not_with(mut self, version: Version, why: &'static str) -> Self {
-        let cases = Case::ALL.into_iter().filter(|c| c.version == version);
-        self.without.extend(cases.map(|case| (case, why)));
-        self
-    }
-
     /// Leaves one initiator out.
     pub(crate) fn not_by(mut self, by: By, why: &'static str) -> Self {
         let cases = Case::ALL.into_iter().filter(|c| c.by == by);
