@@ -45,6 +45,12 @@ pub struct Connection {
     pub dpd: u32,
     /// RFC 6311, on a member.
     pub message_id_sync: bool,
+    /// Addresses may change (RFC 4555).
+    pub mobike: bool,
+    /// Lines about `start_action` and the like in a member's child.
+    pub actions: String,
+    /// A member's `[retransmit]`.
+    pub retransmit: String,
 }
 
 /// IKE and ESP proposals that every drill uses unless it is about proposals.
@@ -73,6 +79,9 @@ impl Connection {
             child_rekey: 0,
             dpd: 0,
             message_id_sync: true,
+            mobike: false,
+            actions: "start_action = \"none\"".into(),
+            retransmit: String::new(),
         }
     }
 
@@ -110,7 +119,7 @@ impl Connection {
             vips = format!("vips = {}", self.vips.join(","));
         }
         let connection = format!(
-            "{name} {{\n version = 2\n mobike = no\n local_addrs = {local}\n remote_addrs = {remote}\n proposals = {ike}\n encap = {encap}\n \
+            "{name} {{\n version = 2\n mobike = {mobike}\n local_addrs = {local}\n remote_addrs = {remote}\n proposals = {ike}\n encap = {encap}\n \
              rekey_time = {rekey}s\n rand_time = 0s\n over_time = 30s\n dpd_delay = {dpd}s\n {vips}\n \
              local {{\n auth = psk\n id = {local_id}\n }}\n remote {{\n auth = psk\n id = {remote_id}\n }}\n \
              children {{\n {name} {{\n local_ts = {local_ts}\n remote_ts = {remote_ts}\n esp_proposals = {esp}\n \
@@ -119,6 +128,7 @@ impl Connection {
             local = self.local,
             remote = self.remote,
             ike = self.proposals.join(","),
+            mobike = if self.mobike { "yes" } else { "no" },
             encap = if self.encap { "yes" } else { "no" },
             rekey = self.rekey,
             dpd = self.dpd,
@@ -152,6 +162,7 @@ impl Connection {
         let _ = writeln!(out, "pools = {}", array(&self.pools));
         let _ = writeln!(out, "vips = {}", array(&self.vips));
         let _ = writeln!(out, "message_id_sync = {}", self.message_id_sync);
+        let _ = writeln!(out, "mobike = {}", self.mobike);
         for (side, id) in [("local", &self.local_id), ("remote", &self.remote_id)] {
             let _ = writeln!(
                 out,
@@ -167,10 +178,14 @@ impl Connection {
         let _ = writeln!(out, "esp_proposals = {}", array(&self.esp));
         let _ = writeln!(
             out,
-            "rekey_time = \"{}s\"\nlife_time = \"{}s\"\nstart_action = \"none\"",
+            "rekey_time = \"{}s\"\nlife_time = \"{}s\"\n{}",
             self.child_rekey,
-            self.child_life()
+            self.child_life(),
+            self.actions
         );
+        if !self.retransmit.is_empty() {
+            let _ = writeln!(out, "[retransmit]\n{}", self.retransmit);
+        }
         let _ = writeln!(
             out,
             "[secrets.{name}]\nids = {}",

@@ -22,6 +22,12 @@ pub struct Pool {
     pub dns: Vec<String>,
 }
 
+/// Names a file that a member has as its `/etc/hosts`.
+pub const HOSTS: &str = "EVERGATE_DRILL_HOSTS";
+
+/// Runs a command with the file $1 as `/etc/hosts`.
+const WITH_HOSTS: &str = r#"h=$1; shift; mount --bind "$h" /etc/hosts && exec "$@""#;
+
 /// A member, running or killed.
 #[derive(Debug)]
 pub struct Member {
@@ -118,16 +124,12 @@ impl Member {
         std::fs::create_dir_all(&keys)?;
         let program = binary()?;
         let config = self.path("evergate.toml")?;
-        let command = [
-            "ip",
-            "netns",
-            "exec",
-            &self.namespace,
-            &program,
-            "run",
-            "--config",
-            &config,
-        ];
+        let mut command = vec!["ip", "netns", "exec", &self.namespace];
+        // In a mount namespace of its own, so that nothing of this machine changes.
+        if let Some((_, hosts)) = env.iter().find(|(name, _)| *name == HOSTS) {
+            command.extend(["unshare", "-m", "sh", "-c", WITH_HOSTS, "-", hosts]);
+        }
+        command.extend([&program, "run", "--config", &config]);
         let mut all = vec![
             ("EVERGATE_KEYLOG", keys.to_str().context("path")?),
             ("RUST_BACKTRACE", "1"),

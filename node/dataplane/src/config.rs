@@ -1,5 +1,8 @@
 //! How the user-space plane is set up.
 
+/// The protocol number of our routes and rules unless configured otherwise.
+pub(crate) const ROUTE_PROTOCOL: u8 = 182;
+
 /// How the user-space plane is set up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UserspaceConfig {
@@ -36,7 +39,7 @@ impl Default for UserspaceConfig {
             route_table: 220,
             rule_priority: 220,
             route_metric: 100,
-            route_protocol: 182,
+            route_protocol: ROUTE_PROTOCOL,
             event_queue: 4096,
         }
     }

@@ -147,6 +147,10 @@ pub trait DataPlane: Send + Sync {
     /// Counts packets that were held back elsewhere for this member, and came to nothing.
     fn lost_in_handover(&self, packets: usize);
 
+    /// The source address of outer packets to a peer, as the kernel routes them now; with `from`, whether they may come from there. `None` if there is no
+    /// way.
+    fn source_to(&self, from: Option<IpAddr>, to: IpAddr) -> Option<IpAddr>;
+
     /// Stops all threads and waits for them. What [`DataPlane::protect`] set up stays closed: to undo it, protect nothing before.
     /// Methods that are called afterwards fail or do nothing.
     fn shutdown(&self);
@@ -428,6 +432,10 @@ pub enum PlaneEvent {
         src: IpAddr,
         /// Inner destination.
         dst: IpAddr,
+        /// IP protocol.
+        protocol: u8,
+        /// Source and destination port, where they are known.
+        ports: Option<(u16, u16)>,
     },
 }
 

@@ -24,6 +24,7 @@ mod sockets;
 mod sys;
 mod tun;
 mod userspace;
+mod watch;
 
 pub use addresses::{ANNOUNCEMENTS, Addresses, AddressesConfig, Announcer, Changed, Side, Taken};
 pub use config::UserspaceConfig;
@@ -35,5 +36,6 @@ pub use deadman::{DeadMan, DeadManConfig};
 pub use evergate_esp::{Cipher, Selector};
 pub use gate::{Gate, boot_time};
 pub use hold::{Datagram, DatagramKind, Hold, Packet};
-pub use local::local_address_within;
+pub use local::{host_addresses, local_address_within};
 pub use userspace::Userspace;
+pub use watch::NetworkWatch;

@@ -55,9 +55,19 @@ pub fn local_address_within(selectors: &[Selector], ipv6: bool) -> Option<IpAddr
     })
 }
 
+/// The addresses of this host that others could reach, except those of the device `without`; loopback and link-local addresses do not count.
+pub fn host_addresses(without: &str) -> Vec<IpAddr> {
+    addresses(|device| device != without).unwrap_or_default()
+}
+
 /// All addresses that count.
 fn ask() -> Option<Vec<IpAddr>> {
+    addresses(|_| true)
+}
+
+fn addresses(of: impl Fn(&str) -> bool) -> Option<Vec<IpAddr>> {
     let interfaces = nix::ifaddrs::getifaddrs().ok()?;
+    let interfaces = interfaces.filter(|i| of(&i.interface_name));
     let addresses = interfaces.filter_map(|interface| {
         let address = interface.address?;
         let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));

@@ -173,7 +173,12 @@ impl Outbound {
             return;
         }
         // Advisory: the next packet tells again.
-        let _ = self.shared.events.tell(PlaneEvent::NoChild { src, dst });
+        let _ = self.shared.events.tell(PlaneEvent::NoChild {
+            src,
+            dst,
+            protocol: packet.protocol,
+            ports: packet.ports,
+        });
     }
 
     /// Tells the sender, or cuts the packet, before encryption (RFC 4301 §8).

@@ -259,6 +259,21 @@ impl Sockets {
         })
     }
 
+    /// The address from which the kernel sends to a peer; from another only if it can.
+    pub(crate) fn source_to(&self, from: Option<IpAddr>, to: IpAddr) -> io::Result<IpAddr> {
+        let domain = Domain::for_address(SocketAddr::new(to, 0));
+        let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+        socket.set_mark(self.mark)?;
+        if let Some(from) = from {
+            socket.bind(&SockAddr::from(SocketAddr::new(from, 0)))?;
+        }
+        socket.connect(&SockAddr::from(SocketAddr::new(to, self.nat_port)))?;
+        let local = socket.local_addr()?.as_socket();
+        local
+            .map(|a| a.ip())
+            .ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
+    }
+
     /// The MTU of the path from here to there as the kernel knows it: of the route, or less if a router said so (RFC 1191, RFC 8201).
     pub(crate) fn path_mtu(&self, from: IpAddr, to: IpAddr) -> io::Result<u32> {
         let domain = Domain::for_address(SocketAddr::new(to, 0));

@@ -308,6 +308,10 @@ impl DataPlane for Userspace {
         }
     }
 
+    fn source_to(&self, from: Option<IpAddr>, to: IpAddr) -> Option<IpAddr> {
+        self.shared.sockets.source_to(from, to).ok()
+    }
+
     fn shutdown(&self) {
         if let Err(error) = self.shared.stop.write(1) {
             tracing::error!(%error, "cannot stop the plane's threads");

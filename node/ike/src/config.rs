@@ -98,8 +98,10 @@ pub struct Connection {
     pub name: String,
     /// Our addresses; empty means any. When we initiate, the first single address of the peer's family is used.
     pub local_addrs: Vec<IpNet>,
-    /// The peer's addresses; empty means any. When we initiate, the first single address is used.
+    /// The peer's addresses; empty means any. When we initiate, single addresses are tried in turn.
     pub remote_addrs: Vec<IpNet>,
+    /// Names of the peer, which stand for more addresses to initiate to. With any, peers may come from anywhere.
+    pub remote_names: Vec<String>,
     /// The port to initiate to.
     pub remote_port: u16,
     /// Acceptable IKE proposals, in order of preference; never empty.
@@ -124,6 +126,12 @@ pub struct Connection {
     pub dpd_delay: Duration,
     /// Whether to announce and use Message ID synchronisation (RFC 6311).
     pub message_id_sync: bool,
+    /// How often setting it up is tried in a row, each time at all addresses; zero means without end.
+    pub keyingtries: u32,
+    /// Whether addresses may change during the life of an IKE SA, where the peer agrees (MOBIKE, RFC 4555).
+    pub mobike: bool,
+    /// Whether Child SAs go to a new address of the peer only after it has answered from there (RFC 4555 §3.7).
+    pub return_routability: bool,
     /// The Child SAs that it may have.
     pub children: Vec<ChildConfig>,
 }
@@ -147,18 +155,24 @@ pub struct ChildConfig {
     pub rand_time: Duration,
     /// What to do when the configuration is loaded.
     pub start_action: StartAction,
+    /// What to do when it was closed, but not by us.
+    pub close_action: StartAction,
+    /// What to do when its peer is silent.
+    pub dpd_action: StartAction,
     /// Size of the anti-replay window in packets.
     pub replay_window: u32,
     /// Copy DSCP to the outer header on encapsulation (RFC 2983 uniform model).
     pub copy_dscp: bool,
 }
 
-/// What to do with a Child SA when the configuration is loaded.
+/// What to do about a Child SA that is not up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StartAction {
     /// Wait for the peer or a command.
     None,
-    /// Initiate, and again whenever it is down.
+    /// Initiate when there is traffic for it.
+    Trap,
+    /// Initiate.
     Start,
 }
 
@@ -218,7 +232,8 @@ impl Connection {
     pub fn covers(&self, local: IpAddr, remote: IpAddr) -> bool {
         let any =
             |nets: &[IpNet], ip: &IpAddr| nets.is_empty() || nets.iter().any(|n| n.contains(ip));
-        any(&self.local_addrs, &local) && any(&self.remote_addrs, &remote)
+        let named = !self.remote_names.is_empty();
+        any(&self.local_addrs, &local) && (named || any(&self.remote_addrs, &remote))
     }
 
     /// The child of this name.

@@ -4,6 +4,10 @@
 //! committed. What a successor does not need (retransmission counts, when the peer was last heard,
 //! how many messages were sealed) is in the SA's session instead and never here.
 
+mod mobike;
+
+pub use mobike::{Mobike, MobikePurpose, MobikeRequest};
+
 use crate::{
     crypto::{EspSuite, IkeKeys, IkeSuite, KeyPair},
     env::UnixMillis,
@@ -139,6 +143,8 @@ pub enum Task {
     DeleteChildren(Vec<u32>),
     /// Deletes this IKE SA.
     DeleteIke,
+    /// Tells or asks something about addresses (RFC 4555).
+    Mobike(MobikeRequest),
 }
 
 /// What we offered for a Child SA.
@@ -191,6 +197,8 @@ pub enum Phase {
 pub struct InitSent {
     /// The child to set up with the SA, by name.
     pub child: String,
+    /// Where else the peer may be, if it does not answer: from which address of ours to which of its own.
+    pub others: Vec<(IpAddr, IpAddr)>,
     /// Our key pair.
     pub key: KeyPair,
     /// Our nonce.
@@ -265,6 +273,8 @@ pub struct Established {
     pub sync_request: Option<SyncRequest>,
     /// The last synchronisation request of the peer, a cluster, and our answer.
     pub sync_answer: Option<SyncAnswer>,
+    /// Addresses that may change, if both ends support MOBIKE (RFC 4555).
+    pub mobike: Option<Mobike>,
     /// Its Child SAs.
     pub children: Vec<Child>,
     /// The IKE SA that the peer made by a rekey while one of our own was under way (RFC 7296 §2.8.2): it waits here, complete, until it is
@@ -380,6 +390,15 @@ pub struct Closed {
 }
 
 impl Record {
+    /// The outer addresses of its Child SAs: those of the IKE SA, unless the peer's new address is still to be checked.
+    pub fn children_path(&self) -> Path {
+        match &self.phase {
+            Phase::Established(e) => e.mobike.as_ref().and_then(|m| m.children_path),
+            _ => None,
+        }
+        .unwrap_or(self.path)
+    }
+
     /// The Child SAs; none unless established.
     pub fn children(&self) -> &[Child] {
         match &self.phase {

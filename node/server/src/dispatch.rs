@@ -4,6 +4,7 @@ use crate::{
     counters::IkeDrop,
     node::Node,
     shared::Shared,
+    trap,
     worker::{Message, worker_of},
 };
 use evergate_dataplane::PlaneEvent;
@@ -138,12 +139,27 @@ impl Dispatcher {
             }
             PlaneEvent::PeerMoved { spi_in, remote } => {
                 trace!(event = "esp-from-elsewhere", spi_in = format_args!("{spi_in:08x}"), peer = %remote, "ESP came from another address");
+                self.esp_from(spi_in, remote);
             }
             PlaneEvent::UnknownSpi { spi, local, remote } => {
                 debug!(event = "esp-unknown-spi", spi = format_args!("{spi:08x}"), %local, peer = %remote, "ESP with an unknown SPI");
             }
-            PlaneEvent::NoChild { src, dst } => {
+            PlaneEvent::NoChild {
+                src,
+                dst,
+                protocol,
+                ports,
+            } => {
                 debug!(event = "no-child", %src, %dst, "a protected packet had no Child SA and was dropped");
+                trap::sprung(
+                    &self.node,
+                    &trap::Packet {
+                        src,
+                        dst,
+                        protocol,
+                        ports,
+                    },
+                );
             }
         }
     }
@@ -199,6 +215,18 @@ impl Dispatcher {
             // It has ended since we looked: the gateway is being handed over.
             Err(TrySendError::Closed(message)) => service.pass_on(message),
             Err(TrySendError::Full(_)) => busy(),
+        }
+    }
+
+    /// The worker of the SA decides whether its peer is followed.
+    fn esp_from(&self, spi_in: u32, remote: SocketAddr) {
+        let Some(sa) = self.node.read(|state| state.spi_owner(spi_in)) else {
+            return;
+        };
+        let service = self.node.service_of_child(spi_in);
+        if let Some(worker) = service.as_ref().and_then(|s| s.worker(sa)) {
+            // If there is no room, the next IKE message or another address tells it again.
+            let _ = worker.try_send(Message::EspFrom { sa, remote });
         }
     }
 

@@ -9,6 +9,7 @@ use crate::{
     cluster,
     config::{Config, Member},
     dispatch::Dispatcher,
+    network,
     node::{Node, Ports, Setup},
     policy, received,
     shared::Shared,
@@ -91,6 +92,7 @@ pub(crate) async fn start(config: Config, state_key: ClusterKey) -> anyhow::Resu
             ike: member.ike_port,
             nat: member.nat_port,
         },
+        addresses: evergate_dataplane::host_addresses(&config.dataplane.tun),
         limits: config.limits.clone(),
         workers,
         membership,
@@ -116,7 +118,7 @@ pub(crate) async fn start(config: Config, state_key: ClusterKey) -> anyhow::Resu
             (node.failed.clone(), over)
         }
     };
-    serve_process(&node, events, &stop, &over, &tasks);
+    serve_process(&node, events, &config.dataplane.tun, &stop, &over, &tasks);
     admin::serve(
         Arc::clone(&node),
         &member.admin_socket,
@@ -303,6 +305,7 @@ pub(crate) fn serve(shared: &Arc<Shared>, stop: &CancellationToken, tasks: &Task
 pub(crate) fn serve_process(
     node: &Arc<Node>,
     events: mpsc::Receiver<PlaneEvent>,
+    tun: &str,
     stop: &CancellationToken,
     over: &CancellationToken,
     tasks: &TaskTracker,
@@ -310,6 +313,11 @@ pub(crate) fn serve_process(
     tasks.spawn(Dispatcher::new(Arc::clone(node)).run(events, over.clone()));
     tasks.spawn(change_cookies(Arc::clone(node), stop.clone()));
     tasks.spawn(watch_log(Arc::clone(node), stop.clone()));
+    tasks.spawn(network::watch(
+        Arc::clone(node),
+        tun.to_owned(),
+        stop.clone(),
+    ));
 }
 
 impl Running {

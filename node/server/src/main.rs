@@ -17,7 +17,9 @@ mod handovers;
 mod keygen;
 #[cfg(feature = "drills")]
 mod keylog;
+mod network;
 mod node;
+mod outer;
 mod pki;
 mod policy;
 mod protection;
@@ -25,6 +27,8 @@ mod received;
 mod run;
 mod shared;
 mod starter;
+mod trap;
+mod wishes;
 mod worker;
 
 use clap::{Parser, Subcommand};

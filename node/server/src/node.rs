@@ -55,6 +55,8 @@ pub(crate) struct Node {
     pub(crate) clock: Arc<Clock>,
     /// Our UDP ports.
     pub(crate) ports: Ports,
+    /// Addresses of this host that a peer could use.
+    pub(crate) addresses: ArcSwap<Vec<IpAddr>>,
     /// What was dropped.
     pub(crate) drops: IkeDrops,
     /// Bounds log lines that strangers can cause.
@@ -86,6 +88,8 @@ pub(crate) struct Setup {
     pub(crate) clock: Arc<Clock>,
     /// Our UDP ports.
     pub(crate) ports: Ports,
+    /// Addresses of this host that a peer could use.
+    pub(crate) addresses: Vec<IpAddr>,
     /// Bounds of half-open SAs.
     pub(crate) limits: Limits,
     /// Number of workers of each virtual gateway.
@@ -121,6 +125,7 @@ impl Node {
             half_open: HalfOpenLimits::new(setup.limits),
             clock: setup.clock,
             ports: setup.ports,
+            addresses: ArcSwap::from_pointee(setup.addresses),
             drops: IkeDrops::default(),
             stranger_lines: RateLimit::new(STRANGER_LINES),
             stray_answers: RateLimit::new(STRAY_ANSWERS),

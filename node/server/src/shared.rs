@@ -1,14 +1,15 @@
 //! What all parts of a process share that serve one virtual gateway.
 
-use crate::{counters::IkeDrop, node::Node, worker::Message};
+use crate::{counters::IkeDrop, node::Node, wishes::Wishes, worker::Message};
 use evergate_dataplane::{Gate, PlaneError, boot_time};
 use evergate_ike::{
+    config::Policy,
     record::{GatewayId, SaId},
     sa::{self, IvCounter},
 };
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     ops::Deref,
     sync::{Arc, OnceLock},
     time::Instant,
@@ -30,6 +31,8 @@ pub(crate) struct Shared {
     pub(crate) gate: Arc<Gate>,
     /// The queues of the workers, once they run.
     pub(crate) workers: OnceLock<Vec<mpsc::Sender<Message>>>,
+    /// News of Child SAs that may be wanted up.
+    pub(crate) wishes: Wishes,
     /// Another process has the gateway, or the log failed: nothing may be sent any more.
     pub(crate) passive: CancellationToken,
 }
@@ -51,9 +54,18 @@ impl Shared {
             ivs: IvCounter::new(epoch),
             gate: Arc::new(gate),
             workers: OnceLock::new(),
+            wishes: Wishes::default(),
             passive: node.failed.child_token(),
             node: Arc::clone(node),
         })
+    }
+
+    /// Our outer addresses: those of the virtual gateway, or, where none is configured, those of this host.
+    pub(crate) fn outer_addresses(&self, policy: &Policy) -> Vec<IpAddr> {
+        match policy.gateways.iter().find(|g| g.id == self.gateway) {
+            Some(config) => config.outer.iter().map(ipnet::IpNet::addr).collect(),
+            None => self.addresses.load().to_vec(),
+        }
     }
 
     /// The process that it is part of.

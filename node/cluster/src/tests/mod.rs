@@ -135,6 +135,7 @@ fn sa(id: u32, secret: &[u8]) -> Record {
         rival: None,
         sync_request: None,
         sync_answer: None,
+        mobike: None,
         replaced_by: None,
     };
     Record {

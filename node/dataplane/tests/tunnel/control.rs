@@ -153,6 +153,8 @@ fn strays_are_counted_and_told_sparingly() {
         let expected = PlaneEvent::NoChild {
             src: "10.2.0.1".parse().unwrap(),
             dst: "10.1.0.1".parse().unwrap(),
+            protocol: 17,
+            ports: Some((to.local_addr().unwrap().port(), 9)),
         };
         let told = pair.b.events_now();
         let told = told.iter().filter(|e| **e == expected).count();

@@ -82,7 +82,10 @@ impl<'e> Turn<'_, 'e> {
         let negotiated = half.negotiated.clone();
         self.record.path.local = local;
         self.record.path.remote = remote;
-        let peer = match self.authenticate_initiator(&negotiated, payloads) {
+        let peer = self
+            .unexpected_nat(payloads)
+            .and_then(|()| self.authenticate_initiator(&negotiated, payloads));
+        let peer = match peer {
             Ok(peer) => peer,
             Err(refused) => return self.refuse(ExchangeType::IKE_AUTH, AUTH_ID, refused),
         };
@@ -260,6 +263,7 @@ impl<'e> Turn<'_, 'e> {
                 answer.push(Payload::Notify(refused.notify));
             }
         }
+        answer.extend(self.accept_mobike(connection, payloads));
         if sync {
             answer.push(notify(
                 NotifyType::IKEV2_MESSAGE_ID_SYNC_SUPPORTED,
@@ -293,6 +297,7 @@ impl<'e> Turn<'_, 'e> {
             message_id_sync,
             sync_request: None,
             sync_answer: None,
+            mobike: None,
             children: Vec::new(),
             rival: None,
             replaced_by: None,

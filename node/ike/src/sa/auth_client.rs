@@ -86,6 +86,7 @@ impl Turn<'_, '_> {
         )));
         payloads.push(Payload::TsI(state.child.local_ts.clone()));
         payloads.push(Payload::TsR(state.child.remote_ts.clone()));
+        payloads.extend(self.offer_mobike(config));
         if config.message_id_sync {
             payloads.push(notify(
                 NotifyType::IKEV2_MESSAGE_ID_SYNC_SUPPORTED,
@@ -173,6 +174,7 @@ impl Turn<'_, '_> {
         let sync = config.message_id_sync
             && find_notify(payloads, NotifyType::IKEV2_MESSAGE_ID_SYNC_SUPPORTED).is_some();
         self.establish(config, negotiated, local_id, remote_id, sync);
+        self.mobike_accepted(config, payloads);
         self.commit();
         if let Ok(Some(cp)) = at_most_one!(payloads, Cp) {
             let (addresses, dns) = configuration::assigned(cp);

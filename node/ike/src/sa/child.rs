@@ -11,7 +11,7 @@ use crate::{
     config::ChildConfig,
     crypto::{ChildKeys, EspSuite, KeyPair},
     proposal,
-    record::{Child, Established, Fate, Task},
+    record::{Child, CloseReason, Established, Fate, Task},
     secret::Secret,
     selector::{SelectorTemplate, narrow},
     wire::{
@@ -328,7 +328,11 @@ impl<'e> Turn<'_, 'e> {
 
     /// Has the data plane do what the record says of a Child SA.
     pub(super) fn install(&mut self, spi_in: u32) {
-        let (ike, path, gateway) = (self.record.id, self.record.path, self.record.gateway);
+        let (ike, path, gateway) = (
+            self.record.id,
+            self.record.children_path(),
+            self.record.gateway,
+        );
         let connection = self.record.connection.clone();
         let est = self.established();
         let peer_vips = est.peer_vips.clone();
@@ -346,7 +350,7 @@ impl<'e> Turn<'_, 'e> {
     }
 
     /// Takes a Child SA out of record and data plane. One that the peer made in its place sends from now on.
-    pub(super) fn remove_child(&mut self, spi_in: u32) {
+    pub(super) fn remove_child(&mut self, spi_in: u32, reason: CloseReason) {
         let est = self.established();
         let Some(at) = est.children.iter().position(|c| c.spi_in == spi_in) else {
             return;
@@ -375,6 +379,7 @@ impl<'e> Turn<'_, 'e> {
         self.report(Event::ChildClosed {
             name: gone.name,
             spi_in,
+            reason,
         });
     }
 }

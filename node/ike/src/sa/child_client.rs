@@ -9,7 +9,7 @@ use super::{
 use crate::{
     crypto::KeyPair,
     proposal,
-    record::{ChildOffer, Fate, Task},
+    record::{ChildOffer, CloseReason, Fate, Task},
     selector::SelectorTemplate,
     wire::{
         self, ExchangeType, KeyExchange, Notify, NotifyType, Payload, Protocol, TrafficSelector,
@@ -132,7 +132,7 @@ impl Turn<'_, '_> {
             // The peer does not have it: neither have we (RFC 7296 §2.25.1).
             NotifyType::CHILD_SA_NOT_FOUND => {
                 if let Some(old) = offer.replaces {
-                    self.remove_child(old);
+                    self.remove_child(old, CloseReason::DeletedByPeer);
                 }
             }
             NotifyType::TEMPORARY_FAILURE => {
@@ -249,8 +249,15 @@ impl Turn<'_, '_> {
 
     /// The peer has deleted what we asked it to.
     pub(super) fn children_deleted(&mut self, spis: &[u32]) {
+        let now = self.env.now;
         for spi in spis {
-            self.remove_child(*spi);
+            let child = self.record.children().iter().find(|c| c.spi_in == *spi);
+            let reason = match child {
+                Some(c) if c.fate == Fate::Replaced => CloseReason::Rekeyed,
+                Some(c) if c.expires_at.is_some_and(|at| at <= now) => CloseReason::Expired,
+                _ => CloseReason::DeletedByUs,
+            };
+            self.remove_child(*spi, reason);
         }
     }
 }

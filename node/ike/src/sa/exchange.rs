@@ -1,7 +1,7 @@
 //! Messages of an SA: which are new, which are repeated, which are none of ours (RFC 7296 §2.1 to §2.3).
 
 use super::{
-    Effect, Event, Failure,
+    Effect, Failure,
     turn::{Refused, Turn},
 };
 use crate::{
@@ -33,6 +33,7 @@ impl Turn<'_, '_> {
         if header.is_response {
             self.response(&message);
         } else {
+            self.arrived = Some((local, remote));
             self.request_from_peer(&message, bytes, local, remote);
         }
     }
@@ -88,6 +89,9 @@ impl Turn<'_, '_> {
             return;
         };
         debug_assert_eq!(pending.id, id);
+        if !matches!(pending.task, Task::Mobike(_)) {
+            self.session.roaming.settled();
+        }
         match pending.task {
             Task::Connect => self.auth_response(&payloads),
             Task::Liveness => {
@@ -109,6 +113,10 @@ impl Turn<'_, '_> {
             Task::DeleteIke => {
                 let reason = self.delete_reason();
                 self.close(reason);
+            }
+            Task::Mobike(asked) => {
+                self.commit();
+                self.mobike_response(&asked, &message.header, &payloads);
             }
         }
     }
@@ -156,11 +164,11 @@ impl Turn<'_, '_> {
                 self.auth_request(&payloads, bytes, local, remote)
             }
             (Phase::Established(_), ExchangeType::INFORMATIONAL) => {
-                self.follow(remote);
+                self.follow(local, remote);
                 self.informational(id, &payloads);
             }
             (Phase::Established(_), ExchangeType::CREATE_CHILD_SA) => {
-                self.follow(remote);
+                self.follow(local, remote);
                 self.create_child_request(id, &payloads);
             }
             _ => self.ignore(Failure::Invalid("this exchange has no place now")),
@@ -180,12 +188,15 @@ impl Turn<'_, '_> {
         if self.record.inbound.last_response.is_some() {
             return self.repeat_response(local, remote);
         }
-        // The response was to a harmless exchange of a former epoch: it comes out the same, byte for byte.
-        let harmless = message.header.exchange == ExchangeType::INFORMATIONAL
-            && opened.is_ok_and(|p| p.is_empty());
-        if harmless {
+        // The response was to a harmless exchange of a former epoch: it means the same, and if it is empty, it is the same byte for byte.
+        let harmless = match (message.header.exchange, opened) {
+            (ExchangeType::INFORMATIONAL, Ok(payloads)) => super::mobike::harmless(&payloads),
+            _ => None,
+        };
+        if let Some(answer) = harmless {
             self.session.heard = self.now();
-            self.respond(ExchangeType::INFORMATIONAL, message.header.message_id, &[]);
+            let id = message.header.message_id;
+            self.respond(ExchangeType::INFORMATIONAL, id, &answer);
             self.commit_lazily();
         }
     }
@@ -249,30 +260,29 @@ impl Turn<'_, '_> {
         }
     }
 
-    /// A peer behind a NAT is followed to where its authentic, fresh requests come from (RFC 7296 §2.23).
-    fn follow(&mut self, remote: SocketAddr) {
-        if !self.record.path.nat_remote || self.record.path.remote == remote {
-            return;
-        }
-        self.record.path.remote = remote;
-        self.commit();
-        let path = self.record.path;
-        let spis_in = self.record.children().iter().map(|c| c.spi_in).collect();
-        self.effects.push(Effect::MoveChildren { spis_in, path });
-        self.report(Event::PeerMoved { to: remote });
-    }
-
     /// Repeats the pending request, or gives the peer up.
     pub(super) fn retransmit(&mut self) {
         let Some(repeat) = self.session.repeat.filter(|r| r.at <= self.env.now) else {
             return;
         };
-        let Some(pending) = &self.record.outbound.pending else {
+        if self.record.outbound.pending.is_none() {
             self.session.repeat = None;
+            return;
+        }
+        if repeat.sent >= super::next_address::SENDINGS
+            && self.try_next_address(Failure::Silent).is_ok()
+        {
+            return;
+        }
+        let Some(pending) = &self.record.outbound.pending else {
             return;
         };
         let datagram = pending.datagram.clone();
-        if pending.task == Task::Liveness && repeat.sent >= super::sync::UNANSWERED_PROBES {
+        let probe = pending.task == Task::Liveness;
+        if repeat.sent >= super::mobike::UNANSWERED {
+            self.find_ways();
+        }
+        if probe && repeat.sent >= super::sync::UNANSWERED_PROBES {
             self.start_sync();
         }
         match self.env.policy.retransmit.wait(repeat.sent + 1) {

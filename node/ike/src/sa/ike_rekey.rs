@@ -10,8 +10,8 @@ use crate::{
     env::UnixMillis,
     proposal,
     record::{
-        Child, Established, Fate, IkeOffer, InboundWindow, OutboundWindow, Phase, Record, Rival,
-        Role, SaId, Task,
+        Child, Established, Fate, IkeOffer, InboundWindow, Mobike, OutboundWindow, Phase, Record,
+        Rival, Role, SaId, Task,
     },
     wire::{self, ExchangeType, KeyExchange, Notify, NotifyType, Payload},
 };
@@ -329,8 +329,10 @@ impl Turn<'_, '_> {
         est.replaced_by = Some(new.id);
         est.rekey_at = None;
         est.expires_at = Some(delete_at);
+        let mobike = est.mobike.clone().map(Mobike::with_new_spis);
         if let Phase::Established(e) = &mut new.phase {
             e.children = children;
+            e.mobike = mobike;
         }
         let by = new.id;
         new.path = self.record.path;

@@ -10,9 +10,9 @@ impl Turn<'_, '_> {
     /// The peer's INFORMATIONAL request.
     pub(super) fn informational(&mut self, id: u32, payloads: &[Payload]) {
         // By its shape a liveness check: it changes nothing, so the answer need not wait (unless the peer has moved).
-        if payloads.is_empty() {
+        if let Some(answer) = super::mobike::harmless(payloads) {
             self.commit_lazily();
-            return self.respond(ExchangeType::INFORMATIONAL, id, &[]);
+            return self.respond(ExchangeType::INFORMATIONAL, id, &answer);
         }
         self.commit();
         let fatal = payloads.iter().find_map(|p| match p {
@@ -44,8 +44,9 @@ impl Turn<'_, '_> {
                 CloseReason::DeletedByPeer
             });
         }
-        let deleted = self.delete_peers_children(payloads);
-        self.respond(ExchangeType::INFORMATIONAL, id, &deleted);
+        let mut answer = self.delete_peers_children(payloads);
+        answer.extend(self.mobike_request(payloads));
+        self.respond(ExchangeType::INFORMATIONAL, id, &answer);
     }
 
     /// Deletes the Child SAs that the peer names, and says what to answer: our halves, except those that a Delete of our own under way names.
@@ -75,7 +76,7 @@ impl Turn<'_, '_> {
             if !in_ours.contains(&spi_in) {
                 ours.push(spi_in);
             }
-            self.remove_child(spi_in);
+            self.remove_child(spi_in, CloseReason::DeletedByPeer);
         }
         match ours.is_empty() {
             true => Vec::new(),

@@ -23,15 +23,18 @@ use std::net::{IpAddr, SocketAddr};
 /// How often a request is made anew because of cookies or groups, before the peer is considered broken.
 const MAX_RESTARTS: u8 = 4;
 
-/// Starts an SA of our own: a record whose pending request is to be committed and then sent. `local` is our address if the connection does
-/// not name one; `ike_port` our port.
+/// So many addresses of a peer are tried besides the first: more than one peer has.
+const MAX_OTHERS: usize = 15;
+
+/// Starts an SA of our own: a record whose pending request is to be committed and then sent. `pairs` are addresses of ours and the peer's, to be tried
+/// in this order; `ike_port` is our port.
 ///
 /// # Errors
 /// If the connection or the child does not exist, or it is not clear from where to where.
 pub fn initiate(
     connection: &str,
     child: &str,
-    local: Option<IpAddr>,
+    pairs: &[(IpAddr, IpAddr)],
     ike_port: u16,
     gateway: GatewayId,
     env: &mut Env<'_>,
@@ -43,18 +46,11 @@ pub fn initiate(
     config
         .child(child)
         .ok_or(Failure::Command("the connection has no such child"))?;
-    let remote = config.remote_host().ok_or(Failure::Command(
-        "the connection names no single remote address",
-    ))?;
-    let local = config
-        .local_addrs
-        .iter()
-        .filter_map(single)
-        .find(|a| a.is_ipv4() == remote.is_ipv4())
-        .or(local)
-        .ok_or(Failure::Command(
-            "no local address is known to initiate from",
-        ))?;
+    let Some((&(local, remote), others)) = pairs.split_first() else {
+        return Err(Failure::Command(
+            "no address of the peer is known, or none of ours from which to reach it",
+        ));
+    };
     let group = *config
         .proposals
         .iter()
@@ -79,6 +75,7 @@ pub fn initiate(
         outbound: OutboundWindow::default(),
         phase: Phase::InitSent(Box::new(InitSent {
             child: child.to_owned(),
+            others: others.iter().copied().take(MAX_OTHERS).collect(),
             key: KeyPair::generate(group, env.rng),
             nonce: nonce(env.rng),
             cookie: None,
@@ -95,14 +92,14 @@ fn single(net: &IpNet) -> Option<IpAddr> {
 }
 
 impl Connection {
-    /// The address to initiate to, if the connection names one.
-    pub fn remote_host(&self) -> Option<IpAddr> {
-        self.remote_addrs.iter().find_map(single)
+    /// The addresses to initiate to that the connection names.
+    pub fn remote_hosts(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.remote_addrs.iter().filter_map(single)
     }
 }
 
 /// Makes the pending request what the phase says.
-fn make_request(record: &mut Record, config: &Connection, rng: &mut dyn Entropy) {
+pub(super) fn make_request(record: &mut Record, config: &Connection, rng: &mut dyn Entropy) {
     let Phase::InitSent(init) = &record.phase else {
         return;
     };
@@ -213,6 +210,9 @@ impl Turn<'_, '_> {
 
     /// Setting up failed before there was anything to keep.
     pub(super) fn give_up(&mut self, failure: Failure) {
+        let Err(failure) = self.try_next_address(failure) else {
+            return;
+        };
         self.fail(failure);
         self.close(CloseReason::SetupFailed);
         self.effects.push(Effect::Forget);
@@ -273,7 +273,9 @@ impl Turn<'_, '_> {
         self.record.remote_spi = spi_r;
         self.record.path.nat_local |= nat_local;
         self.record.path.nat_remote |= nat_remote;
-        if self.record.path.encapsulated() {
+        // A peer that may support MOBIKE is met at the NAT traversal port at once, NAT or not (RFC 4555 §3.3).
+        let may_move = config.mobike && nat::supported(payloads);
+        if self.record.path.encapsulated() || may_move {
             // From here on both ends use the NAT traversal port (RFC 7296 §2.23).
             self.record.path.local.set_port(self.env.nat_port);
             if self.record.path.remote.port() == 500 {

@@ -14,7 +14,9 @@ mod ike_rekey;
 mod informational;
 mod init;
 mod init_client;
+mod mobike;
 mod nat;
+mod next_address;
 mod pursue;
 mod session;
 mod sync;
@@ -24,6 +26,7 @@ mod turn;
 
 pub use init::{CookieSecrets, InitAnswer, answer_init, answer_stray};
 pub use init_client::initiate;
+pub use mobike::{Ways, knows_our_addresses};
 pub use session::{IkeSa, IvCounter};
 
 use crate::{
@@ -51,6 +54,8 @@ pub struct Env<'a> {
     pub spis: &'a mut dyn SpiSource,
     /// Port of ours for IKE and ESP in UDP (4500 unless configured otherwise).
     pub nat_port: u16,
+    /// Outer addresses that we have now: what a peer may be told of (RFC 4555 §3.4).
+    pub addresses: &'a [IpAddr],
 }
 
 /// Chooses SPIs that nobody in the cluster uses.
@@ -79,6 +84,10 @@ pub enum Input<'a> {
     Addresses(Result<Vec<IpAddr>, NoAddress>),
     /// An operator or the configuration wants something.
     Command(Command),
+    /// Our addresses or routes may have changed, or [`Effect::FindWays`] is answered.
+    Roam(Ways),
+    /// The peer's newest authentic ESP packet came from there.
+    EspFrom(SocketAddr),
 }
 
 /// No virtual address could be had.
@@ -183,6 +192,8 @@ pub enum Effect {
     },
     /// Something to be answered from outside with an input.
     Ask(Question),
+    /// The way to the peer seems to be broken: [`Input::Roam`] should name others.
+    FindWays,
     /// Forget this SA entirely (its record as well, lazily).
     Forget,
     /// Something an operator wants to know.
@@ -232,6 +243,8 @@ pub enum Event {
         name: String,
         /// Our SPI.
         spi_in: u32,
+        /// Why.
+        reason: CloseReason,
     },
     /// An IKE SA was replaced by another.
     IkeRekeyed {
@@ -247,6 +260,22 @@ pub enum Event {
     PeerMoved {
         /// The new one.
         to: SocketAddr,
+    },
+    /// An address of the peer is given up for another while setting up an IKE SA.
+    NextAddress {
+        /// The one that failed.
+        from: IpAddr,
+        /// The next one.
+        to: IpAddr,
+        /// Why it failed.
+        why: Failure,
+    },
+    /// We use other addresses from now on.
+    Moved {
+        /// Ours.
+        local: SocketAddr,
+        /// The peer's.
+        remote: SocketAddr,
     },
     /// Something came that anyone could have sent, and was ignored. Who logs it limits the rate.
     Ignored {
@@ -328,6 +357,20 @@ pub enum Failure {
         /// What should have come.
         expected: u32,
     },
+    /// The peer wants to use addresses that the connection does not allow.
+    #[error("the peer moved to {remote} and {local}, which the connection does not allow")]
+    UnacceptableAddresses {
+        /// Our address.
+        local: IpAddr,
+        /// The peer's address.
+        remote: IpAddr,
+    },
+    /// The peer allows no NAT, and there is one.
+    #[error("a NAT changed the addresses of a message whose sender allows none")]
+    UnexpectedNat,
+    /// What should prove that the peer receives at its address does not.
+    #[error("the peer returned another COOKIE2 than it was sent")]
+    Cookie2,
     /// The peer does not answer.
     #[error("the peer does not answer")]
     Silent,

@@ -40,6 +40,11 @@ pub(super) fn notifies(
     ]
 }
 
+/// Whether the peer looks for NATs at all.
+pub(super) fn supported(payloads: &[Payload]) -> bool {
+    find_notify(payloads, NotifyType::NAT_DETECTION_DESTINATION_IP).is_some()
+}
+
 /// What the peer's message says of NATs: in front of us, and in front of the peer.
 pub(super) fn detect(
     header: &Header,

@@ -4,7 +4,7 @@ use super::{Command, Effect, Failure, Timer, session::Session, turn::Turn};
 use crate::{
     config::Policy,
     env::UnixMillis,
-    record::{CloseReason, Established, Fate, Phase, Record},
+    record::{CloseReason, Established, Fate, MobikePurpose, Phase, Record},
 };
 use std::time::Duration;
 
@@ -28,6 +28,10 @@ enum Due {
     RekeyIke,
     RekeyChild(u32),
     Liveness,
+    /// Something about addresses is to be told or asked.
+    Mobike(MobikePurpose),
+    /// ESP came from elsewhere a moment ago.
+    Follow,
 }
 
 impl Due {
@@ -36,7 +40,7 @@ impl Due {
             Self::Retransmit | Self::Sync => Timer::Retransmit,
             Self::Keepalive => Timer::Keepalive,
             Self::Forget | Self::DeleteIke | Self::DeleteChildren(_) => Timer::Expire,
-            Self::Command => Timer::Retry,
+            Self::Command | Self::Mobike(_) | Self::Follow => Timer::Retry,
             Self::RekeyIke => Timer::RekeyIke,
             Self::RekeyChild(_) => Timer::RekeyChild,
             Self::Liveness => Timer::Liveness,
@@ -58,6 +62,9 @@ fn agenda(record: &Record, session: &Session, policy: &Policy) -> Vec<(UnixMilli
             if let Some(at) = session.keepalive_at {
                 due.push((at, Due::Keepalive));
             }
+            if let Some(at) = session.roaming.follow_at() {
+                due.push((at, Due::Follow));
+            }
             if let (Some(repeat), Some(_)) = (session.sync_repeat, &e.sync_request) {
                 due.push((repeat.at, Due::Sync));
             } else if record.outbound.pending.is_none() {
@@ -77,6 +84,10 @@ fn requests(
     due: &mut Vec<(UnixMillis, Due)>,
 ) {
     let first = due.len();
+    // First what decides whether anything else arrives.
+    if let Some(purpose) = super::mobike::wanted(e, record, session) {
+        due.push((UnixMillis(0), Due::Mobike(purpose)));
+    }
     if let Some(at) = e.expires_at {
         due.push((at, Due::DeleteIke));
     }
@@ -141,6 +152,7 @@ impl Turn<'_, '_> {
     pub(super) fn timeout(&mut self) {
         self.retransmit();
         self.repeat_sync();
+        self.follow_esp();
         let now = self.env.now;
         if self.session.keepalive_at.is_some_and(|at| at <= now) {
             let path = self.record.path;
@@ -192,12 +204,12 @@ impl Turn<'_, '_> {
             let Some((_, due)) = due.find(|(_, d)| {
                 !matches!(
                     d,
-                    Due::Retransmit | Due::Sync | Due::Keepalive | Due::Forget
+                    Due::Retransmit | Due::Sync | Due::Keepalive | Due::Forget | Due::Follow
                 )
             }) else {
                 return;
             };
-            if due == Due::Liveness || self.session.uncertain {
+            if self.session.uncertain {
                 return self.liveness_if_allowed();
             }
             match due {
@@ -206,7 +218,11 @@ impl Turn<'_, '_> {
                 Due::RekeyIke => self.start_ike_rekey(),
                 Due::RekeyChild(spi) => self.rekey_child(spi),
                 Due::Command => self.next_command(),
-                Due::Liveness | Due::Retransmit | Due::Sync | Due::Keepalive | Due::Forget => {}
+                Due::Mobike(purpose) => self.ask_mobike(purpose),
+                // Behind a NAT the same question shows whether its mapping is still the same (RFC 4555 §3.8).
+                Due::Liveness if self.watches_nat() => self.ask_mobike(MobikePurpose::NatProbe),
+                Due::Liveness => return self.liveness_if_allowed(),
+                Due::Retransmit | Due::Sync | Due::Keepalive | Due::Forget | Due::Follow => {}
             }
         }
     }

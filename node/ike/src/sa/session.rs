@@ -88,6 +88,8 @@ pub(super) struct Session {
     pub(super) parked: Option<(Vec<u8>, SocketAddr, SocketAddr)>,
     /// The addresses that it got.
     pub(super) leased: Option<Result<Vec<IpAddr>, super::NoAddress>>,
+    /// Where the peer and we are, as far as only this process knows.
+    pub(super) roaming: super::mobike::Roaming,
 }
 
 /// Repetition of the pending request.
@@ -139,6 +141,7 @@ impl IkeSa {
             group_hint: None,
             parked: None,
             leased: None,
+            roaming: super::mobike::Roaming::default(),
         };
         Self { record, session }
     }
@@ -160,6 +163,8 @@ impl IkeSa {
             Input::Timeout => turn.timeout(),
             Input::Addresses(answer) => turn.addresses(answer),
             Input::Command(command) => turn.command(command),
+            Input::Roam(ways) => turn.roam(ways),
+            Input::EspFrom(remote) => turn.esp_from(remote),
         }
         turn.pursue();
         turn.finish()

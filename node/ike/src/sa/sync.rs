@@ -220,7 +220,8 @@ impl Turn<'_, '_> {
             return;
         };
         let again = match pending.task {
-            Task::Connect | Task::Liveness => return,
+            // What MOBIKE wants to say is still to be said: that is in the record.
+            Task::Connect | Task::Liveness | Task::Mobike(_) => return,
             Task::CreateChild(offer) => vec![
                 offer
                     .replaces

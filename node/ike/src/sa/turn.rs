@@ -8,7 +8,7 @@ use crate::{
     secret::Secret,
     wire::{ExchangeType, Header, Notify, NotifyType, Payload, Protocol},
 };
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 /// How long a tombstone answers retransmissions: longer than any peer goes on repeating one request.
 const TOMBSTONE: Duration = Duration::from_secs(180);
@@ -32,6 +32,8 @@ pub(super) struct Turn<'t, 'e> {
     pub(super) effects: Vec<Effect>,
     /// Records of other SAs that this step creates.
     pub(super) created: Vec<Record>,
+    /// Where the request that is being answered arrived and came from: there its response goes (RFC 7296 §2.11).
+    pub(super) arrived: Option<(SocketAddr, SocketAddr)>,
     durability: Durability,
     revision: u64,
 }
@@ -44,6 +46,7 @@ impl<'t, 'e> Turn<'t, 'e> {
             record: record.clone(),
             effects: Vec::new(),
             created: Vec::new(),
+            arrived: None,
             durability: Durability::Nothing,
             revision: record.revision,
         }
@@ -160,7 +163,13 @@ impl<'t, 'e> Turn<'t, 'e> {
         };
         self.record.inbound.next = id.wrapping_add(1);
         self.record.inbound.last_response = Some(datagram.clone());
-        self.send(datagram);
+        let path = self.record.path;
+        let (local, remote) = self.arrived.unwrap_or((path.local, path.remote));
+        self.effects.push(Effect::Send {
+            datagram,
+            local,
+            remote,
+        });
     }
 
     /// Sends a request of ours: committed whole before it is first sent (the caller commits).
@@ -209,7 +218,11 @@ impl<'t, 'e> Turn<'t, 'e> {
                     spi_in,
                     grace: Duration::ZERO,
                 });
-                self.report(Event::ChildClosed { name, spi_in });
+                self.report(Event::ChildClosed {
+                    name,
+                    spi_in,
+                    reason,
+                });
             }
             if !vips.is_empty() {
                 self.effects

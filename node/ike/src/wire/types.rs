@@ -116,6 +116,10 @@ iana! {
         TS_UNACCEPTABLE = 38,
         /// The packet's selectors do not match the SA.
         INVALID_SELECTORS = 39,
+        /// An address update was not carried out (RFC 4555 §4.1.1).
+        UNACCEPTABLE_ADDRESSES = 40,
+        /// A NAT is on a path that must have none (RFC 4555 §4.1.2).
+        UNEXPECTED_NAT_DETECTED = 41,
         /// A collision of exchanges: try again later (RFC 7296 §2.25).
         TEMPORARY_FAILURE = 43,
         /// The Child SA that should be rekeyed or deleted does not exist.
@@ -146,8 +150,18 @@ iana! {
         NON_FIRST_FRAGMENTS_ALSO = 16395,
         /// MOBIKE (RFC 4555).
         MOBIKE_SUPPORTED = 16396,
+        /// Another IPv4 address of the sender (RFC 4555 §4.2.2).
+        ADDITIONAL_IP4_ADDRESS = 16397,
+        /// Another IPv6 address of the sender (RFC 4555 §4.2.2).
+        ADDITIONAL_IP6_ADDRESS = 16398,
+        /// The sender has no other addresses (RFC 4555 §4.2.3).
+        NO_ADDITIONAL_ADDRESSES = 16399,
+        /// From now on the addresses of this message are used (RFC 4555 §4.2.4).
+        UPDATE_SA_ADDRESSES = 16400,
         /// MOBIKE return routability (RFC 4555).
         COOKIE2 = 16401,
+        /// The addresses that the sender put into the IP header (RFC 4555 §4.2.6).
+        NO_NATS_ALLOWED = 16402,
         /// IKEv2 fragmentation (RFC 7383).
         IKEV2_FRAGMENTATION_SUPPORTED = 16430,
         /// Hash algorithms for signatures (RFC 7427).

@@ -3,7 +3,7 @@
 use crate::{
     node::{Node, gateway_of},
     shared::Shared,
-    starter::worker_for,
+    starter,
     worker::{Message, Notice, Watcher},
 };
 use evergate_ike::{
@@ -143,18 +143,9 @@ async fn start(
     child: &str,
     watcher: Watcher,
 ) -> Result<SaId, Status> {
-    let (reply, answer) = oneshot::channel();
-    let message = Message::Initiate {
-        connection: connection.to_owned(),
-        child: child.to_owned(),
-        watcher: Some(watcher),
-        reply,
-    };
-    let worker = worker_for(shared, connection).ok_or_else(stopping)?;
-    worker.send(message).await.map_err(|_| stopping())?;
-    answer
+    starter::initiate(shared, connection, child, Some(watcher))
         .await
-        .map_err(|_| stopping())?
+        .ok_or_else(stopping)?
         .map_err(|f| failed(&f))
 }
 

@@ -94,6 +94,8 @@ impl Clients {
             life_time: Duration::ZERO,
             rand_time: Duration::ZERO,
             start_action: StartAction::None,
+            close_action: StartAction::None,
+            dpd_action: StartAction::None,
             replay_window: 1024,
             copy_dscp: true,
         };
@@ -105,6 +107,7 @@ impl Clients {
             name: CONNECTION.to_owned(),
             local_addrs: vec![common.local.into()],
             remote_addrs: vec![common.remote.ip().into()],
+            remote_names: vec![],
             remote_port: common.remote.port(),
             proposals: common.proposals.clone(),
             local_id: None,
@@ -117,6 +120,9 @@ impl Clients {
             rand_time: Duration::ZERO,
             dpd_delay: Duration::ZERO,
             message_id_sync: false,
+            keyingtries: 0,
+            mobike: false,
+            return_routability: true,
             children: vec![child],
         };
         let policy = Policy {

@@ -187,23 +187,20 @@ impl<'s> Load<'s> {
     fn start(&mut self, number: u32) -> anyhow::Result<()> {
         let link = number as usize % self.links.len();
         let now = self.shared.clock.now();
+        let policy = self.clients.policy_of(number)?;
+        let remotes = policy.connections.iter().flat_map(|c| c.remote_hosts());
+        let pairs: Vec<_> = remotes.map(|remote| (self.local, remote)).collect();
         let mut env = Env {
             now,
             ivs: &self.ivs,
-            policy: self.clients.policy_of(number)?,
+            policy,
             rng: &mut SystemEntropy,
             spis: &mut self.spis,
             nat_port: self.links[link].nat_port(),
+            addresses: &[],
         };
         let port = self.links[link].ike_port();
-        let record = initiate(
-            CONNECTION,
-            CHILD,
-            Some(self.local),
-            port,
-            GatewayId(0),
-            &mut env,
-        )?;
+        let record = initiate(CONNECTION, CHILD, &pairs, port, GatewayId(0), &mut env)?;
         let id = record.id;
         self.insert(record, number, link, Stage::Connecting);
         self.busy += 1;
@@ -333,6 +330,7 @@ impl<'s> Load<'s> {
             rng: &mut SystemEntropy,
             spis: &mut self.spis,
             nat_port: self.links[client.link].nat_port(),
+            addresses: &[],
         };
         let Step { change, effects } = client.sa.step(input, &mut env);
         match change {

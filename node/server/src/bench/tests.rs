@@ -88,6 +88,8 @@ impl Responder {
             life_time: Duration::ZERO,
             rand_time: Duration::ZERO,
             start_action: StartAction::None,
+            close_action: StartAction::None,
+            dpd_action: StartAction::None,
             replay_window: 1024,
             copy_dscp: true,
         };
@@ -95,6 +97,7 @@ impl Responder {
             name: "all".into(),
             local_addrs: vec![],
             remote_addrs: vec![],
+            remote_names: vec![],
             remote_port: 500,
             proposals: default_ike(),
             local_id: Some("b.test".parse().unwrap()),
@@ -107,6 +110,9 @@ impl Responder {
             rand_time: Duration::ZERO,
             dpd_delay: Duration::ZERO,
             message_id_sync: false,
+            keyingtries: 0,
+            mobike: false,
+            return_routability: true,
             children: vec![child],
         };
         Self {
@@ -172,6 +178,7 @@ impl Responder {
             rng: &mut SystemEntropy,
             spis: &mut self.spis,
             nat_port: self.nat.local_addr().unwrap().port(),
+            addresses: &[],
         };
         if header.responder_spi == 0 {
             let secrets = CookieSecrets {

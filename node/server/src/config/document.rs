@@ -1,6 +1,6 @@
 //! The document as it is written: every key that there is, and its default.
 
-use super::values::{Auth, Named, Outer, PoolRange, Text};
+use super::values::{Auth, DpdAction, Named, Outer, PoolRange, Remote, Text};
 use evergate_ike::{
     config::StartAction,
     identity::{IdPattern, Identity},
@@ -181,7 +181,7 @@ pub(super) struct Connection {
     #[serde(default)]
     pub(super) local_addrs: Vec<Text<Outer>>,
     #[serde(default)]
-    pub(super) remote_addrs: Vec<Text<Outer>>,
+    pub(super) remote_addrs: Vec<Text<Remote>>,
     pub(super) remote_port: Option<u16>,
     pub(super) proposals: Option<Spanned<Vec<Text<IkeProposal>>>>,
     #[serde(default)]
@@ -197,9 +197,15 @@ pub(super) struct Connection {
     #[serde(default = "yes")]
     pub(super) message_id_sync: bool,
     #[serde(default)]
+    pub(super) keyingtries: u32,
+    #[serde(default = "yes")]
+    pub(super) mobike: bool,
+    #[serde(default = "yes")]
+    pub(super) return_routability: bool,
+    #[serde(default)]
     pub(super) local: Local,
     #[serde(default)]
-    pub(super) remote: Remote,
+    pub(super) remote: RemoteEnd,
     #[serde(default)]
     pub(super) children: Named<Child>,
 }
@@ -216,7 +222,7 @@ pub(super) struct Local {
 /// `[connections.NAME.remote]`: how the peer authenticates.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Remote {
+pub(super) struct RemoteEnd {
     #[serde(rename = "auth")]
     pub(super) _auth: Option<Text<Auth>>,
     pub(super) id: Option<Text<IdPattern>>,
@@ -233,6 +239,8 @@ pub(super) struct Child {
     pub(super) life_time: Option<Spanned<Text<Duration>>>,
     pub(super) rand_time: Option<Spanned<Text<Duration>>>,
     pub(super) start_action: Option<Spanned<Text<StartAction>>>,
+    pub(super) close_action: Option<Spanned<Text<StartAction>>>,
+    pub(super) dpd_action: Option<Spanned<Text<DpdAction>>>,
     pub(super) replay_window: Option<Spanned<u32>>,
     #[serde(default = "yes")]
     pub(super) copy_dscp: bool,

@@ -3,7 +3,7 @@
 use super::{
     Config, Problem, Severity,
     document::{self, Document},
-    values::{PoolRange, Text},
+    values::{PoolRange, Remote, Text},
 };
 use evergate_ike::{
     config::{ChildConfig, Connection, Policy, Pool, Retransmit, SharedSecret, StartAction},
@@ -279,12 +279,19 @@ impl Check<'_> {
         let rekey_time = c.rekey_time.map_or(Duration::from_secs(4 * 3600), |t| t.0);
         let over_time = c.over_time.map_or(rekey_time / 10, |t| t.0);
         let rand_time = self.rand_time(c.rand_time, over_time, rekey_time);
-        let remote_addrs: Vec<IpNet> = c.remote_addrs.into_iter().flat_map(|t| t.0.0).collect();
+        let (mut remote_addrs, mut remote_names) = (Vec::<IpNet>::new(), Vec::new());
+        for remote in c.remote_addrs {
+            match remote.0 {
+                Remote::Nets(nets) => remote_addrs.extend(nets),
+                Remote::Name(name) => remote_names.push(name),
+            }
+        }
         let remote_port = c.remote_port.unwrap_or(500);
         let reachable = remote_port != 0
-            && remote_addrs
-                .iter()
-                .any(|n| n.prefix_len() == n.max_prefix_len());
+            && (!remote_names.is_empty()
+                || remote_addrs
+                    .iter()
+                    .any(|n| n.prefix_len() == n.max_prefix_len()));
         if c.children.0.is_empty() {
             let what = format!(
                 "connection {:?} has no children: it carries nothing",
@@ -302,6 +309,7 @@ impl Check<'_> {
             name: name.get_ref().clone(),
             local_addrs: c.local_addrs.into_iter().flat_map(|t| t.0.0).collect(),
             remote_addrs,
+            remote_names,
             remote_port,
             proposals,
             local_id: c.local.id.map(|t| t.0),
@@ -314,6 +322,9 @@ impl Check<'_> {
             rand_time,
             dpd_delay: c.dpd_delay.map_or(Duration::ZERO, |t| t.0),
             message_id_sync: c.message_id_sync,
+            keyingtries: c.keyingtries,
+            mobike: c.mobike,
+            return_routability: c.return_routability,
             children,
         };
         if !has_secret(&connection, secrets) {
@@ -371,14 +382,13 @@ impl Check<'_> {
                 end_port: u16::MAX,
             }]
         };
-        let start_action = c.start_action.map_or(StartAction::None, |action| {
-            let value = action.get_ref().0;
-            if value == StartAction::Start && !reachable {
-                let message = "start needs a peer to go to, expected a single address in remote_addrs and a port";
-                self.error(action.span(), message);
-            }
-            value
-        });
+        let start_action = self.action(c.start_action, StartAction::None, "start", reachable);
+        // What is wanted from the start on is wanted again, unless the file says otherwise.
+        let close_action = self.action(c.close_action, start_action, "close", reachable);
+        let dpd_action = c
+            .dpd_action
+            .map(|a| Spanned::new(a.span(), Text(a.into_inner().0.0)));
+        let dpd_action = self.action(dpd_action, start_action, "dpd", reachable);
         let replay_window = c.replay_window.map_or(1024, |window| {
             if !REPLAY_WINDOW.contains(window.get_ref()) {
                 let (low, high) = (REPLAY_WINDOW.start(), REPLAY_WINDOW.end());
@@ -398,9 +408,32 @@ impl Check<'_> {
             life_time,
             rand_time,
             start_action,
+            close_action,
+            dpd_action,
             replay_window,
             copy_dscp: c.copy_dscp,
         }
+    }
+
+    /// An action that leads to initiating needs somewhere to go.
+    fn action(
+        &mut self,
+        given: Option<Spanned<Text<StartAction>>>,
+        default: StartAction,
+        what: &str,
+        reachable: bool,
+    ) -> StartAction {
+        let Some(given) = given else {
+            return default;
+        };
+        let action = given.get_ref().0;
+        if action != StartAction::None && !reachable {
+            let message = format!(
+                "{what}_action needs a peer to go to, expected a single address or a name in remote_addrs, and a port"
+            );
+            self.error(given.span(), message);
+        }
+        action
     }
 
     fn rand_time(

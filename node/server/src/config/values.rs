@@ -169,6 +169,43 @@ impl Textual for Outer {
     }
 }
 
+/// The same of a peer, which may also be a name.
+#[derive(Clone, Debug)]
+pub(super) enum Remote {
+    /// Addresses.
+    Nets(Vec<IpNet>),
+    /// A name for the system's resolver.
+    Name(String),
+}
+
+impl Textual for Remote {
+    const EXPECTED: &'static str =
+        "an IP address, a network in CIDR notation, the name of a host or \"%any\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        if let Ok(Outer(nets)) = Outer::read(text) {
+            return Ok(Self::Nets(nets));
+        }
+        // What looks like a mistyped address is none (RFC 3696 §2: a top-level domain is not all digits).
+        let label = |l: &str| {
+            (1..=63).contains(&l.len())
+                && !l.starts_with('-')
+                && !l.ends_with('-')
+                && l.chars()
+                    .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+        };
+        let name = text.strip_suffix('.').unwrap_or(text);
+        let last = name.rsplit('.').next().unwrap_or_default();
+        let good = name.len() <= 253
+            && name.split('.').all(label)
+            && !last.chars().all(|c| c.is_ascii_digit());
+        match good {
+            true => Ok(Self::Name(text.to_owned())),
+            false => Err(format!("{text:?} is neither an address nor a name")),
+        }
+    }
+}
+
 impl Textual for IkeProposal {
     const EXPECTED: &'static str = "an IKE proposal such as \"aes256gcm16-prfsha384-x25519\"";
 
@@ -233,13 +270,31 @@ impl Textual for Auth {
 }
 
 impl Textual for StartAction {
-    const EXPECTED: &'static str = "\"none\" or \"start\"";
+    const EXPECTED: &'static str = "\"none\", \"trap\" or \"start\"";
 
     fn read(text: &str) -> Result<Self, String> {
         match text {
             "none" => Ok(Self::None),
+            "trap" => Ok(Self::Trap),
             "start" => Ok(Self::Start),
             _ => Err(format!("{text:?} is not a start action")),
+        }
+    }
+}
+
+/// What to do when a peer is silent, in swanctl's words.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct DpdAction(pub(super) StartAction);
+
+impl Textual for DpdAction {
+    const EXPECTED: &'static str = "\"clear\", \"trap\" or \"restart\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        match text {
+            "clear" | "none" => Ok(Self(StartAction::None)),
+            "trap" => Ok(Self(StartAction::Trap)),
+            "restart" | "start" => Ok(Self(StartAction::Start)),
+            _ => Err(format!("{text:?} is no action for silent peers")),
         }
     }
 }

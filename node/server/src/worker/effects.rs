@@ -72,6 +72,7 @@ impl Worker {
                 }
             }
             Effect::Ask(question) => self.ask(id, question),
+            Effect::FindWays => self.roam(id),
             Effect::Forget => self.forget(id),
             Effect::Report(event) => self.happened(id, &event),
         }
@@ -115,6 +116,12 @@ impl Worker {
         };
         super::report::report(&self.shared, slot.sa.record(), event);
         slot.tell(Some(event));
+        if let Event::ChildClosed { name, reason, .. } = event {
+            let connection = slot.sa.record().connection.clone();
+            self.shared
+                .wishes
+                .ended((connection, name.clone()), *reason);
+        }
         if let Event::IkeRekeyed { by } = event {
             let watchers = slot.take_watchers();
             if let Some(successor) = self.slots.get_mut(by) {
@@ -138,8 +145,9 @@ impl Worker {
         if let Phase::Established(e) = &record.phase {
             self.assign(record.id, &e.our_vips);
         }
+        let path = record.children_path();
         for child in record.children() {
-            let done = children::install(&self.shared, child, &record.path, &record.connection);
+            let done = children::install(&self.shared, child, &path, &record.connection);
             self.plane_said(record.id, "install", child.spi_in, done);
         }
     }

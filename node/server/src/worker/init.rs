@@ -8,16 +8,14 @@ use super::{
 };
 use crate::{counters::IkeDrop, drills};
 use evergate_ike::{
-    config::Policy,
-    record::{GatewayId, Phase, Record, SaId},
+    record::{Phase, Record, SaId},
     sa::{Effect, Env, Failure, IkeSa, InitAnswer, answer_init, initiate},
     wire::{ExchangeType, Header},
 };
 use evergate_state::Command;
 use futures::FutureExt;
-use ipnet::IpNet;
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Instant,
 };
@@ -53,6 +51,7 @@ impl Worker {
             }
         };
         let policy = shared.policy.load_full();
+        let addresses = shared.outer_addresses(&policy);
         let cookies = shared.cookies.load_full();
         let mut env = Env {
             now: shared.clock.now(),
@@ -61,6 +60,7 @@ impl Worker {
             rng: &mut self.rng,
             spis: &mut self.spis,
             nat_port: shared.ports.nat,
+            addresses: &addresses,
         };
         let answer = answer_init(
             bytes,
@@ -153,13 +153,13 @@ impl Worker {
         &mut self,
         connection: &str,
         child: &str,
+        pairs: &[(IpAddr, IpAddr)],
         watcher: Option<Watcher>,
         reply: oneshot::Sender<Result<SaId, Failure>>,
     ) {
         let shared = Arc::clone(&self.shared);
         let policy = shared.policy.load_full();
-        let local = gateway_address(&policy, connection, shared.gateway)
-            .or_else(|| own_address(&policy, connection));
+        let addresses = shared.outer_addresses(&policy);
         let mut env = Env {
             now: shared.clock.now(),
             ivs: &shared.ivs,
@@ -167,11 +167,12 @@ impl Worker {
             rng: &mut self.rng,
             spis: &mut self.spis,
             nat_port: shared.ports.nat,
+            addresses: &addresses,
         };
         let started = initiate(
             connection,
             child,
-            local,
+            pairs,
             shared.ports.ike,
             shared.gateway,
             &mut env,
@@ -197,31 +198,4 @@ impl Worker {
         self.propose_new(slot, record, Vec::new());
         let _ = reply.send(Ok(id));
     }
-}
-
-/// The outer address of the virtual gateway for the peer of a connection, if it has one.
-fn gateway_address(policy: &Policy, connection: &str, gateway: GatewayId) -> Option<IpAddr> {
-    let connection = policy.connection(connection)?;
-    let remote = connection.remote_host()?;
-    let config = policy.gateways.iter().find(|g| g.id == gateway)?;
-    let mut fitting = config
-        .outer
-        .iter()
-        .map(IpNet::addr)
-        .filter(|a| a.is_ipv4() == remote.is_ipv4());
-    let named = |a: &IpAddr| connection.local_addrs.iter().any(|l| l.contains(a));
-    fitting.clone().find(named).or_else(|| fitting.next())
-}
-
-/// The address from which this host reaches the peer of a connection, where the connection does not say it.
-fn own_address(policy: &Policy, connection: &str) -> Option<IpAddr> {
-    let remote = policy.connection(connection)?.remote_host()?;
-    let any: IpAddr = match remote {
-        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    // Nothing is sent: the kernel only chooses the source address.
-    let socket = UdpSocket::bind((any, 0)).ok()?;
-    socket.connect((remote, 500)).ok()?;
-    socket.local_addr().ok().map(|a| a.ip())
 }

@@ -8,6 +8,7 @@ mod effects;
 mod init;
 mod limits;
 mod report;
+mod roam;
 mod slot;
 mod spis;
 #[cfg(test)]
@@ -30,7 +31,7 @@ use slot::{Queued, Slot};
 use spis::Spis;
 use std::{
     collections::{BTreeSet, HashMap},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -83,6 +84,8 @@ pub(crate) enum Message {
         connection: String,
         /// The child.
         child: String,
+        /// Addresses of ours and of the peer, in the order in which they are tried.
+        pairs: Vec<(IpAddr, IpAddr)>,
         /// Who wants to know what happens to it.
         watcher: Option<Watcher>,
         /// Gets its name once its first message is committed.
@@ -103,6 +106,15 @@ pub(crate) enum Message {
     Admit(Box<Record>),
     /// The policy is another: timers may be as well.
     PolicyChanged,
+    /// Addresses or routes of this host are others.
+    NetworkChanged,
+    /// The newest authentic ESP packet of an SA's peer came from elsewhere.
+    EspFrom {
+        /// The SA.
+        sa: SaId,
+        /// Where it came from.
+        remote: SocketAddr,
+    },
 }
 
 /// One worker.
@@ -153,6 +165,8 @@ impl Worker {
         let shared = Arc::clone(&self.shared);
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Since its predecessor looked, this host may have got other addresses; or it is another host.
+        self.roam_all();
         loop {
             let wake = self.timers.next().map(|at| shared.clock.instant_of(at));
             tokio::select! {
@@ -229,9 +243,10 @@ impl Worker {
             Message::Initiate {
                 connection,
                 child,
+                pairs,
                 watcher,
                 reply,
-            } => self.initiate(&connection, &child, watcher, reply),
+            } => self.initiate(&connection, &child, &pairs, watcher, reply),
             Message::Command {
                 sa,
                 command,
@@ -255,7 +270,10 @@ impl Worker {
                 for sa in all {
                     self.reschedule(sa);
                 }
+                self.roam_all();
             }
+            Message::NetworkChanged => self.roam_all(),
+            Message::EspFrom { sa, remote } => self.feed(sa, Queued::EspFrom(remote)),
         }
     }
 
@@ -299,6 +317,7 @@ impl Worker {
     fn step(&mut self, id: SaId, input: Input<'_>) {
         let shared = Arc::clone(&self.shared);
         let policy = shared.policy.load_full();
+        let addresses = shared.outer_addresses(&policy);
         let Some(slot) = self.slots.get_mut(&id) else {
             return;
         };
@@ -309,6 +328,7 @@ impl Worker {
             rng: &mut self.rng,
             spis: &mut self.spis,
             nat_port: shared.ports.nat,
+            addresses: &addresses,
         };
         let step = slot.sa.step(input, &mut env);
         match step.change {

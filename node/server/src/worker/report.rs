@@ -35,9 +35,14 @@ pub(super) fn report(shared: &Shared, record: &Record, event: &Event) {
                 }
             }
         }
-        Event::ChildClosed { name, spi_in } => {
+        Event::ChildClosed {
+            name,
+            spi_in,
+            reason,
+        } => {
+            let reason = reason_name(*reason);
             let spi_in = format_args!("{spi_in:08x}");
-            info!(event = "child-closed", %sa, connection, %peer, child = name, spi_in, "Child SA closed");
+            info!(event = "child-closed", %sa, connection, %peer, child = name, spi_in, reason, "Child SA closed");
         }
         Event::IkeRekeyed { by } => {
             info!(event = "ike-rekeyed", %sa, connection, %peer, %by, "IKE SA rekeyed")
@@ -49,6 +54,12 @@ pub(super) fn report(shared: &Shared, record: &Record, event: &Event) {
         }
         Event::PeerMoved { to } => {
             info!(event = "peer-moved", %sa, connection, %peer, %to, "the peer's address changed")
+        }
+        Event::NextAddress { from, to, why } => {
+            info!(event = "next-address", %sa, connection, %from, %to, "trying the peer at {to}: {why}")
+        }
+        Event::Moved { local, remote } => {
+            info!(event = "moved", %sa, connection, %local, %remote, "we use other addresses for this IKE SA")
         }
         Event::Ignored { what } => {
             shared.drops.count(IkeDrop::Ignored);

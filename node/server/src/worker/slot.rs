@@ -4,7 +4,7 @@ use super::limits::Permit;
 use evergate_ike::{
     env::UnixMillis,
     record::{Phase, Record, SaId},
-    sa::{self, Effect, Event, IkeSa, Input, NoAddress},
+    sa::{self, Effect, Event, IkeSa, Input, NoAddress, Ways},
     wire::ExchangeType,
 };
 use std::{
@@ -42,6 +42,8 @@ pub(super) enum Queued {
     },
     Addresses(Result<Vec<IpAddr>, NoAddress>),
     Command(sa::Command),
+    Roam(Ways),
+    EspFrom(SocketAddr),
 }
 
 impl Queued {
@@ -58,6 +60,8 @@ impl Queued {
             },
             Self::Addresses(answer) => Input::Addresses(answer.clone()),
             Self::Command(command) => Input::Command(command.clone()),
+            Self::Roam(ways) => Input::Roam(ways.clone()),
+            Self::EspFrom(remote) => Input::EspFrom(*remote),
         }
     }
 }

@@ -140,6 +140,7 @@ fn established(
         rival: None,
         sync_request: None,
         sync_answer: None,
+        mobike: None,
         replaced_by: None,
     }));
     record(id, revision, phase)

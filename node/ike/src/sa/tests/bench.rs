@@ -4,7 +4,7 @@ use crate::{
     config::{ChildConfig, Connection, Policy, SharedSecret, StartAction},
     env::{Entropy, UnixMillis},
     identity::{IdPattern, Identity},
-    record::{Child, GatewayId, Phase, Record, SaId},
+    record::{Child, GatewayId, Path, Phase, Record, SaId},
     sa::{
         Change, Command, CookieSecrets, Effect, Env, Event, IkeSa, InitAnswer, Input, IvCounter,
         SpiSource, answer_init, initiate,
@@ -14,7 +14,7 @@ use crate::{
 };
 use std::{
     collections::{BTreeMap, VecDeque},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
@@ -50,8 +50,18 @@ pub(super) struct End {
     pub(super) committed: BTreeMap<SaId, Record>,
     /// Whether harmless exchanges are replicated in time.
     pub(super) lazy: bool,
+    /// Outer addresses that it has besides `address`.
+    pub(super) addresses: Vec<IpAddr>,
+    /// The source that others see instead of ours: a NAT.
+    pub(super) nat: Option<SocketAddr>,
+    /// From where to where each message was sent.
+    paths: BTreeMap<Vec<u8>, (SocketAddr, SocketAddr)>,
     /// The data plane: Child SAs by our SPI.
     pub(super) plane: BTreeMap<u32, Child>,
+    /// Their outer addresses.
+    pub(super) plane_paths: BTreeMap<u32, Path>,
+    /// It was asked for other ways to the peer.
+    pub(super) ways_wanted: u32,
     pub(super) events: Vec<Event>,
     rng: TestRng,
     epoch: u32,
@@ -68,7 +78,12 @@ impl End {
             sas: BTreeMap::new(),
             committed: BTreeMap::new(),
             lazy: true,
+            addresses: Vec::new(),
+            nat: None,
+            paths: BTreeMap::new(),
             plane: BTreeMap::new(),
+            plane_paths: BTreeMap::new(),
+            ways_wanted: 0,
             events: Vec::new(),
             rng: TestRng(seed),
             epoch: 1,
@@ -102,6 +117,8 @@ impl End {
         for record in self.committed.values() {
             for child in record.children() {
                 self.plane.insert(child.spi_in, child.clone());
+                self.plane_paths
+                    .insert(child.spi_in, record.children_path());
             }
             self.sas
                 .insert(record.id, IkeSa::resume(record.clone(), now));
@@ -172,11 +189,26 @@ impl Pair {
 
     /// `a` initiates.
     pub(super) fn start(&mut self) {
+        self.start_at("192.0.2.1".parse().unwrap());
+    }
+
+    /// `a` initiates from this address.
+    pub(super) fn start_from(&mut self, local: &str) {
+        self.start_at(local.parse().unwrap());
+    }
+
+    fn start_at(&mut self, local: IpAddr) {
+        let pairs = [(local, self.b.address.ip())];
+        self.start_with(&pairs);
+    }
+
+    /// `a` initiates, and tries these pairs of addresses.
+    pub(super) fn start_with(&mut self, pairs: &[(IpAddr, IpAddr)]) {
         let now = self.now;
         let record = self
             .a
             .with_env(now, |env| {
-                initiate("c", "net", None, 500, GatewayId(0), env)
+                initiate("c", "net", pairs, 500, GatewayId(0), env)
             })
             .unwrap();
         self.a.committed.insert(record.id, record.clone());
@@ -212,12 +244,20 @@ impl Pair {
     /// Delivers one message and lets the receiver act on it.
     pub(super) fn deliver(&mut self, packet: &Packet) {
         let now = self.now;
-        let (from, to) = (
-            self.end(!packet.to_b).address,
-            self.end(packet.to_b).address,
-        );
+        let sender = self.end(!packet.to_b);
+        let (mut from, to) = match sender.paths.get(&packet.bytes) {
+            Some(path) => *path,
+            None => (sender.address, self.end(packet.to_b).address),
+        };
+        from = self.end(!packet.to_b).nat.unwrap_or(from);
         let end = self.end(packet.to_b);
-        if end.dead {
+        let to = match end.nat {
+            Some(nat) if nat == to => end.address,
+            Some(_) => return, // no such mapping
+            None => to,
+        };
+        let here = to.ip() == end.address.ip() || end.addresses.contains(&to.ip());
+        if end.dead || !here {
             return;
         }
         let h = Header::parse(&packet.bytes).unwrap();
@@ -227,7 +267,11 @@ impl Pair {
             h.initiator_spi
         };
         let out = if spi == 0 {
-            end.answer_init(&packet.bytes, (to, from), now)
+            let out = end.answer_init(&packet.bytes, (to, from), now);
+            for bytes in &out {
+                end.paths.insert(bytes.clone(), (to, from));
+            }
+            out
         } else {
             let input = Input::Datagram {
                 bytes: &packet.bytes,
@@ -273,6 +317,37 @@ impl Pair {
         for bytes in end.step(id, Input::Command(command), now) {
             self.transmit(b, bytes);
         }
+    }
+
+    /// An input to one end's established SA; nothing is delivered.
+    pub(super) fn input(&mut self, b: bool, input: Input<'_>) {
+        let now = self.now;
+        let end = self.end(b);
+        let id = end.established().id;
+        for bytes in end.step(id, input, now) {
+            self.transmit(b, bytes);
+        }
+    }
+
+    /// Wakes both ends if they want to be woken by then; nothing is delivered.
+    pub(super) fn wake(&mut self, until: UnixMillis) {
+        for b in [false, true] {
+            while let Some((at, id)) = self.end(b).next_timeout().filter(|(at, _)| *at <= until) {
+                let now = self.now.max(at);
+                for bytes in self.end(b).step(id, Input::Timeout, now) {
+                    self.transmit(b, bytes);
+                }
+            }
+        }
+    }
+
+    /// How many messages of `a` went to an address.
+    pub(super) fn sent_to(&self, address: IpAddr) -> usize {
+        let to = |p: &&Packet| {
+            let path = self.a.paths.get(&p.bytes);
+            path.is_some_and(|(_, remote)| remote.ip() == address)
+        };
+        self.sent.iter().filter(|p| p.to_b).filter(to).count()
     }
 
     /// Lets time pass, waking both ends when they want to be woken, delivering everything at once.
@@ -350,6 +425,7 @@ impl End {
             rng: &mut self.rng,
             spis: &mut Spis,
             nat_port: 4500,
+            addresses: &self.addresses,
         };
         f(&mut env)
     }
@@ -416,10 +492,24 @@ impl End {
         let mut out = Vec::new();
         for effect in effects {
             match effect {
-                Effect::Send { datagram, .. } => out.push(datagram),
-                Effect::InstallChild { child, .. } => {
+                Effect::Send {
+                    datagram,
+                    local,
+                    remote,
+                } => {
+                    self.paths.insert(datagram.clone(), (local, remote));
+                    out.push(datagram);
+                }
+                Effect::InstallChild { child, path, .. } => {
+                    self.plane_paths.insert(child.spi_in, path);
                     self.plane.insert(child.spi_in, *child);
                 }
+                Effect::MoveChildren { spis_in, path } => {
+                    for spi in spis_in {
+                        self.plane_paths.insert(spi, path);
+                    }
+                }
+                Effect::FindWays => self.ways_wanted += 1,
                 Effect::RemoveChild { spi_in, .. } => {
                     self.plane.remove(&spi_in);
                 }
@@ -453,6 +543,7 @@ fn policy(local: &str, remote: &str, n: u8) -> Policy {
             name: "c".into(),
             local_addrs: vec![format!("192.0.2.{n}/32").parse().unwrap()],
             remote_addrs: vec![format!("192.0.2.{other}/32").parse().unwrap()],
+            remote_names: vec![],
             remote_port: 500,
             proposals: vec!["aes256gcm16-prfsha384-x25519-ecp256".parse().unwrap()],
             local_id: Some(local.parse::<Identity>().unwrap()),
@@ -465,6 +556,9 @@ fn policy(local: &str, remote: &str, n: u8) -> Policy {
             rand_time: Duration::ZERO,
             dpd_delay: Duration::ZERO,
             message_id_sync: false,
+            keyingtries: 0,
+            mobike: false,
+            return_routability: true,
             children: vec![ChildConfig {
                 name: "net".into(),
                 local_ts: ts(n),
@@ -474,6 +568,8 @@ fn policy(local: &str, remote: &str, n: u8) -> Policy {
                 life_time: Duration::ZERO,
                 rand_time: Duration::ZERO,
                 start_action: StartAction::None,
+                close_action: StartAction::None,
+                dpd_action: StartAction::None,
                 replay_window: 1024,
                 copy_dscp: true,
             }],

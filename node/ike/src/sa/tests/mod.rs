@@ -3,4 +3,6 @@
 mod basics;
 mod bench;
 mod collisions;
+mod initiation;
+mod mobike;
 mod takeover;

@@ -81,6 +81,11 @@ fn wrong_values_are_refused_where_they_stand() {
             "\"host\" is no address (names are not resolved), expected an IP",
         ),
         (
+            "remote_addrs = ['peer.example', '192.0.2.300']",
+            33,
+            "\"192.0.2.300\" is neither an address nor a name, expected an IP address, a network",
+        ),
+        (
             "vips = ['x']",
             9,
             "\"x\" is not an IP address, expected an IP address",
@@ -144,14 +149,24 @@ fn wrong_values_of_children_are_refused_where_they_stand() {
         ),
         ("esp_proposals = ['prfsha384']", 18, "\"prfsha384\": "),
         (
-            "start_action = 'trap'",
+            "start_action = 'route'",
             16,
-            "\"trap\" is not a start action, expected \"none\" or \"start\"",
+            "\"route\" is not a start action, expected \"none\", \"trap\" or \"start\"",
+        ),
+        (
+            "dpd_action = 'hold'",
+            14,
+            "\"hold\" is no action for silent peers, expected \"clear\", \"trap\" or \"restart\"",
+        ),
+        (
+            "close_action = 'trap'",
+            16,
+            "close_action needs a peer to go to, expected a single address or a name in remote_addrs",
         ),
         (
             "start_action = 'start'",
             16,
-            "start needs a peer to go to, expected a single address in remote_addrs",
+            "start_action needs a peer to go to, expected a single address or a name in remote_addrs",
         ),
         (
             "replay_window = 1",

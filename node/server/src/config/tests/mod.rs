@@ -215,6 +215,40 @@ fn defaults_are_those_of_swanctl() {
 }
 
 #[test]
+fn peers_have_names_and_actions_follow_the_start_unless_they_are_given() {
+    let config = |child: &str| {
+        let text = format!(
+            "[connections.c]\nremote_addrs = ['192.0.2.1', 'branch.example', 'b2.example.']\nkeyingtries = 3\n[connections.c.children.x]\n{child}"
+        );
+        good(&text).policy.connections.remove(0)
+    };
+    let c = config("");
+    assert_eq!(c.remote_names, ["branch.example", "b2.example."]);
+    assert_eq!(c.remote_addrs, ["192.0.2.1/32".parse().unwrap()]);
+    assert_eq!(c.keyingtries, 3);
+    assert!(c.mobike && c.return_routability);
+    assert!(
+        c.covers("192.0.2.2".parse().unwrap(), "203.0.113.5".parse().unwrap()),
+        "what a name stands for is anybody's guess"
+    );
+    let actions = |child: &str| {
+        let child = config(child).children.remove(0);
+        (child.start_action, child.close_action, child.dpd_action)
+    };
+    let (none, trap, start) = (StartAction::None, StartAction::Trap, StartAction::Start);
+    assert_eq!(actions(""), (none, none, none));
+    assert_eq!(actions("start_action = 'start'"), (start, start, start));
+    assert_eq!(actions("start_action = 'trap'"), (trap, trap, trap));
+    let all = "start_action = 'start'\nclose_action = 'none'\ndpd_action = 'trap'";
+    assert_eq!(actions(all), (start, none, trap));
+    assert_eq!(actions("dpd_action = 'restart'"), (none, none, start));
+    assert_eq!(
+        actions("start_action = 'trap'\ndpd_action = 'clear'"),
+        (trap, trap, none)
+    );
+}
+
+#[test]
 fn what_is_probably_not_meant_is_a_warning() {
     let warnings = |text: &str| -> Vec<String> {
         good(text)

@@ -189,6 +189,9 @@ impl DataPlane for Plane {
     fn resume(&self, _: &[IpAddr], _: &Arc<Hold>) {}
     fn feed(&self, _: Vec<Packet>) {}
     fn lost_in_handover(&self, _: usize) {}
+    fn source_to(&self, from: Option<IpAddr>, _: IpAddr) -> Option<IpAddr> {
+        from
+    }
     fn shutdown(&self) {}
 }
 
@@ -243,6 +246,7 @@ impl Host {
                 ike: 500,
                 nat: 4500,
             },
+            addresses: vec![address.parse().unwrap()],
             limits: config.limits,
             workers: 3,
             membership: None,
@@ -250,7 +254,7 @@ impl Host {
         let shared = Shared::new(&node, GATEWAY, epoch, Gate::default());
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         gateway::serve(&shared, &stop, &tasks);
-        gateway::serve_process(&node, events, &stop, &stop, &tasks);
+        gateway::serve_process(&node, events, "evergate0", &stop, &stop, &tasks);
         Self {
             shared,
             plane,

@@ -295,6 +295,7 @@ async fn first_message(net: &Arc<Net>, remote: &'static str) -> (SocketAddr, Soc
     let message = super::Message::Initiate {
         connection: "c".into(),
         child: "x".into(),
+        pairs: vec![(remote.parse().unwrap(), B.parse().unwrap())],
         watcher: None,
         reply,
     };
