@@ -247,7 +247,7 @@ fn other_version(service: &Shared, bytes: &[u8], local: SocketAddr, remote: Sock
         remote,
         &"a request of another major version",
     );
-    service.answer_stray(bytes, local, remote);
+    service.answer_stray(bytes, local, remote, || false);
 }
 
 /// Reserves more sequence numbers for a Child SA.

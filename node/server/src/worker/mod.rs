@@ -279,7 +279,9 @@ impl Worker {
 
     fn datagram(&mut self, sa: SaId, bytes: Vec<u8>, local: SocketAddr, remote: SocketAddr) {
         if !self.slots.contains_key(&sa) {
-            self.shared.answer_stray(&bytes, local, remote);
+            // The peer may know the SA of a rekey sooner than its record is committed here.
+            let coming = || self.slots.values().any(|slot| slot.is_making(sa));
+            self.shared.answer_stray(&bytes, local, remote, coming);
             return self.shared.dropped(
                 IkeDrop::UnknownSpi,
                 local,

@@ -4,7 +4,7 @@ mod lab;
 
 use crate::admin::operations::{initiate, rekey, terminate};
 use evergate_ike::{
-    record::Phase,
+    record::{Phase, Record, SaId},
     sa,
     wire::{ExchangeType, Header, Message, NotifyType, Payload},
 };
@@ -163,8 +163,8 @@ async fn nothing_leaves_before_it_is_committed() {
     assert_eq!(seen.load(Ordering::Relaxed), 1 + 2 + 4 + 2);
 }
 
-fn sa_id(spi: u64) -> evergate_ike::record::SaId {
-    evergate_ike::record::SaId(spi)
+fn sa_id(spi: u64) -> SaId {
+    SaId(spi)
 }
 
 #[tokio::test]
@@ -477,6 +477,25 @@ async fn another_version_is_answered_with_ours() {
     );
     let header = Header::parse(&answers[0]).unwrap();
     assert!(header.is_response && header.initiator_spi.to_be_bytes() == future[..8]);
+}
+
+#[tokio::test]
+async fn an_sa_that_is_being_made_is_no_stranger() {
+    use super::slot::{Committing, Slot};
+    let (_net, a, _b) = tunnel().await;
+    let old = a
+        .shared
+        .read(|state| Record::clone(state.sas().next().unwrap()));
+    let mut new = old.clone();
+    new.id = SaId(old.id.0 ^ 1);
+    let mut slot = Slot::new(sa::IkeSa::created(old.clone(), a.shared.clock.now()));
+    assert!(!slot.is_making(new.id));
+    slot.committing = Some(Committing {
+        records: vec![Arc::new(old), Arc::new(new.clone())],
+        effects: Vec::new(),
+        exchange: None,
+    });
+    assert!(slot.is_making(new.id));
 }
 
 #[tokio::test]
