@@ -3,7 +3,7 @@
 //! All methods return quickly: none waits for the network, a peer or the log. They may be called from any thread. A Child SA is named
 //! by its inbound SPI, which is unique in the cluster.
 
-use crate::{Cipher, Gate, Hold, Packet, Selector};
+use crate::{Cipher, Encryption, Gate, Hold, Packet, Selector};
 use ipnet::IpNet;
 use std::{
     fmt,
@@ -161,8 +161,8 @@ pub trait DataPlane: Send + Sync {
 pub struct Capabilities {
     /// Name of the implementation, as in the configuration.
     pub name: &'static str,
-    /// Ciphers.
-    pub ciphers: &'static [Cipher],
+    /// Encryption algorithms, each with every key length and integrity algorithm.
+    pub encryption: &'static [Encryption],
     /// Extended sequence numbers (RFC 4303 §2.2.1).
     pub esn: bool,
     /// Largest anti-replay window, in packets.

@@ -33,7 +33,7 @@ pub use contract::{
     Protected, Totals,
 };
 pub use deadman::{DeadMan, DeadManConfig};
-pub use evergate_esp::{Cipher, Selector};
+pub use evergate_esp::{Cipher, Encryption, Integrity, Selector};
 pub use gate::{Gate, boot_time};
 pub use hold::{Datagram, DatagramKind, Hold, Packet};
 pub use local::{host_addresses, local_address_within};

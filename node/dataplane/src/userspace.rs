@@ -1,7 +1,7 @@
 //! The plane in user space: a TUN device, sockets, and two threads between them.
 
 use crate::{
-    Capabilities, ChildSa, ChildStats, Cipher, DataPlane, DropReason, Hold, Outer, Packet,
+    Capabilities, ChildSa, ChildStats, DataPlane, DropReason, Encryption, Hold, Outer, Packet,
     PlaneError, PlaneEvent, Protected, Totals, UserspaceConfig,
     child::Tables,
     counters::{Control, Events, Traffic},
@@ -31,10 +31,19 @@ use std::{
 };
 use tokio::sync::mpsc;
 
-static CIPHERS: &[Cipher] = &[
-    Cipher::AesGcm16 { key_bits: 128 },
-    Cipher::AesGcm16 { key_bits: 256 },
-    Cipher::ChaCha20Poly1305,
+static ENCRYPTION: &[Encryption] = &[
+    Encryption::AesGcm16 { key_bits: 256 },
+    Encryption::AesGcm12 { key_bits: 256 },
+    Encryption::AesGcm8 { key_bits: 256 },
+    Encryption::AesCcm16 { key_bits: 256 },
+    Encryption::AesCcm12 { key_bits: 256 },
+    Encryption::AesCcm8 { key_bits: 256 },
+    Encryption::ChaCha20Poly1305,
+    Encryption::AesGcm16Iiv { key_bits: 256 },
+    Encryption::AesCcm8Iiv { key_bits: 256 },
+    Encryption::ChaCha20Poly1305Iiv,
+    Encryption::AesCtr { key_bits: 256 },
+    Encryption::AesCbc { key_bits: 256 },
 ];
 
 /// The plane in user space: a TUN device and sockets.
@@ -149,7 +158,7 @@ impl DataPlane for Userspace {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             name: "userspace",
-            ciphers: CIPHERS,
+            encryption: ENCRYPTION,
             esn: true,
             max_replay_window: u32::try_from(ReplayWindow::MAX_SIZE).unwrap_or(u32::MAX),
             udp_encapsulation: true,

@@ -1,8 +1,8 @@
 //! Inbound SAs: opening (RFC 4303 §3.4), and their look-up.
 
 use crate::{
-    HEADROOM, ICV_LEN, Key, ReplayWindow, Replayed, Selectors, outbound::Aad,
-    packet::PacketSelectors, protocol,
+    ESP_HEADER_LEN, Key, ReplayWindow, Replayed, Selectors, outbound::Aad, packet::PacketSelectors,
+    protocol,
 };
 use std::{
     collections::HashMap,
@@ -158,22 +158,28 @@ impl InboundSa {
     }
 
     fn open_uncounted(&self, packet: &mut [u8]) -> Result<Opened, OpenError> {
+        let cipher = self.key.cipher();
         let parsed = Parsed::new(packet).filter(|parsed| parsed.spi == self.spi);
         let parsed = parsed.ok_or(OpenError::Malformed)?;
+        let head_len = ESP_HEADER_LEN + cipher.iv_len();
+        let text_len = packet.len().checked_sub(head_len + cipher.icv_len());
+        let text_len = text_len.ok_or(OpenError::Malformed)?;
+        if text_len < 2 || !text_len.is_multiple_of(cipher.block()) {
+            return Err(OpenError::Malformed);
+        }
         let seq = self.check(parsed.low)?;
         let aad = Aad::new(self.spi, seq, self.esn);
-        let sealed = &mut packet[HEADROOM..];
+        let (header, rest) = packet.split_at_mut(ESP_HEADER_LEN);
+        let (iv, sealed) = rest.split_at_mut(cipher.iv_len());
         self.key
-            .open(parsed.iv, aad.bytes(), sealed)
+            .open(seq, &aad.associated(header), iv, sealed)
             .map_err(|_| OpenError::Integrity)?;
         // Opening took no lock, so that a copy may have been faster: the window decides again.
         self.window().update(seq)?;
-        let text_end = packet.len() - ICV_LEN;
-        let (payload_len, next_header) =
-            strip(&packet[HEADROOM..text_end]).ok_or(OpenError::Padding)?;
+        let (payload_len, next_header) = strip(&sealed[..text_len]).ok_or(OpenError::Padding)?;
         Ok(Opened {
             next_header,
-            payload: HEADROOM..HEADROOM + payload_len,
+            payload: head_len..head_len + payload_len,
             seq,
         })
     }
@@ -213,23 +219,19 @@ impl Counters {
     }
 }
 
-/// What stands before the ciphertext.
+/// The ESP header.
 struct Parsed {
     spi: u32,
     low: u32,
-    iv: [u8; 8],
 }
 
 impl Parsed {
     fn new(packet: &[u8]) -> Option<Self> {
         let (spi, rest) = packet.split_first_chunk()?;
-        let (low, rest) = rest.split_first_chunk()?;
-        let (iv, sealed) = rest.split_first_chunk()?;
-        let long_enough = sealed.len() >= 2 + ICV_LEN;
-        long_enough.then_some(Self {
+        let (low, _) = rest.split_first_chunk()?;
+        Some(Self {
             spi: u32::from_be_bytes(*spi),
             low: u32::from_be_bytes(*low),
-            iv: *iv,
         })
     }
 }

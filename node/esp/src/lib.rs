@@ -3,11 +3,10 @@
 //! Outbound: [`packet::parse`] → [`Spd::lookup`] → [`OutboundSa::next_seq`] → [`OutboundSa::seal`].
 //! Inbound: [`spi_of`] → [`Sad::get`] → [`InboundSa::open`] → [`tunnel::decapsulate`] → [`InboundSa::admits`].
 //!
-//! The initialisation vector is the sequence number and nothing else, and sequence numbers come only out of
+//! The initialisation vector is a function of key and sequence number and nothing else, and sequence numbers come only out of
 //! reserved ranges, so that two members that hold disjoint ranges can never use one twice.
 
 mod checksum;
-mod cipher;
 pub mod fragment;
 pub mod icmp;
 mod inbound;
@@ -22,7 +21,7 @@ mod spd;
 pub mod tunnel;
 pub mod udp;
 
-pub use cipher::*;
+pub use evergate_crypto::{Cipher, Encryption, Integrity, Key, KeyError, MAX_ICV_LEN, MAX_IV_LEN};
 pub use inbound::*;
 pub use outbound::*;
 pub use replay::*;
@@ -32,14 +31,15 @@ pub use spd::*;
 
 /// Length of the ESP header, SPI and low half of the sequence number, in bytes.
 pub const ESP_HEADER_LEN: usize = 8;
-/// Length of the explicit IV of every cipher that we know, in bytes.
-pub const IV_LEN: usize = 8;
-/// Length of the integrity check value of every cipher that we know, in bytes.
-pub const ICV_LEN: usize = 16;
-/// Free bytes that [`OutboundSa::seal`] needs before the inner packet.
-pub const HEADROOM: usize = ESP_HEADER_LEN + IV_LEN;
+/// Free bytes that [`OutboundSa::seal`] needs at most before the inner packet: header and IV.
+pub const HEADROOM: usize = ESP_HEADER_LEN + MAX_IV_LEN;
 /// Free bytes that [`OutboundSa::seal`] needs at most behind the inner packet: padding, Pad Length, Next Header, ICV.
-pub const TAILROOM: usize = 3 + 2 + ICV_LEN;
+pub const TAILROOM: usize = evergate_crypto::MAX_BLOCK - 1 + 2 + MAX_ICV_LEN;
+
+/// What payload, padding, Pad Length and Next Header together are a multiple of: words at least (RFC 4303 §2.4).
+const fn alignment(block: usize) -> usize {
+    if block > 4 { block } else { 4 }
+}
 
 /// IP protocol numbers that ESP deals with.
 pub mod protocol {

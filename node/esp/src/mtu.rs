@@ -1,6 +1,6 @@
 //! What fits into one ESP packet.
 
-use crate::{Cipher, ESP_HEADER_LEN};
+use crate::{Cipher, ESP_HEADER_LEN, alignment};
 
 /// The family of the outer header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,29 +30,41 @@ pub fn max_inner(path_mtu: usize, cipher: Cipher, outer: Family, udp: bool) -> u
         + cipher.iv_len()
         + cipher.icv_len();
     let room = path_mtu.saturating_sub(fixed);
-    // Payload, padding, Pad Length and Next Header fill whole words (RFC 4303 §2.4).
-    (room & !3).saturating_sub(2)
+    // Payload, padding, Pad Length and Next Header fill whole words or blocks (RFC 4303 §2.4).
+    (room - room % alignment(cipher.block())).saturating_sub(2)
 }
 
 /// Length of the ESP packet that [`OutboundSa::seal`](crate::OutboundSa::seal) makes of an inner packet, from SPI to ICV.
 pub fn esp_len(inner_len: usize, cipher: Cipher) -> usize {
-    ESP_HEADER_LEN + cipher.iv_len() + (inner_len + 2).next_multiple_of(4) + cipher.icv_len()
+    let text_len = (inner_len + 2).next_multiple_of(alignment(cipher.block()));
+    ESP_HEADER_LEN + cipher.iv_len() + text_len + cipher.icv_len()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Encryption, Integrity};
+
+    const CBC: Cipher = Cipher {
+        encryption: Encryption::AesCbc { key_bits: 128 },
+        integrity: Some(Integrity::HmacSha256),
+    };
 
     #[test]
     fn what_fits_fits_exactly() {
-        for cipher in [Cipher::AesGcm16 { key_bits: 256 }, Cipher::ChaCha20Poly1305] {
+        for cipher in [
+            Encryption::AesGcm16 { key_bits: 256 }.into(),
+            Encryption::AesGcm8 { key_bits: 256 }.into(),
+            Encryption::ChaCha20Poly1305Iiv.into(),
+            CBC,
+        ] {
             for outer in [Family::V4, Family::V6] {
                 for udp in [false, true] {
-                    for path_mtu in 100..2000 {
+                    let on_wire = |inner| {
+                        outer.header_len() + if udp { 8 } else { 0 } + esp_len(inner, cipher)
+                    };
+                    for path_mtu in on_wire(0).max(100)..2000 {
                         let inner = max_inner(path_mtu, cipher, outer, udp);
-                        let on_wire = |inner| {
-                            outer.header_len() + if udp { 8 } else { 0 } + esp_len(inner, cipher)
-                        };
                         assert!(on_wire(inner) <= path_mtu);
                         assert!(on_wire(inner + 1) > path_mtu);
                     }
@@ -63,10 +75,13 @@ mod tests {
 
     #[test]
     fn known_values() {
-        let gcm = Cipher::AesGcm16 { key_bits: 128 };
+        let gcm = Encryption::AesGcm16 { key_bits: 128 }.into();
         assert_eq!(max_inner(1500, gcm, Family::V4, false), 1446);
         assert_eq!(max_inner(1500, gcm, Family::V4, true), 1438);
         assert_eq!(max_inner(1500, gcm, Family::V6, false), 1426);
+        let iiv = Encryption::AesGcm16Iiv { key_bits: 128 }.into();
+        assert_eq!(max_inner(1500, iiv, Family::V4, false), 1454);
+        assert_eq!(max_inner(1500, CBC, Family::V4, false), 1438);
         assert_eq!(max_inner(50, gcm, Family::V6, true), 0);
     }
 }

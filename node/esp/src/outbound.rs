@@ -1,9 +1,9 @@
 //! Outbound SAs: sealing (RFC 4303 §3.3).
 
 use crate::{
-    ESP_HEADER_LEN, Exhausted, HEADROOM, ICV_LEN, IV_LEN, Key, RangeError, SequenceNumber,
-    sequence::Allocator,
+    ESP_HEADER_LEN, Exhausted, Key, RangeError, SequenceNumber, alignment, sequence::Allocator,
 };
+use evergate_crypto::Associated;
 use std::{
     ops::Range,
     sync::atomic::{AtomicU64, Ordering},
@@ -114,38 +114,42 @@ impl OutboundSa {
         inner: Range<usize>,
     ) -> Result<Range<usize>, SealError> {
         let inner_len = inner.len();
-        // The IV is a function of the sequence number alone, and each is taken once (RFC 4106 §3.1).
-        let iv = seq.get().to_be_bytes();
-        let sealed = self.seal_with_iv(seq.get(), iv, next_header, buf, inner)?;
+        // The IV is a function of key and sequence number, and each number is taken once (RFC 4106 §3.1).
+        let sealed = self.seal_numbered(seq.get(), seq.get(), next_header, buf, inner)?;
         self.packets.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(inner_len as u64, Ordering::Relaxed);
         Ok(sealed)
     }
 
-    fn seal_with_iv(
+    /// Seals under the sequence number `seq` with the IV that belongs to `number`.
+    fn seal_numbered(
         &self,
         seq: u64,
-        iv: [u8; IV_LEN],
+        number: u64,
         next_header: u8,
         buf: &mut [u8],
         inner: Range<usize>,
     ) -> Result<Range<usize>, SealError> {
-        let start = inner.start.checked_sub(HEADROOM).ok_or(SealError::NoRoom)?;
+        let cipher = self.key.cipher();
+        let head_len = ESP_HEADER_LEN + cipher.iv_len();
+        let start = inner.start.checked_sub(head_len).ok_or(SealError::NoRoom)?;
         let inner_len = inner
             .end
             .checked_sub(inner.start)
             .ok_or(SealError::NoRoom)?;
-        let text_len = (inner_len + 2).next_multiple_of(4);
-        let end = inner.start + text_len + ICV_LEN;
+        let text_len = (inner_len + 2).next_multiple_of(alignment(cipher.block()));
+        let end = inner.start + text_len + cipher.icv_len();
         let packet = buf.get_mut(start..end).ok_or(SealError::NoRoom)?;
 
-        packet[..4].copy_from_slice(&self.spi.to_be_bytes());
-        packet[4..ESP_HEADER_LEN].copy_from_slice(&seq.to_be_bytes()[4..]);
-        packet[ESP_HEADER_LEN..HEADROOM].copy_from_slice(&iv);
-        let (text, icv) = packet[HEADROOM..].split_at_mut(text_len);
+        let (header, rest) = packet.split_at_mut(ESP_HEADER_LEN);
+        let (iv, rest) = rest.split_at_mut(cipher.iv_len());
+        let (text, icv) = rest.split_at_mut(text_len);
+        header[..4].copy_from_slice(&self.spi.to_be_bytes());
+        header[4..].copy_from_slice(&seq.to_be_bytes()[4..]);
         write_trailer(&mut text[inner_len..], next_header);
         let aad = Aad::new(self.spi, seq, self.esn);
-        icv.copy_from_slice(&self.key.seal(iv, aad.bytes(), text));
+        self.key
+            .seal(number, &aad.associated(header), iv, text, icv);
         Ok(start..end)
     }
 }
@@ -156,30 +160,43 @@ fn write_trailer(trailer: &mut [u8], next_header: u8) {
     for (value, byte) in (1..).zip(&mut trailer[..pad_len]) {
         *byte = value;
     }
-    trailer[pad_len] = u8::try_from(pad_len).expect("at most three bytes fill a word");
+    trailer[pad_len] = u8::try_from(pad_len).expect("less than a block fills a block");
     trailer[pad_len + 1] = next_header;
 }
 
-/// What is authenticated besides the ciphertext: SPI and the whole sequence number (RFC 4106 §5, RFC 7634 §2.1).
+/// What is authenticated besides the ciphertext: SPI and the whole sequence number (RFC 4106 §5, RFC 7634 §2.1). With an integrity
+/// algorithm it is the header, and the high half of an extended sequence number behind the ciphertext (RFC 4303 §2.8, §3.3.2.1).
 pub(crate) struct Aad {
     bytes: [u8; 12],
     len: usize,
+    high: [u8; 4],
 }
 
 impl Aad {
     pub(crate) fn new(spi: u32, seq: u64, esn: bool) -> Self {
         let mut bytes = [0; 12];
+        let mut high = [0; 4];
         bytes[..4].copy_from_slice(&spi.to_be_bytes());
-        if esn {
-            bytes[4..].copy_from_slice(&seq.to_be_bytes());
-            return Self { bytes, len: 12 };
-        }
-        bytes[4..8].copy_from_slice(&seq.to_be_bytes()[4..]);
-        Self { bytes, len: 8 }
+        let number = seq.to_be_bytes();
+        high.copy_from_slice(&number[..4]);
+        let len = if esn {
+            bytes[4..].copy_from_slice(&number);
+            12
+        } else {
+            bytes[4..8].copy_from_slice(&number[4..]);
+            8
+        };
+        Self { bytes, len, high }
     }
 
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &self.bytes[..self.len]
+    /// `header` is the ESP header as it is on the wire.
+    pub(crate) fn associated<'a>(&'a self, header: &'a [u8]) -> Associated<'a> {
+        let esn = self.len == self.bytes.len();
+        Associated {
+            aead: &self.bytes[..self.len],
+            before: header,
+            after: if esn { &self.high } else { &[] },
+        }
     }
 }
 

@@ -139,6 +139,8 @@ pub enum Task {
     CreateChild(ChildOffer),
     /// CREATE_CHILD_SA for a new IKE SA that replaces this one.
     RekeyIke(IkeOffer),
+    /// IKE_FOLLOWUP_KE: a CREATE_CHILD_SA goes on with an additional key exchange, for which this is our key pair.
+    FollowUp(Box<FollowUp>, KeyPair),
     /// Deletes Child SAs, named by our inbound SPIs.
     DeleteChildren(Vec<u32>),
     /// Deletes this IKE SA.
@@ -184,6 +186,8 @@ pub enum Phase {
     InitSent(Box<InitSent>),
     /// We answered IKE_SA_INIT and wait for IKE_AUTH.
     HalfOpen(Box<HalfOpen>),
+    /// We sent IKE_INTERMEDIATE.
+    Intermediate(Box<Intermediate>),
     /// We sent IKE_AUTH.
     AuthSent(Box<AuthSent>),
     /// Both ends are authenticated.
@@ -224,6 +228,92 @@ pub struct Negotiated {
     pub init_request: Vec<u8>,
     /// The IKE_SA_INIT response, whole: AUTH covers it.
     pub init_response: Vec<u8>,
+    /// The additional key exchanges so far.
+    pub intermediates: Intermediates,
+}
+
+/// The IKE_INTERMEDIATE exchanges so far, one for each additional key exchange (RFC 9242, RFC 9370).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Intermediates {
+    /// How many are done.
+    pub done: u32,
+    /// What AUTH will cover of the initiator's messages (IntAuth_i, RFC 9242 §3.3.2).
+    pub auth_i: Secret,
+    /// What AUTH will cover of the responder's messages (IntAuth_r).
+    pub auth_r: Secret,
+    /// The keys before the last one: its request is protected with them when it is repeated.
+    pub previous: Option<IkeKeys>,
+}
+
+/// We sent IKE_INTERMEDIATE.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Intermediate {
+    /// What was negotiated.
+    pub negotiated: Negotiated,
+    /// The child to set up with the SA, by name.
+    pub child: String,
+    /// Our key pair.
+    pub key: KeyPair,
+}
+
+/// A CREATE_CHILD_SA with additional key exchanges that is not finished (RFC 9370 §2.2.4).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FollowUp {
+    /// What names it on the wire, chosen by the responder; empty at the initiator.
+    pub link: Vec<u8>,
+    /// What it will make.
+    pub goal: Goal,
+    /// The secrets of the exchanges that are done, in their order; never empty.
+    pub secrets: Vec<Secret>,
+    /// When a responder forgets it.
+    pub expires_at: UnixMillis,
+}
+
+/// What a CREATE_CHILD_SA agreed on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Goal {
+    /// A Child SA.
+    Child(ChildGoal),
+    /// An IKE SA that replaces the one that it belongs to.
+    Ike(IkeGoal),
+}
+
+/// A Child SA that both ends agreed on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChildGoal {
+    /// Name in the configuration.
+    pub name: String,
+    /// The suite.
+    pub suite: EspSuite,
+    /// Our SPI.
+    pub spi_in: u32,
+    /// The peer's SPI.
+    pub spi_out: u32,
+    /// Our side's traffic.
+    pub local_ts: Vec<TrafficSelector>,
+    /// The peer's side's traffic.
+    pub remote_ts: Vec<TrafficSelector>,
+    /// The nonce of the exchange's initiator.
+    pub nonce_i: Vec<u8>,
+    /// The nonce of its responder.
+    pub nonce_r: Vec<u8>,
+    /// Our inbound SPI of the Child SA that is to be replaced.
+    pub replaces: Option<u32>,
+}
+
+/// An IKE SA that both ends agreed on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IkeGoal {
+    /// Its name, and our SPI.
+    pub id: SaId,
+    /// The peer's SPI.
+    pub remote_spi: u64,
+    /// The suite.
+    pub suite: IkeSuite,
+    /// The nonce of the exchange's initiator.
+    pub nonce_i: Vec<u8>,
+    /// The nonce of its responder.
+    pub nonce_r: Vec<u8>,
 }
 
 /// We answered IKE_SA_INIT.
@@ -277,6 +367,8 @@ pub struct Established {
     pub mobike: Option<Mobike>,
     /// Its Child SAs.
     pub children: Vec<Child>,
+    /// A CREATE_CHILD_SA of the peer that waits for IKE_FOLLOWUP_KE: the newest.
+    pub follow_up: Option<Box<FollowUp>>,
     /// The IKE SA that the peer made by a rekey while one of our own was under way (RFC 7296 §2.8.2): it waits here, complete, until it is
     /// clear which of the two remains.
     pub rival: Option<Box<Rival>>,
@@ -387,6 +479,36 @@ pub struct Closed {
     pub reason: CloseReason,
     /// When to forget it.
     pub expires_at: UnixMillis,
+}
+
+impl FollowUp {
+    /// Our SPI of the Child SA that it will make, if it is to make one.
+    pub fn child_spi(&self) -> Option<u32> {
+        match &self.goal {
+            Goal::Child(goal) => Some(goal.spi_in),
+            Goal::Ike(_) => None,
+        }
+    }
+}
+
+impl Task {
+    /// Whether it is to replace the IKE SA.
+    pub fn is_ike_rekey(&self) -> bool {
+        match self {
+            Self::RekeyIke(_) => true,
+            Self::FollowUp(f, _) => matches!(f.goal, Goal::Ike(_)),
+            _ => false,
+        }
+    }
+
+    /// Whether the peer cannot replace the IKE SA meanwhile (RFC 7296 §2.25.2).
+    pub fn forbids_ike_rekey(&self) -> bool {
+        match self {
+            Self::CreateChild(_) | Self::DeleteChildren(_) | Self::DeleteIke => true,
+            Self::FollowUp(f, _) => matches!(f.goal, Goal::Child(_)),
+            Self::Connect | Self::Liveness | Self::Mobike(_) | Self::RekeyIke(_) => false,
+        }
+    }
 }
 
 impl Record {

@@ -1,9 +1,8 @@
 //! Child SAs on their way from records to the data plane.
 
 use crate::shared::Shared;
-use evergate_dataplane::{ChildSa, Cipher, Outer, PlaneError, Selector, local_address_within};
+use evergate_dataplane::{ChildSa, Outer, PlaneError, Selector, local_address_within};
 use evergate_ike::{
-    crypto::Encryption,
     record::{Child, Fate, Path},
     wire::TrafficSelector,
 };
@@ -45,7 +44,7 @@ pub(crate) fn install(
     shared.plane.install(ChildSa {
         spi_in: child.spi_in,
         spi_out: child.spi_out,
-        cipher: cipher(child.suite.encryption),
+        cipher: child.suite.cipher(),
         key_in: Zeroizing::new(child.key_in.expose().to_vec()),
         key_out: Zeroizing::new(child.key_out.expose().to_vec()),
         esn: child.suite.esn,
@@ -78,13 +77,6 @@ pub(crate) fn outer(path: &Path) -> Outer {
         local: path.local,
         remote: path.remote,
         encapsulated: path.encapsulated(),
-    }
-}
-
-fn cipher(encryption: Encryption) -> Cipher {
-    match encryption {
-        Encryption::AesGcm16 { key_bits } => Cipher::AesGcm16 { key_bits },
-        Encryption::ChaCha20Poly1305 => Cipher::ChaCha20Poly1305,
     }
 }
 

@@ -15,6 +15,8 @@ pub(crate) fn pass(point: &str, exchange: Option<ExchangeType>) {
         Some(ExchangeType::IKE_AUTH) => "IKE_AUTH",
         Some(ExchangeType::CREATE_CHILD_SA) => "CREATE_CHILD_SA",
         Some(ExchangeType::INFORMATIONAL) => "INFORMATIONAL",
+        Some(ExchangeType::IKE_INTERMEDIATE) => "IKE_INTERMEDIATE",
+        Some(ExchangeType::IKE_FOLLOWUP_KE) => "IKE_FOLLOWUP_KE",
         _ => return,
     };
     evergate_cluster::failpoint::hit(&format!("{point}:{name}"));

@@ -75,6 +75,7 @@ fn hex(secret: &Secret) -> String {
 pub(crate) fn ike(record: &Record) -> bool {
     let (suite, keys) = match &record.phase {
         Phase::HalfOpen(h) => (h.negotiated.suite, &h.negotiated.keys),
+        Phase::Intermediate(i) => (i.negotiated.suite, &i.negotiated.keys),
         Phase::AuthSent(a) => (a.negotiated.suite, &a.negotiated.keys),
         Phase::Established(e) => (e.suite, &e.keys),
         Phase::InitSent(_) | Phase::Closed(_) => return false,

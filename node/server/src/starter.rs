@@ -304,7 +304,7 @@ fn standings(state: &State, desires: &BTreeMap<Target, Desire>) -> HashMap<Targe
 
 fn of_record(record: &Record, child: &str) -> Standing {
     match &record.phase {
-        Phase::InitSent(_) | Phase::AuthSent(_) => Standing::UnderWay,
+        Phase::InitSent(_) | Phase::Intermediate(_) | Phase::AuthSent(_) => Standing::UnderWay,
         Phase::HalfOpen(_) | Phase::Closed(_) => Standing::Down,
         Phase::Established(e) if e.replaced_by.is_some() => Standing::UnderWay,
         Phase::Established(e) if e.children.iter().any(|c| c.name == child) => Standing::Up,

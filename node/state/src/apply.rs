@@ -36,16 +36,18 @@ pub(crate) fn spis_of(record: &Record) -> impl Iterator<Item = SpiUse> {
         .as_ref()
         .and_then(|p| match &p.task {
             Task::CreateChild(offer) => Some(offer.spi_in),
+            Task::FollowUp(follow_up, _) => follow_up.child_spi(),
             _ => None,
         });
-    let with_auth = match &record.phase {
+    let of_phase = match &record.phase {
         Phase::AuthSent(sent) => Some(sent.child.spi_in),
+        Phase::Established(e) => e.follow_up.as_ref().and_then(|f| f.child_spi()),
         _ => None,
     };
     children.chain(
         pending
             .into_iter()
-            .chain(with_auth)
+            .chain(of_phase)
             .map(|spi| SpiUse { spi, esn: None }),
     )
 }

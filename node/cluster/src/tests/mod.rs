@@ -95,6 +95,8 @@ fn sa(id: u32, secret: &[u8]) -> Record {
         spi_out: 1,
         suite: EspSuite {
             encryption: Encryption::ChaCha20Poly1305,
+            integrity: None,
+            additional: Default::default(),
             group: None,
             esn: true,
         },
@@ -113,6 +115,8 @@ fn sa(id: u32, secret: &[u8]) -> Record {
     let established = Established {
         suite: IkeSuite {
             encryption: Encryption::AesGcm16 { key_bits: 256 },
+            integrity: None,
+            additional: Default::default(),
             prf: Prf::HmacSha256,
             group: Group::Curve25519,
         },
@@ -132,6 +136,7 @@ fn sa(id: u32, secret: &[u8]) -> Record {
         our_vips: vec![],
         message_id_sync: false,
         children: vec![child],
+        follow_up: None,
         rival: None,
         sync_request: None,
         sync_answer: None,

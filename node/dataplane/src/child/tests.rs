@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Cipher, Selector};
+use crate::{Encryption, Selector};
 use std::net::IpAddr;
 use zeroize::Zeroizing;
 
@@ -15,7 +15,7 @@ fn child_sa(spi_in: u32) -> ChildSa {
     ChildSa {
         spi_in,
         spi_out: 0x9000,
-        cipher: Cipher::ChaCha20Poly1305,
+        cipher: Encryption::ChaCha20Poly1305.into(),
         key_in: Zeroizing::new(vec![1; 36]),
         key_out: Zeroizing::new(vec![2; 36]),
         esn: false,

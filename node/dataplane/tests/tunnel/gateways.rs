@@ -2,8 +2,8 @@
 
 use crate::hosts::{Host, wire};
 use evergate_dataplane::{
-    ChildSa, ChildStats, Cipher, DataPlane, Outer, PlaneEvent, Protected, Selector, Userspace,
-    UserspaceConfig,
+    ChildSa, ChildStats, Cipher, DataPlane, Encryption, Outer, PlaneEvent, Protected, Selector,
+    Userspace, UserspaceConfig,
 };
 use std::{
     io,
@@ -171,7 +171,10 @@ impl Case {
     pub(crate) const PLAIN: Self = Self {
         outer_v6: false,
         encapsulated: false,
-        cipher: Cipher::AesGcm16 { key_bits: 256 },
+        cipher: Cipher {
+            encryption: Encryption::AesGcm16 { key_bits: 256 },
+            integrity: None,
+        },
         esn: true,
         first: 1,
     };
@@ -183,7 +186,7 @@ impl Case {
     /// The end at gateway `n`.
     pub(crate) fn end(self, n: u8, spi: u32) -> ChildSa {
         let peer = 3 - n;
-        let key = |n: u8| Zeroizing::new(vec![n; self.cipher.key_len() + self.cipher.salt_len()]);
+        let key = |n: u8| Zeroizing::new(vec![n; self.cipher.material_len()]);
         let networks = |n: u8| {
             vec![
                 range(&format!("10.{n}.0.0"), &format!("10.{n}.255.255")),

@@ -17,14 +17,15 @@ pub struct Exchanged<'a> {
     pub spi_r: u64,
 }
 
-/// The keys of an IKE SA. Keys of AEADs end with their salt.
+/// The keys of an IKE SA. A key that encrypts is followed by its salt and, if it is not of an AEAD, by the integrity key
+/// (SK_ai, SK_ar).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IkeKeys {
     /// Derives keys of Child SAs and of the next IKE SA.
     pub d: Secret,
-    /// Encrypts what the initiator sends (key and salt).
+    /// Encrypts what the initiator sends (key, salt, integrity key).
     pub ei: Secret,
-    /// Encrypts what the responder sends (key and salt).
+    /// Encrypts what the responder sends (key, salt, integrity key).
     pub er: Secret,
     /// Authenticates the initiator.
     pub pi: Secret,
@@ -32,7 +33,7 @@ pub struct IkeKeys {
     pub pr: Secret,
 }
 
-/// The keys of a Child SA, each a key and its salt.
+/// The keys of a Child SA, each a key, its salt and, without an AEAD, its integrity key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChildKeys {
     /// For packets from the exchange's initiator to its responder.
@@ -44,45 +45,60 @@ pub struct ChildKeys {
 impl IkeKeys {
     /// Keys of a new IKE SA from IKE_SA_INIT (RFC 7296 §2.14).
     pub fn initial(suite: IkeSuite, shared: &Secret, exchanged: Exchanged<'_>) -> Self {
-        let nonces = [exchanged.nonce_i, exchanged.nonce_r].concat();
+        let share = suite.prf.nonce_share();
+        let nonces = [exchanged.nonce_i, exchanged.nonce_r]
+            .map(|nonce| &nonce[..nonce.len().min(share)])
+            .concat();
         let seed = suite.prf.compute(&nonces, &[shared.expose()]);
         Self::expand(suite, &seed, exchanged)
     }
 
     /// Keys of an IKE SA that replaces one whose SK_d is `old_d` and whose PRF is `old_prf`
-    /// (RFC 7296 §2.18).
+    /// (RFC 7296 §2.18); `shared` are the secrets of all its key exchanges (RFC 9370 §2.2.4).
     pub fn rekeyed(
         suite: IkeSuite,
         old_prf: Prf,
         old_d: &Secret,
-        shared: &Secret,
+        shared: &[&Secret],
         exchanged: Exchanged<'_>,
     ) -> Self {
         let seed = old_prf.compute(
             old_d.expose(),
-            &[shared.expose(), exchanged.nonce_i, exchanged.nonce_r],
+            &with_secrets(shared, exchanged.nonce_i, exchanged.nonce_r),
         );
         Self::expand(suite, &seed, exchanged)
+    }
+
+    /// Keys after an additional key exchange of the initial exchanges (RFC 9370 §2.2.2): each takes the place of the ones before.
+    pub fn updated(&self, suite: IkeSuite, shared: &Secret, exchanged: Exchanged<'_>) -> Self {
+        Self::rekeyed(suite, suite.prf, &self.d, &[shared], exchanged)
     }
 
     /// Cuts prf+ of SKEYSEED into keys. AEADs have no SK_ai and SK_ar (RFC 5282 §7).
     fn expand(suite: IkeSuite, skeyseed: &Secret, exchanged: Exchanged<'_>) -> Self {
         let prf_len = suite.prf.output_len();
-        let cipher_len = suite.encryption.key_len() + suite.encryption.salt_len();
+        let integrity_len = suite.cipher().integrity_key_len();
+        let cipher_len = suite.cipher().material_len() - integrity_len;
         let seed: [&[u8]; 4] = [
             exchanged.nonce_i,
             exchanged.nonce_r,
             &exchanged.spi_i.to_be_bytes(),
             &exchanged.spi_r.to_be_bytes(),
         ];
-        let material = suite
-            .prf
-            .expand(skeyseed.expose(), &seed, 3 * prf_len + 2 * cipher_len);
+        let len = 3 * prf_len + 2 * (integrity_len + cipher_len);
+        let material = suite.prf.expand(skeyseed.expose(), &seed, len);
         let mut rest = material.expose();
+        let d = take(&mut rest, prf_len);
+        let (ai, ar) = (
+            take(&mut rest, integrity_len),
+            take(&mut rest, integrity_len),
+        );
+        let (ei, er) = (take(&mut rest, cipher_len), take(&mut rest, cipher_len));
+        let joined = |e: &Secret, a: &Secret| Secret::new([e.expose(), a.expose()].concat());
         Self {
-            d: take(&mut rest, prf_len),
-            ei: take(&mut rest, cipher_len),
-            er: take(&mut rest, cipher_len),
+            d,
+            ei: joined(&ei, &ai),
+            er: joined(&er, &ar),
             pi: take(&mut rest, prf_len),
             pr: take(&mut rest, prf_len),
         }
@@ -90,18 +106,18 @@ impl IkeKeys {
 }
 
 impl ChildKeys {
-    /// Keys of a Child SA (RFC 7296 §2.17); `shared` is the secret of its own key exchange, if any.
+    /// Keys of a Child SA (RFC 7296 §2.17); `shared` are the secrets of its own key exchanges, if any (RFC 9370 §2.2.4).
     pub fn derive(
         suite: EspSuite,
         prf: Prf,
         d: &Secret,
-        shared: Option<&Secret>,
+        shared: &[&Secret],
         nonce_i: &[u8],
         nonce_r: &[u8],
     ) -> Self {
-        let len = suite.encryption.key_len() + suite.encryption.salt_len();
-        let shared = shared.map_or(&[][..], Secret::expose);
-        let material = prf.expand(d.expose(), &[shared, nonce_i, nonce_r], 2 * len);
+        let len = suite.cipher().material_len();
+        let seed = with_secrets(shared, nonce_i, nonce_r);
+        let material = prf.expand(d.expose(), &seed, 2 * len);
         let mut rest = material.expose();
         Self {
             initiator_to_responder: take(&mut rest, len),
@@ -110,9 +126,18 @@ impl ChildKeys {
     }
 }
 
+/// The secret of the first key exchange, if any, the nonces, and the secrets of the others: `SK(0) | Ni | Nr | SK(1) | …`.
+fn with_secrets<'a>(shared: &[&'a Secret], nonce_i: &'a [u8], nonce_r: &'a [u8]) -> Vec<&'a [u8]> {
+    let mut secrets = shared.iter().map(|s| s.expose());
+    let mut parts: Vec<_> = secrets.next().into_iter().collect();
+    parts.extend([nonce_i, nonce_r]);
+    parts.extend(secrets);
+    parts
+}
+
 /// The AUTH data of a pre-shared key (RFC 7296 §2.15): of the party that sent `message` (its whole
 /// IKE_SA_INIT message), got `nonce` from the other, has `sk_p`, and calls itself `id_body` (the body
-/// of its ID payload after the generic header).
+/// of its ID payload after the generic header); `int_auth` is what IKE_INTERMEDIATE adds (RFC 9242 §3.3.2).
 pub fn psk_auth(
     prf: Prf,
     psk: &Secret,
@@ -120,10 +145,11 @@ pub fn psk_auth(
     nonce: &[u8],
     sk_p: &Secret,
     id_body: &[u8],
+    int_auth: &[u8],
 ) -> Secret {
     let key = prf.compute(psk.expose(), &[b"Key Pad for IKEv2"]);
     let maced_id = prf.compute(sk_p.expose(), &[id_body]);
-    prf.compute(key.expose(), &[message, nonce, maced_id.expose()])
+    prf.compute(key.expose(), &[message, nonce, maced_id.expose(), int_auth])
 }
 
 /// Moves the first `len` bytes of `rest` into a secret of their own.

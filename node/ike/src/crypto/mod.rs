@@ -4,12 +4,14 @@
 
 mod group;
 mod keys;
+mod mlkem;
 mod modp;
 mod prf;
 mod protect;
 #[cfg(test)]
 mod tests;
 
+pub use evergate_crypto::{Associated, Cipher, Encryption, Integrity, Key};
 pub use group::*;
 pub use keys::*;
 pub use prf::*;
@@ -17,62 +19,71 @@ pub use protect::*;
 
 use serde::{Deserialize, Serialize};
 
-/// An AEAD for IKE (RFC 5282, RFC 7634) and ESP (RFC 4106, RFC 7634).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Encryption {
-    /// AES-GCM with a 16-byte ICV.
-    AesGcm16 {
-        /// 128 or 256.
-        key_bits: u16,
-    },
-    /// ChaCha20-Poly1305.
-    ChaCha20Poly1305,
-}
-
 /// What an IKE SA was negotiated with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IkeSuite {
-    /// Protects messages.
+    /// Encrypts messages.
     pub encryption: Encryption,
+    /// Authenticates messages, if `encryption` does not.
+    pub integrity: Option<Integrity>,
     /// Derives keys.
     pub prf: Prf,
     /// The key exchange of IKE_SA_INIT, or of the last IKE rekey.
     pub group: Group,
+    /// The key exchanges after it.
+    pub additional: Additional,
 }
 
 /// What a Child SA was negotiated with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EspSuite {
-    /// Protects packets.
+    /// Encrypts packets.
     pub encryption: Encryption,
+    /// Authenticates packets, if `encryption` does not.
+    pub integrity: Option<Integrity>,
     /// A key exchange of its own (perfect forward secrecy), if agreed.
     pub group: Option<Group>,
+    /// The key exchanges after it.
+    pub additional: Additional,
     /// Extended (64-bit) sequence numbers (RFC 4303 §2.2.1).
     pub esn: bool,
 }
 
-impl Encryption {
-    /// Length of the key in bytes, without the salt.
-    pub fn key_len(self) -> usize {
-        match self {
-            Self::AesGcm16 { key_bits } => usize::from(key_bits / 8),
-            Self::ChaCha20Poly1305 => 32,
+/// How many additional key exchanges there are at most (RFC 9370 §2.2.1).
+pub const ADDITIONAL: usize = 7;
+
+/// The additional key exchanges that were agreed on (RFC 9370): one of each kind, or none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Additional(pub [Option<Group>; ADDITIONAL]);
+
+impl Additional {
+    /// The methods in the order in which they are carried out.
+    pub fn methods(self) -> impl Iterator<Item = Group> {
+        self.0.into_iter().flatten()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(self) -> bool {
+        self.methods().next().is_none()
+    }
+}
+
+impl IkeSuite {
+    /// What protects messages.
+    pub fn cipher(self) -> Cipher {
+        Cipher {
+            encryption: self.encryption,
+            integrity: self.integrity,
         }
     }
+}
 
-    /// Length of the salt that KEYMAT yields after the key (RFC 5282 §7.1, RFC 4106 §8.1,
-    /// RFC 7634 §2), in bytes.
-    pub fn salt_len(self) -> usize {
-        4
-    }
-
-    /// Length of the explicit IV in bytes (RFC 5282 §3.1, RFC 4106 §3.1, RFC 7634 §2).
-    pub fn iv_len(self) -> usize {
-        8
-    }
-
-    /// Length of the integrity check value in bytes.
-    pub fn icv_len(self) -> usize {
-        16
+impl EspSuite {
+    /// What protects packets.
+    pub fn cipher(self) -> Cipher {
+        Cipher {
+            encryption: self.encryption,
+            integrity: self.integrity,
+        }
     }
 }

@@ -1,21 +1,14 @@
-//! The Encrypted payload (RFC 7296 §3.14) with AEADs (RFC 5282, RFC 7634).
+//! The Encrypted payload (RFC 7296 §3.14): with AEADs (RFC 5282, RFC 7634), and with encryption and an integrity algorithm.
 
-use super::Encryption;
+use super::{Associated, Cipher, Key};
 use crate::{
     secret::Secret,
     wire::{self, HEADER_LEN, Header, ParseError, Payload, PayloadType, Protected},
-};
-use aws_lc_rs::aead::{
-    AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey,
 };
 use zeroize::Zeroizing;
 
 /// Length of a generic payload header (RFC 7296 §3.2).
 const GENERIC_LEN: usize = 4;
-/// Length of the explicit IV.
-const IV_LEN: usize = 8;
-/// Length of the ICV.
-const ICV_LEN: usize = 16;
 /// Where the IKE header names the first payload.
 const NEXT_PAYLOAD: usize = 16;
 /// Where the IKE header holds the length of the message.
@@ -32,39 +25,74 @@ pub enum OpenError {
     Content(#[from] ParseError),
 }
 
-/// Seals `payloads` into one message. `iv` must never have been used with `key` for other bytes.
+/// Seals `payloads` into one message. `iv` must never have been used with `key` for other bytes: it is the IV, or what the IV is made
+/// from ([`Key::seal`]).
 ///
 /// # Panics
-/// If `key` is not a key and salt of `encryption`, which no key schedule of ours yields.
+/// If `key` is not key material of `cipher`, which no key schedule of ours yields.
 pub fn seal(
-    encryption: Encryption,
+    cipher: impl Into<Cipher>,
     key: &Secret,
     iv: [u8; 8],
     header: &Header,
     payloads: &[Payload],
 ) -> Vec<u8> {
-    let (key, salt) =
-        aead_key(encryption, key).expect("the key schedule yields keys of the suite's length");
     let (first, chain) = wire::emit_chain(payloads);
-    let mut content = Zeroizing::new(chain);
-    content.push(0); // Pad Length: AEADs need no padding (RFC 5282 §3).
+    seal_content(cipher.into(), key, iv, header, first, Zeroizing::new(chain))
+}
 
-    let body_len = IV_LEN + content.len() + ICV_LEN;
+fn seal_content(
+    cipher: Cipher,
+    key: &Secret,
+    iv: [u8; 8],
+    header: &Header,
+    first: PayloadType,
+    mut content: Zeroizing<Vec<u8>>,
+) -> Vec<u8> {
+    let key =
+        Key::new(cipher, key.expose()).expect("the key schedule yields keys of the suite's length");
+    pad(&mut content, cipher.block());
+    let (iv_len, icv_len) = (cipher.iv_len(), cipher.icv_len());
+    let payload_len = GENERIC_LEN + iv_len + content.len() + icv_len;
     let mut message = wire::emit(header, &[]);
     message[NEXT_PAYLOAD] = PayloadType::SK.0;
     message[LENGTH..LENGTH + 4]
-        .copy_from_slice(&saturate_u32(HEADER_LEN + GENERIC_LEN + body_len).to_be_bytes());
-    message.reserve(GENERIC_LEN + body_len);
+        .copy_from_slice(&saturate_u32(HEADER_LEN + payload_len).to_be_bytes());
+    message.reserve(payload_len);
     message.extend_from_slice(&[first.0, 0]);
-    message.extend_from_slice(&saturate_u16(GENERIC_LEN + body_len).to_be_bytes());
+    message.extend_from_slice(&saturate_u16(payload_len).to_be_bytes());
 
-    let icv = key
-        .seal_in_place_separate_tag(nonce(salt, iv), Aad::from(message.as_slice()), &mut content)
-        .expect("a message is far below the limits of the AEADs");
-    message.extend_from_slice(&iv);
+    let head_len = message.len();
+    message.resize(head_len + iv_len, 0);
     message.extend_from_slice(&content);
-    message.extend_from_slice(icv.as_ref());
+    message.resize(message.len() + icv_len, 0);
+    let (head, rest) = message.split_at_mut(head_len);
+    let (explicit_iv, rest) = rest.split_at_mut(iv_len);
+    let (text, icv) = rest.split_at_mut(content.len());
+    key.seal(
+        u64::from_be_bytes(iv),
+        &associated(head),
+        explicit_iv,
+        text,
+        icv,
+    );
     message
+}
+
+/// Padding and Pad Length: as much as the cipher needs. AEADs and counter mode need none (RFC 5282 §3, RFC 5930 §2).
+fn pad(content: &mut Vec<u8>, block: usize) {
+    let pad_len = (content.len() + 1).next_multiple_of(block) - content.len() - 1;
+    content.resize(content.len() + pad_len, 0);
+    content.push(u8::try_from(pad_len).expect("less than a block"));
+}
+
+/// Everything before the IV is authenticated (RFC 5282 §5.1, RFC 7296 §3.14).
+fn associated(head: &[u8]) -> Associated<'_> {
+    Associated {
+        aead: head,
+        before: head,
+        after: &[],
+    }
 }
 
 /// Opens the protected part of a message. Of fragments (RFC 7383) only a message in one piece is opened.
@@ -72,31 +100,69 @@ pub fn seal(
 /// # Errors
 /// See [`OpenError`].
 pub fn open(
-    encryption: Encryption,
+    cipher: impl Into<Cipher>,
     key: &Secret,
     protected: &Protected<'_>,
 ) -> Result<Vec<Payload>, OpenError> {
-    let (key, salt) = aead_key(encryption, key).ok_or(OpenError::Integrity)?;
-    let (iv, sealed) = protected
-        .body
-        .split_first_chunk::<IV_LEN>()
-        .ok_or(OpenError::Integrity)?;
-    let mut buffer = Zeroizing::new(sealed.to_vec());
-    let content = key
-        .open_in_place(
-            nonce(salt, *iv),
-            Aad::from(protected.associated),
-            &mut buffer,
-        )
-        .map_err(|_| OpenError::Integrity)?;
-    let chain = strip_padding(content)?;
+    let content = open_content(cipher, key, protected)?;
     if protected.fragment.is_some_and(|(_, total)| total != 1) {
         return Err(invalid("fragment", 0));
     }
-    if protected.first == PayloadType::NONE && chain.is_empty() {
+    Ok(parse_content(protected.first, &content)?)
+}
+
+/// Opens the protected part of a message, and leaves the payloads in it as bytes.
+///
+/// # Errors
+/// See [`OpenError`].
+pub fn open_content(
+    cipher: impl Into<Cipher>,
+    key: &Secret,
+    protected: &Protected<'_>,
+) -> Result<Zeroizing<Vec<u8>>, OpenError> {
+    let cipher = cipher.into();
+    let key = Key::new(cipher, key.expose()).map_err(|_| OpenError::Integrity)?;
+    let (iv, sealed) = protected
+        .body
+        .split_at_checked(cipher.iv_len())
+        .ok_or(OpenError::Integrity)?;
+    let mut buffer = Zeroizing::new(sealed.to_vec());
+    key.open(0, &associated(protected.associated), iv, &mut buffer)
+        .map_err(|_| OpenError::Integrity)?;
+    let content = &buffer[..buffer.len() - cipher.icv_len()];
+    let len = strip_padding(content)?.len();
+    buffer.truncate(len);
+    Ok(buffer)
+}
+
+/// The payloads of an opened message.
+///
+/// # Errors
+/// If they are malformed.
+pub fn parse_content(first: PayloadType, content: &[u8]) -> Result<Vec<Payload>, ParseError> {
+    if first == PayloadType::NONE && content.is_empty() {
         return Ok(Vec::new());
     }
-    Ok(wire::parse_chain(protected.first, chain)?)
+    wire::parse_chain(first, content)
+}
+
+/// A message of ours up to the generic header of its Encrypted payload; the lengths are not right yet.
+pub fn associated_data(header: &Header, first: PayloadType) -> Vec<u8> {
+    let mut bytes = wire::emit(header, &[]);
+    bytes[NEXT_PAYLOAD] = PayloadType::SK.0;
+    bytes.extend_from_slice(&[first.0, 0, 0, 0]);
+    bytes
+}
+
+/// What AUTH covers of an IKE_INTERMEDIATE message: everything up to the generic header of the Encrypted payload, with lengths as if nothing were
+/// encrypted, and the payloads (RFC 9242 §3.3.2).
+pub fn intermediate_octets(associated: &[u8], content: &[u8]) -> Vec<u8> {
+    let mut octets = [associated, content].concat();
+    let total = saturate_u32(octets.len());
+    octets[LENGTH..LENGTH + 4].copy_from_slice(&total.to_be_bytes());
+    let payload = saturate_u16(GENERIC_LEN + content.len());
+    octets[associated.len() - 2..associated.len()].copy_from_slice(&payload.to_be_bytes());
+    octets
 }
 
 /// The content without padding and Pad Length; any amount of padding is accepted (RFC 5282 §3).
@@ -111,27 +177,6 @@ fn strip_padding(content: &[u8]) -> Result<&[u8], OpenError> {
 
 fn invalid(what: &'static str, offset: usize) -> OpenError {
     OpenError::Content(ParseError::Invalid { what, offset })
-}
-
-/// The cipher's key and the salt that follows it in the key material.
-fn aead_key(encryption: Encryption, key: &Secret) -> Option<(LessSafeKey, [u8; 4])> {
-    let algorithm = match encryption {
-        Encryption::AesGcm16 { key_bits: 128 } => &AES_128_GCM,
-        Encryption::AesGcm16 { key_bits: 256 } => &AES_256_GCM,
-        Encryption::AesGcm16 { .. } => return None,
-        Encryption::ChaCha20Poly1305 => &CHACHA20_POLY1305,
-    };
-    let (key, salt) = key.expose().split_last_chunk::<4>()?;
-    let key = UnboundKey::new(algorithm, key).ok()?;
-    Some((LessSafeKey::new(key), *salt))
-}
-
-/// Salt and IV make the nonce (RFC 5282 §4, RFC 7634 §2).
-fn nonce(salt: [u8; 4], iv: [u8; 8]) -> Nonce {
-    let mut nonce = [0; 12];
-    nonce[..4].copy_from_slice(&salt);
-    nonce[4..].copy_from_slice(&iv);
-    Nonce::assume_unique_for_key(nonce)
 }
 
 /// A message beyond these lengths could not leave in a datagram anyway, so that saturating loses nothing.

@@ -153,8 +153,10 @@ fn key_schedule_matches_another_implementation() {
     for case in expected() {
         let suite = IkeSuite {
             encryption: case.encryption,
+            integrity: None,
             prf: case.prf,
             group: Group::Curve25519,
+            additional: Additional::default(),
         };
         let keys = IkeKeys::initial(suite, &shared, exchanged);
         assert_eq!(ike_keys(&keys), hex(case.initial));
@@ -162,17 +164,19 @@ fn key_schedule_matches_another_implementation() {
             keys.ei.len(),
             case.encryption.key_len() + case.encryption.salt_len()
         );
-        let rekeyed = IkeKeys::rekeyed(suite, case.prf, &keys.d, &shared2, exchanged);
+        let rekeyed = IkeKeys::rekeyed(suite, case.prf, &keys.d, &[&shared2], exchanged);
         assert_eq!(ike_keys(&rekeyed), hex(case.rekeyed));
 
         let esp = EspSuite {
             encryption: case.encryption,
+            integrity: None,
             group: None,
+            additional: Additional::default(),
             esn: true,
         };
-        let child = ChildKeys::derive(esp, case.prf, &keys.d, None, &nonce_i, &nonce_r);
+        let child = ChildKeys::derive(esp, case.prf, &keys.d, &[], &nonce_i, &nonce_r);
         assert_eq!(child_keys(&child), hex(case.child));
-        let child = ChildKeys::derive(esp, case.prf, &keys.d, Some(&shared2), &nonce_i, &nonce_r);
+        let child = ChildKeys::derive(esp, case.prf, &keys.d, &[&shared2], &nonce_i, &nonce_r);
         assert_eq!(child_keys(&child), hex(case.child_pfs));
 
         let id = [&[2, 0, 0, 0], &b"gw.example.org"[..]].concat();
@@ -184,6 +188,7 @@ fn key_schedule_matches_another_implementation() {
             &nonce_r,
             &keys.pi,
             &id,
+            &[],
         );
         assert_eq!(auth.expose(), hex(case.auth));
     }

@@ -47,23 +47,29 @@ fn keywords_are_strongswans() {
         ike("aes256gcm16-chacha20poly1305-prfsha384-x25519-ecp256"),
         IkeProposal {
             encryption: vec![AES256, Encryption::ChaCha20Poly1305],
+            integrity: vec![],
             prf: vec![Prf::HmacSha384],
             groups: vec![Group::Curve25519, Group::Ecp256],
+            additional: Menus::default(),
         }
     );
     assert_eq!(
         ike("curve25519-prfsha512-aes128gcm128-prfsha256-modp2048-x25519-aes256gcm128"),
         IkeProposal {
             encryption: vec![AES128, AES256],
+            integrity: vec![],
             prf: vec![Prf::HmacSha512, Prf::HmacSha256],
             groups: vec![Group::Curve25519, Group::Modp2048],
+            additional: Menus::default(),
         }
     );
     assert_eq!(
         esp("aes256gcm16-x25519-esn-noesn"),
         EspProposal {
             encryption: vec![AES256],
+            integrity: vec![],
             groups: vec![Group::Curve25519],
+            additional: Menus::default(),
             esn: vec![true, false],
         }
     );
@@ -79,35 +85,174 @@ fn other_texts_are_refused_with_the_reason() {
     for (text, want) in [
         ("", unknown("")),
         ("aes256gcm16--x25519", unknown("")),
-        ("aes256-sha256-modp2048", unknown("aes256")),
-        ("aes192gcm16-prfsha256-x25519", unknown("aes192gcm16")),
+        ("3des-sha256-modp2048", unknown("3des")),
+        ("aes512gcm16-prfsha256-x25519", unknown("aes512gcm16")),
+        ("aes256gcm-prfsha256-x25519", unknown("aes256gcm")),
+        ("aes256-sha256-modp1024", unknown("modp1024")),
+        ("aes256-sha256-modp2048-ke0_x448", unknown("ke0_x448")),
+        ("aes256-sha256-modp2048-ke8_x448", unknown("ke8_x448")),
+        ("aes256-sha256-modp2048-ke1_x44", unknown("ke1_x44")),
+        ("aes256gcm16-aes256-sha256-x25519", ProposalError::Mixed),
+        (
+            "aes256gcm16iiv-prfsha256-x25519",
+            misplaced("aes256gcm16iiv"),
+        ),
+        (
+            "aes256-prfsha256-x25519",
+            missing("an integrity algorithm (such as sha256)"),
+        ),
         ("AES256GCM16-prfsha256-x25519", unknown("AES256GCM16")),
         ("aes256gcm16-prfsha256-x25519-esn", misplaced("esn")),
         ("prfsha256-x25519", missing("an encryption algorithm")),
-        ("aes256gcm16-x25519", missing("a pseudo-random function")),
-        ("aes256gcm16-prfsha256", missing("a key exchange method")),
+        (
+            "aes256gcm16-x25519",
+            missing("a pseudo-random function (such as prfsha384)"),
+        ),
+        (
+            "aes256gcm16-prfsha256",
+            missing("a key exchange method (such as x25519)"),
+        ),
     ] {
         assert_eq!(text.parse::<IkeProposal>(), Err(want), "{text}");
     }
     for (text, want) in [
         ("aes256gcm16-prfsha256", misplaced("prfsha256")),
         ("x25519-esn", missing("an encryption algorithm")),
-        ("aes256gcm16-sha1", unknown("sha1")),
+        ("aes256gcm16-md5", unknown("md5")),
+        ("aes256", missing("an integrity algorithm (such as sha256)")),
+        ("aes256-sha256-aes256gcm16", ProposalError::Mixed),
     ] {
         assert_eq!(text.parse::<EspProposal>(), Err(want), "{text}");
     }
 }
 
 #[test]
+fn keywords_of_all_kinds() {
+    let key_bits = 192;
+    let ike_of = |text: &str| (ike(text).encryption, ike(text).integrity, ike(text).prf);
+    assert_eq!(
+        ike_of("aes192-aes-sha256-sha2_384-modp3072"),
+        (
+            vec![
+                Encryption::AesCbc { key_bits },
+                Encryption::AesCbc { key_bits: 128 }
+            ],
+            vec![Integrity::HmacSha256, Integrity::HmacSha384],
+            vec![Prf::HmacSha256, Prf::HmacSha384],
+        )
+    );
+    assert_eq!(
+        ike_of("aes192ctr-aesxcbc-aescmac-sha1-prfaescmac-x448"),
+        (
+            vec![Encryption::AesCtr { key_bits }],
+            vec![Integrity::AesXcbc, Integrity::AesCmac, Integrity::HmacSha1],
+            vec![Prf::AesCmac],
+        )
+    );
+    // With AEADs an integrity algorithm only stands for its pseudo-random function.
+    assert_eq!(
+        ike_of("aes192gcm96-aes192ccm8-aes192ccm128-sha512-ecp521"),
+        (
+            vec![
+                Encryption::AesGcm12 { key_bits },
+                Encryption::AesCcm8 { key_bits },
+                Encryption::AesCcm16 { key_bits },
+            ],
+            vec![],
+            vec![Prf::HmacSha512],
+        )
+    );
+    assert_eq!(esp("aes256gcm16iiv-sha256").integrity, []);
+    assert_eq!(parse_ike("default"), Ok(default_ike()));
+    assert_eq!(parse_esp("default"), Ok(default_esp()));
+    assert_eq!(parse_esp("aes256gcm16").unwrap().len(), 1);
+}
+
+#[test]
 fn defaults_are_written_as_they_would_be_configured() {
+    let text = |p: &[IkeProposal]| p.iter().map(ToString::to_string).collect::<Vec<_>>();
     assert_eq!(
-        default_ike()[0].to_string(),
-        "aes256gcm16-chacha20poly1305-aes128gcm16-prfsha384-prfsha256-prfsha512-x25519-ecp256-modp2048"
+        text(&default_ike()),
+        [
+            "aes256gcm16-chacha20poly1305-aes128gcm16-prfsha384-prfsha256-prfsha512-x25519-ecp256-ecp384-modp3072-modp2048-ke1_mlkem768",
+            "aes256gcm16-chacha20poly1305-aes128gcm16-prfsha384-prfsha256-prfsha512-x25519-ecp256-ecp384-modp3072-modp2048",
+            "aes256-aes128-sha256-sha384-sha512-prfsha384-prfsha256-prfsha512-x25519-ecp256-ecp384-modp3072-modp2048",
+        ]
     );
+    let text = |p: &[EspProposal]| p.iter().map(ToString::to_string).collect::<Vec<_>>();
     assert_eq!(
-        default_esp()[0].to_string(),
-        "aes256gcm16-chacha20poly1305-aes128gcm16-esn-noesn"
+        text(&default_esp()),
+        [
+            "aes256gcm16-chacha20poly1305-aes128gcm16-esn-noesn",
+            "aes256-aes128-sha256-sha384-sha512-esn-noesn",
+        ]
     );
+}
+
+#[test]
+fn ciphers_without_integrity_need_an_integrity_algorithm() {
+    let ours = [
+        ike("aes256gcm16-prfsha256-x25519"),
+        ike("aes128-sha256-sha384-x25519"),
+    ];
+    let chosen = |theirs: &str| {
+        let offer = offer_ike(&[ike(theirs)], &[], None);
+        let chosen = choose_ike(&ours, &offer, 31, true)?;
+        assert_eq!(
+            accepted_ike(&[ike(theirs)], &[answer_ike(&chosen, &[])]),
+            Some(chosen.clone())
+        );
+        Some((chosen.suite.encryption, chosen.suite.integrity))
+    };
+    let cbc = Encryption::AesCbc { key_bits: 128 };
+    assert_eq!(
+        chosen("aes256-aes128-sha512-sha384-prfsha256-x25519"),
+        Some((cbc, Some(Integrity::HmacSha384)))
+    );
+    assert_eq!(chosen("aes128-sha512-prfsha256-x25519"), None);
+    assert_eq!(chosen("aes256gcm16-prfsha256-x25519"), Some((AES256, None)));
+    // An AEAD beside others in one proposal with integrity algorithms is passed over (RFC 7296 §3.3).
+    let mut mixed = offer_ike(&[ike("aes128-sha256-x25519")], &[], None).remove(0);
+    let aead = t(TransformType::ENCR, 20, Some(256));
+    for more in [
+        vec![aead.clone()],
+        vec![aead, t(TransformType::INTEG, 0, None)],
+    ] {
+        mixed.transforms.splice(0..0, more);
+        let chosen = choose_ike(&ours, std::slice::from_ref(&mixed), 31, true);
+        let suite = chosen.unwrap().suite;
+        assert_eq!(
+            (suite.encryption, suite.integrity),
+            (cbc, Some(Integrity::HmacSha256))
+        );
+    }
+}
+
+#[test]
+fn esp_with_an_integrity_algorithm_is_agreed_on() {
+    let ours = [esp("aes256-sha256-noesn"), esp("chacha20poly1305iiv-noesn")];
+    let chosen = |theirs: &str| {
+        let offer = offer_esp(&[esp(theirs)], 7, false);
+        let chosen = choose_esp(&ours, &offer, None, false)?;
+        let answer = answer_esp(&chosen, 8);
+        assert_eq!(
+            accepted_esp(&[esp(theirs)], &[answer], false)
+                .unwrap()
+                .suite,
+            chosen.suite
+        );
+        Some(chosen.suite.cipher())
+    };
+    assert_eq!(
+        chosen("aes128-aes256-sha1-sha256").unwrap().integrity,
+        Some(Integrity::HmacSha256)
+    );
+    assert_eq!(chosen("aes256-sha1"), None);
+    assert_eq!(
+        chosen("chacha20poly1305iiv-chacha20poly1305"),
+        Some(Encryption::ChaCha20Poly1305Iiv.into())
+    );
+    assert_eq!(chosen("chacha20poly1305"), None);
 }
 
 #[test]
@@ -159,9 +304,11 @@ fn our_order_counts_but_the_peers_key_exchange_is_used() {
         "aes256gcm16-chacha20poly1305-prfsha256-prfsha512-modp2048-ecp256",
     )];
     let offered = offer_ike(&theirs, &[], None);
-    let suite = |ke_group| choose_ike(&ours, &offered, ke_group).unwrap().suite;
+    let suite = |ke_group| choose_ike(&ours, &offered, ke_group, true).unwrap().suite;
     let expected = |group| IkeSuite {
         encryption: Encryption::ChaCha20Poly1305,
+        integrity: None,
+        additional: Default::default(),
         prf: Prf::HmacSha512,
         group,
     };
@@ -182,20 +329,23 @@ fn our_first_proposal_wins_over_their_order() {
         ike("aes128gcm16-prfsha256-ecp256"),
         ike("aes256gcm16-prfsha384-x25519"),
     ];
-    let chosen = choose_ike(&ours, &offer_ike(&theirs, &[9; 8], None), 19).unwrap();
+    let chosen = choose_ike(&ours, &offer_ike(&theirs, &[9; 8], None), 19, true).unwrap();
     assert_eq!((chosen.number, chosen.suite.encryption), (2, AES256));
     assert_eq!(chosen.peer_spi, [9; 8]);
-    let chosen = choose_ike(&ours[1..], &offer_ike(&theirs, &[], None), 19).unwrap();
+    let chosen = choose_ike(&ours[1..], &offer_ike(&theirs, &[], None), 19, true).unwrap();
     assert_eq!((chosen.number, chosen.suite.encryption), (1, AES128));
     // Algorithms of different proposals do not mix.
     let mixed = [ike("aes128gcm16-prfsha384-x25519")];
-    assert_eq!(choose_ike(&mixed, &offer_ike(&theirs, &[], None), 31), None);
+    assert_eq!(
+        choose_ike(&mixed, &offer_ike(&theirs, &[], None), 31, true),
+        None
+    );
 }
 
 #[test]
 fn ike_proposals_with_something_strange_are_not_acceptable() {
     let ours = [ike("aes256gcm16-prfsha384-x25519")];
-    let good = |extra: &[Transform]| choose_ike(&ours, &[ike_with(extra)], 31).is_some();
+    let good = |extra: &[Transform]| choose_ike(&ours, &[ike_with(extra)], 31, true).is_some();
     assert!(good(&[]));
     // Integrity: only NONE beside an AEAD.
     assert!(good(&[t(TransformType::INTEG, 0, None)]));
@@ -204,8 +354,15 @@ fn ike_proposals_with_something_strange_are_not_acceptable() {
         t(TransformType::INTEG, 0, None),
         t(TransformType::INTEG, 12, None)
     ]));
-    // Kinds that we do not know, or that IKE has not; 6 is an additional key exchange (RFC 9370).
-    assert!(!good(&[t(TransformType(6), 0, None)]));
+    // Additional key exchanges (RFC 9370) that we do not want, unless they may be left out.
+    assert!(!good(&[t(TransformType(6), 36, None)]));
+    assert!(!good(&[t(TransformType(12), 36, None)]));
+    assert!(good(&[
+        t(TransformType(6), 36, None),
+        t(TransformType(6), 0, None)
+    ]));
+    // Kinds that we do not know, or that IKE has not.
+    assert!(!good(&[t(TransformType(13), 0, None)]));
     assert!(!good(&[t(TransformType(250), 1, None)]));
     assert!(!good(&[t(TransformType::ESN, 0, None)]));
     // Algorithms that we do not know are passed over.
@@ -217,11 +374,11 @@ fn ike_proposals_with_something_strange_are_not_acceptable() {
     ]));
 
     // Another proposal is still looked at, and those for other protocols are skipped.
-    let strange = ike_with(&[t(TransformType(6), 0, None)]);
+    let strange = ike_with(&[t(TransformType(13), 0, None)]);
     let mut second = ike_with(&[]);
     second.number = 3;
     let offered = [strange, esp_with(&[]), second];
-    assert_eq!(choose_ike(&ours, &offered, 31).unwrap().number, 3);
+    assert_eq!(choose_ike(&ours, &offered, 31, true).unwrap().number, 3);
 }
 
 #[test]
@@ -232,7 +389,11 @@ fn transforms_must_be_exactly_as_they_should() {
         let refused = |change: &dyn Fn(&mut Transform)| {
             let mut proposal = base.clone();
             change(&mut proposal.transforms[kind]);
-            assert_eq!(choose_ike(&ours, &[proposal], 31), None, "transform {kind}");
+            assert_eq!(
+                choose_ike(&ours, &[proposal], 31, true),
+                None,
+                "transform {kind}"
+            );
         };
         refused(&|t| t.unknown_attribute = true);
         refused(&|t| t.key_bits = Some(192));
@@ -241,7 +402,7 @@ fn transforms_must_be_exactly_as_they_should() {
     let cipher = |id, key_bits| {
         let mut proposal = base.clone();
         proposal.transforms[0] = t(TransformType::ENCR, id, key_bits);
-        choose_ike(&ours, &[proposal], 31).map(|c| c.suite.encryption)
+        choose_ike(&ours, &[proposal], 31, true).map(|c| c.suite.encryption)
     };
     assert_eq!(cipher(20, Some(128)), Some(AES128));
     assert_eq!(cipher(20, None), None);
@@ -251,7 +412,7 @@ fn transforms_must_be_exactly_as_they_should() {
     for missing in 0..3 {
         let mut proposal = base.clone();
         proposal.transforms.remove(missing);
-        assert_eq!(choose_ike(&ours, &[proposal], 31), None);
+        assert_eq!(choose_ike(&ours, &[proposal], 31, true), None);
     }
 }
 
@@ -266,7 +427,7 @@ fn spis_are_of_the_right_length_and_not_zero() {
     ] {
         let mut proposal = ike_with(&[]);
         proposal.spi = spi;
-        assert_eq!(choose_ike(&ours, &[proposal], 31).is_some(), good);
+        assert_eq!(choose_ike(&ours, &[proposal], 31, true).is_some(), good);
     }
     for (spi, good) in [
         (vec![0, 0, 1, 0], true),
@@ -367,6 +528,8 @@ fn the_answer_must_be_one_of_ours_without_alternatives() {
         accepted.suite,
         IkeSuite {
             encryption: AES256,
+            integrity: None,
+            additional: Default::default(),
             prf: Prf::HmacSha384,
             group: Group::Curve25519,
         }
@@ -416,7 +579,9 @@ fn the_answer_for_a_child_sa_is_checked_too() {
     };
     let suite = |group| EspSuite {
         encryption: AES256,
+        integrity: None,
         group,
+        additional: Default::default(),
         esn: false,
     };
     assert_eq!(
@@ -438,23 +603,35 @@ fn some<T: Clone + std::fmt::Debug + 'static>(all: &[T]) -> impl Strategy<Value 
     subsequence(all.to_vec(), 1..=all.len()).prop_shuffle()
 }
 
+/// AEADs, or ciphers that are none with integrity algorithms.
+fn ciphers() -> impl Strategy<Value = (Vec<Encryption>, Vec<Integrity>)> {
+    prop_oneof![
+        some(&AEADS).prop_map(|aeads| (aeads, vec![])),
+        (some(&CBC), some(&HMACS)),
+    ]
+}
+
 fn any_ike() -> impl Strategy<Value = IkeProposal> {
     let prfs = some(&[Prf::HmacSha256, Prf::HmacSha384, Prf::HmacSha512]);
     let groups = some(&[Group::Modp2048, Group::Ecp256, Group::Curve25519]);
-    (some(&CIPHERS), prfs, groups).prop_map(|(encryption, prf, groups)| IkeProposal {
+    (ciphers(), prfs, groups).prop_map(|((encryption, integrity), prf, groups)| IkeProposal {
         encryption,
+        integrity,
         prf,
         groups,
+        additional: Menus::default(),
     })
 }
 
 fn any_esp() -> impl Strategy<Value = EspProposal> {
     let all = vec![Group::Modp2048, Group::Ecp256, Group::Curve25519];
     let groups = subsequence(all, 0..=3).prop_shuffle();
-    (some(&CIPHERS), groups, some(&[true, false])).prop_map(|(encryption, groups, esn)| {
+    (ciphers(), groups, some(&[true, false])).prop_map(|((encryption, integrity), groups, esn)| {
         EspProposal {
             encryption,
+            integrity,
             groups,
+            additional: Menus::default(),
             esn,
         }
     })
@@ -475,11 +652,12 @@ proptest! {
     ) {
         let common = |a: &IkeProposal, b: &IkeProposal| {
             a.encryption.iter().any(|x| b.encryption.contains(x))
+                && (a.integrity.is_empty() || a.integrity.iter().any(|x| b.integrity.contains(x)))
                 && a.prf.iter().any(|x| b.prf.contains(x))
                 && a.groups.iter().any(|x| b.groups.contains(x))
         };
         let possible = ours.iter().any(|a| theirs.iter().any(|b| common(a, b)));
-        let chosen = choose_ike(&ours, &offer_ike(&theirs, &[1; 8], Some(ke)), ke.id());
+        let chosen = choose_ike(&ours, &offer_ike(&theirs, &[1; 8], Some(ke)), ke.id(), true);
         prop_assert_eq!(chosen.is_some(), possible);
         if let Some(chosen) = chosen {
             let accepted = accepted_ike(&theirs, &[answer_ike(&chosen, &[2; 8])]).unwrap();
@@ -501,6 +679,7 @@ proptest! {
         };
         let common = |a: &EspProposal, b: &EspProposal| {
             a.encryption.iter().any(|x| b.encryption.contains(x))
+                && (a.integrity.is_empty() || a.integrity.iter().any(|x| b.integrity.contains(x)))
                 && a.esn.iter().any(|x| b.esn.contains(x))
                 && groups_fit(a, b)
         };

@@ -25,9 +25,6 @@ use std::{
 };
 use subtle::ConstantTimeEq;
 
-/// The Message ID of IKE_AUTH (without EAP there is one such exchange).
-pub(super) const AUTH_ID: u32 = 1;
-
 /// A peer whose AUTH payload verified.
 struct Authenticated<'p> {
     connection: &'p Connection,
@@ -54,6 +51,7 @@ pub(super) fn auth_of_initiator(n: &Negotiated, psk: &Secret, id: &Identificatio
         &n.nonce_r,
         &n.keys.pi,
         &id_body(id),
+        &n.int_auth(),
     )
 }
 
@@ -65,6 +63,7 @@ pub(super) fn auth_of_responder(n: &Negotiated, psk: &Secret, id: &Identificatio
         &n.nonce_i,
         &n.keys.pr,
         &id_body(id),
+        &n.int_auth(),
     )
 }
 
@@ -80,6 +79,11 @@ impl<'e> Turn<'_, 'e> {
             return;
         };
         let negotiated = half.negotiated.clone();
+        let id = negotiated.auth_id();
+        if negotiated.next_exchange().is_some() {
+            let early = Refused::syntax("IKE_AUTH before the additional key exchanges");
+            return self.refuse(ExchangeType::IKE_AUTH, id, early);
+        }
         self.record.path.local = local;
         self.record.path.remote = remote;
         let peer = self
@@ -87,7 +91,7 @@ impl<'e> Turn<'_, 'e> {
             .and_then(|()| self.authenticate_initiator(&negotiated, payloads));
         let peer = match peer {
             Ok(peer) => peer,
-            Err(refused) => return self.refuse(ExchangeType::IKE_AUTH, AUTH_ID, refused),
+            Err(refused) => return self.refuse(ExchangeType::IKE_AUTH, id, refused),
         };
         let leased = match self.session.leased.take() {
             Some(answer) => Some(answer),
@@ -97,12 +101,12 @@ impl<'e> Turn<'_, 'e> {
                     return;
                 }
                 Ok(false) => None,
-                Err(refused) => return self.refuse(ExchangeType::IKE_AUTH, AUTH_ID, refused),
+                Err(refused) => return self.refuse(ExchangeType::IKE_AUTH, id, refused),
             },
         };
         self.commit();
         let answer = self.establish_as_responder(negotiated, peer, payloads, leased);
-        self.respond(ExchangeType::IKE_AUTH, AUTH_ID, &answer);
+        self.respond(ExchangeType::IKE_AUTH, id, &answer);
     }
 
     /// The answer to our question for addresses: the request that waits for it goes on.
@@ -299,6 +303,7 @@ impl<'e> Turn<'_, 'e> {
             sync_answer: None,
             mobike: None,
             children: Vec::new(),
+            follow_up: None,
             rival: None,
             replaced_by: None,
         }));
@@ -332,8 +337,12 @@ pub(super) fn randomised(time: Duration, spread: Duration, rng: &mut dyn Entropy
 fn allows(connection: &Connection, suite: IkeSuite) -> bool {
     let fits = |p: &IkeProposal| {
         p.encryption.contains(&suite.encryption)
+            && suite.integrity.is_none_or(|i| p.integrity.contains(&i))
             && p.prf.contains(&suite.prf)
             && p.groups.contains(&suite.group)
+            && (p.additional.iter().zip(suite.additional.0)).all(|(menu, chosen)| {
+                menu.contains(&chosen) || (menu.is_empty() && chosen.is_none())
+            })
     };
     connection.proposals.iter().any(fits)
 }

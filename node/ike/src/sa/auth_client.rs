@@ -2,7 +2,7 @@
 
 use super::{
     Effect, Failure,
-    auth::{AUTH_ID, auth_of_initiator, auth_of_responder, own_identity},
+    auth::{auth_of_initiator, auth_of_responder, own_identity},
     child_client::offered_selectors,
     configuration,
     turn::{Turn, at_most_one, find_error, find_notify, notify, only},
@@ -93,7 +93,7 @@ impl Turn<'_, '_> {
                 Vec::new(),
             ));
         }
-        self.record.outbound.next = AUTH_ID;
+        self.record.outbound.next = state.negotiated.auth_id();
         self.request(ExchangeType::IKE_AUTH, &payloads, Task::Connect);
         self.commit();
     }

@@ -9,9 +9,9 @@ use super::{
 };
 use crate::{
     config::ChildConfig,
-    crypto::{ChildKeys, EspSuite, KeyPair},
+    crypto::{ChildKeys, EspSuite},
     proposal,
-    record::{Child, CloseReason, Established, Fate, Task},
+    record::{Child, ChildGoal, CloseReason, Established, Fate, FollowUp, Goal, Task},
     secret::Secret,
     selector::{SelectorTemplate, narrow},
     wire::{
@@ -48,7 +48,8 @@ pub(super) struct Origin<'a> {
     pub(super) initiated: bool,
     pub(super) nonce_i: &'a [u8],
     pub(super) nonce_r: &'a [u8],
-    pub(super) shared: Option<&'a Secret>,
+    /// The secrets of its own key exchanges.
+    pub(super) shared: &'a [&'a Secret],
     pub(super) replaces: Option<u32>,
     pub(super) fate: Fate,
 }
@@ -75,7 +76,7 @@ impl<'e> Turn<'_, 'e> {
         );
         let ending = matches!(
             self.record.outbound.pending.as_ref().map(|p| &p.task),
-            Some(Task::RekeyIke(_) | Task::DeleteIke)
+            Some(task) if task.is_ike_rekey() || *task == Task::DeleteIke
         );
         let est = self.established();
         if ending || est.replaced_by.is_some() || est.rival.is_some() {
@@ -177,36 +178,67 @@ impl<'e> Turn<'_, 'e> {
             };
             let pair = self.answer_key_exchange(chosen.suite, ke)?;
             let spi_in = self.env.spis.child(self.env.rng);
-            let terms = Terms {
+            let (ke, secret) = pair.unzip();
+            let goal = ChildGoal {
+                name: config.name.clone(),
                 suite: chosen.suite,
                 spi_in,
                 spi_out,
                 local_ts: local_ts.clone(),
                 remote_ts: remote_ts.clone(),
-            };
-            let origin = Origin {
-                initiated: false,
-                nonce_i: request.nonce_i,
-                nonce_r: request.nonce_r,
-                shared: pair.as_ref().map(|(_, secret)| secret),
+                nonce_i: request.nonce_i.to_vec(),
+                nonce_r: request.nonce_r.to_vec(),
                 replaces: request.replaces,
-                fate: if request.replaces.is_some() {
-                    Fate::Standby
-                } else {
-                    Fate::Live
-                },
             };
-            self.add_child(config, terms, &origin);
+            let more = self.make_or_await(config, goal, secret);
             let mut answer = vec![Payload::Sa(vec![proposal::answer_esp(&chosen, spi_in)])];
             if !request.in_auth {
                 answer.push(Payload::Nonce(request.nonce_r.to_vec()));
             }
-            answer.extend(pair.map(|(ke, _)| Payload::Ke(ke)));
+            answer.extend(ke.map(Payload::Ke));
             answer.push(Payload::TsI(remote_ts));
             answer.push(Payload::TsR(local_ts));
+            answer.extend(more);
             return Ok(answer);
         }
         Err(failure)
+    }
+
+    /// Adds the Child SA of the peer's request, or waits for its additional key exchanges, and says so.
+    fn make_or_await(
+        &mut self,
+        config: &ChildConfig,
+        goal: ChildGoal,
+        secret: Option<Secret>,
+    ) -> Option<Payload> {
+        let secret = match secret {
+            Some(secret) if !goal.suite.additional.is_empty() => {
+                return Some(self.await_follow_up(FollowUp::new(Goal::Child(goal), secret)));
+            }
+            other => other,
+        };
+        let terms = Terms {
+            suite: goal.suite,
+            spi_in: goal.spi_in,
+            spi_out: goal.spi_out,
+            local_ts: goal.local_ts,
+            remote_ts: goal.remote_ts,
+        };
+        let shared = secret.as_ref();
+        let origin = Origin {
+            initiated: false,
+            nonce_i: &goal.nonce_i,
+            nonce_r: &goal.nonce_r,
+            shared: shared.as_slice(),
+            replaces: goal.replaces,
+            fate: if goal.replaces.is_some() {
+                Fate::Standby
+            } else {
+                Fate::Live
+            },
+        };
+        self.add_child(config, terms, &origin);
+        None
     }
 
     /// Our part of the Child SA's own key exchange, if one was chosen.
@@ -226,14 +258,13 @@ impl<'e> Turn<'_, 'e> {
                 Failure::Invalid("its KE payload is of another group"),
             ));
         };
-        let key = KeyPair::generate(group, self.env.rng);
-        let shared = key
-            .agree(&ke.data)
+        let (data, shared) = group
+            .answer(&ke.data, self.env.rng)
             .map_err(|e| Refused::new(NotifyType::INVALID_SYNTAX, e.into()))?;
         Ok(Some((
             KeyExchange {
                 group: group.id(),
-                data: key.public().to_vec(),
+                data,
             },
             shared,
         )))

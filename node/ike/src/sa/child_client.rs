@@ -9,7 +9,7 @@ use super::{
 use crate::{
     crypto::KeyPair,
     proposal,
-    record::{ChildOffer, CloseReason, Fate, Task},
+    record::{ChildGoal, ChildOffer, CloseReason, Fate, FollowUp, Goal, Task},
     selector::SelectorTemplate,
     wire::{
         self, ExchangeType, KeyExchange, Notify, NotifyType, Payload, Protocol, TrafficSelector,
@@ -193,6 +193,26 @@ impl Turn<'_, '_> {
                 ));
             }
         };
+        if let Some(secret) = shared
+            .clone()
+            .filter(|_| !chosen.suite.additional.is_empty())
+        {
+            let goal = ChildGoal {
+                name: offer.name,
+                suite: chosen.suite,
+                spi_in: offer.spi_in,
+                spi_out,
+                local_ts: ts_i.clone(),
+                remote_ts: ts_r.clone(),
+                nonce_i: offer.nonce,
+                nonce_r: nonce_r.to_vec(),
+                replaces: offer.replaces,
+            };
+            let follow_up = FollowUp::new(Goal::Child(goal), secret);
+            return self
+                .go_on(follow_up, payloads)
+                .map_err(|(_, failure)| failure);
+        }
         let terms = Terms {
             suite: chosen.suite,
             spi_in: offer.spi_in,
@@ -200,11 +220,12 @@ impl Turn<'_, '_> {
             local_ts: ts_i.clone(),
             remote_ts: ts_r.clone(),
         };
+        let shared = shared.as_ref();
         let origin = Origin {
             initiated: true,
             nonce_i: &offer.nonce,
             nonce_r,
-            shared: shared.as_ref(),
+            shared: shared.as_slice(),
             replaces: offer.replaces,
             fate: self.fate_of_replacement(offer.replaces, offer.nonce.as_slice().min(nonce_r)),
         };
@@ -217,7 +238,11 @@ impl Turn<'_, '_> {
 
     /// What becomes of a Child SA that we made to replace another, given the lower of its nonces. If the peer replaced the same one meanwhile, of the
     /// two new ones that with the lowest of all nonces goes, by who made it (RFC 7296 §2.8.1).
-    fn fate_of_replacement(&mut self, replaces: Option<u32>, lowest_nonce: &[u8]) -> Fate {
+    pub(super) fn fate_of_replacement(
+        &mut self,
+        replaces: Option<u32>,
+        lowest_nonce: &[u8],
+    ) -> Fate {
         let Some(old) = replaces else {
             return Fate::Live;
         };
@@ -235,7 +260,7 @@ impl Turn<'_, '_> {
     }
 
     /// A Child SA of ours has taken the place of another, which is now ours to delete. What the peer made in its place is the peer's to delete.
-    fn supersede(&mut self, replaced: Option<u32>) {
+    pub(super) fn supersede(&mut self, replaced: Option<u32>) {
         let Some(old) = replaced else { return };
         for child in &mut self.established().children {
             if child.spi_in == old {

@@ -7,9 +7,10 @@ use super::{
 use crate::{
     crypto::{self, OpenError},
     record::{CloseReason, PendingRequest, Phase, Role, Task},
-    wire::{ExchangeType, Message, NotifyType, ParseError, Payload},
+    wire::{ExchangeType, Message, NotifyType, ParseError, Payload, PayloadType},
 };
 use std::net::SocketAddr;
+use zeroize::Zeroizing;
 
 impl Turn<'_, '_> {
     /// A datagram came for this SA.
@@ -48,7 +49,7 @@ impl Turn<'_, '_> {
             return None;
         };
         let (suite, keys) = self.protection()?;
-        let opened = crypto::open(suite.encryption, self.opening_key(keys), protected);
+        let opened = crypto::open(suite.cipher(), self.opening_key(keys), protected);
         match opened {
             Ok(payloads) => Some(Ok(payloads)),
             Err(OpenError::Content(error)) => Some(Err(error)),
@@ -57,6 +58,44 @@ impl Turn<'_, '_> {
                 None
             }
         }
+    }
+
+    /// The same, with the payloads as bytes: the type of the first, and all.
+    pub(super) fn open_whole(
+        &mut self,
+        message: &Message<'_>,
+    ) -> Option<(PayloadType, Zeroizing<Vec<u8>>)> {
+        let Some(protected) = message.protected.as_ref().filter(|p| p.fragment.is_none()) else {
+            self.ignore(Failure::Invalid("the message is not protected"));
+            return None;
+        };
+        let (suite, keys) = self.protection()?;
+        match crypto::open_content(suite.cipher(), self.opening_key(keys), protected) {
+            Ok(content) => Some((protected.first, content)),
+            Err(OpenError::Integrity) => {
+                self.ignore(Failure::Integrity);
+                None
+            }
+            Err(OpenError::Content(error)) => {
+                self.ignore(Failure::Malformed(error));
+                None
+            }
+        }
+    }
+
+    /// Whether this is the last IKE_INTERMEDIATE request again: it is protected with the keys of before.
+    fn is_repeated_intermediate(&self, message: &Message<'_>) -> bool {
+        let Phase::HalfOpen(half) = &self.record.phase else {
+            return false;
+        };
+        let (Some(keys), Some(protected)) =
+            (&half.negotiated.intermediates.previous, &message.protected)
+        else {
+            return false;
+        };
+        let cipher = half.negotiated.suite.cipher();
+        message.header.exchange == ExchangeType::IKE_INTERMEDIATE
+            && crypto::open_content(cipher, self.opening_key(keys), protected).is_ok()
     }
 
     fn response(&mut self, message: &Message<'_>) {
@@ -75,6 +114,9 @@ impl Turn<'_, '_> {
             return; // late or repeated: its request was completed
         };
         let id = *id;
+        if matches!(self.record.phase, Phase::Intermediate(_)) {
+            return self.intermediate_response(message);
+        }
         let payloads = match self.open(message) {
             Some(Ok(payloads)) => payloads,
             // Authentic nonsense: there is no way to go on with such a peer (RFC 7296 §2.21.3).
@@ -105,6 +147,10 @@ impl Turn<'_, '_> {
             Task::RekeyIke(offer) => {
                 self.commit();
                 self.ike_rekey_response(offer, &payloads);
+            }
+            Task::FollowUp(follow_up, key) => {
+                self.commit();
+                self.follow_up_response(follow_up, &key, &payloads);
             }
             Task::DeleteChildren(spis) => {
                 self.commit();
@@ -149,6 +195,11 @@ impl Turn<'_, '_> {
                 expected,
             });
         }
+        if message.header.exchange == ExchangeType::IKE_INTERMEDIATE
+            && matches!(self.record.phase, Phase::HalfOpen(_))
+        {
+            return self.intermediate_request(message, local, remote);
+        }
         let payloads = match self.open(message) {
             Some(payloads) => payloads,
             None => return,
@@ -171,6 +222,10 @@ impl Turn<'_, '_> {
                 self.follow(local, remote);
                 self.create_child_request(id, &payloads);
             }
+            (Phase::Established(_), ExchangeType::IKE_FOLLOWUP_KE) => {
+                self.follow(local, remote);
+                self.follow_up_request(id, &payloads);
+            }
             _ => self.ignore(Failure::Invalid("this exchange has no place now")),
         }
     }
@@ -180,6 +235,9 @@ impl Turn<'_, '_> {
         if let (Phase::HalfOpen(_), ExchangeType::IKE_SA_INIT) =
             (&self.record.phase, message.header.exchange)
         {
+            return self.repeat_response(local, remote);
+        }
+        if self.is_repeated_intermediate(message) {
             return self.repeat_response(local, remote);
         }
         let Some(opened) = self.open(message) else {
@@ -213,7 +271,7 @@ impl Turn<'_, '_> {
 
     /// An authentic request that cannot be parsed: an unknown critical payload costs only the exchange (RFC 7296 §2.5), anything else
     /// the SA (§2.21.2, §2.21.3).
-    fn malformed_request(&mut self, exchange: ExchangeType, id: u32, error: ParseError) {
+    pub(super) fn malformed_request(&mut self, exchange: ExchangeType, id: u32, error: ParseError) {
         if matches!(self.record.phase, Phase::Closed(_)) {
             return;
         }

@@ -2,6 +2,7 @@
 
 use super::{
     Event, Failure,
+    follow_up::new_ike_of,
     init::{named_group, nonce},
     turn::{Refused, Turn, find_error, only},
 };
@@ -10,9 +11,10 @@ use crate::{
     env::UnixMillis,
     proposal,
     record::{
-        Child, Established, Fate, IkeOffer, InboundWindow, Mobike, OutboundWindow, Phase, Record,
-        Rival, Role, SaId, Task,
+        Child, Established, Fate, FollowUp, Goal, IkeGoal, IkeOffer, InboundWindow, Mobike,
+        OutboundWindow, Phase, Record, Rival, Role, SaId, Task,
     },
+    secret::Secret,
     wire::{self, ExchangeType, KeyExchange, Notify, NotifyType, Payload},
 };
 use std::time::Duration;
@@ -24,14 +26,15 @@ const REPLACED_LINGERS: Duration = Duration::from_secs(60);
 const RETRY_REFUSED: Duration = Duration::from_secs(10);
 
 /// The new SA of a rekey, as far as both ends agree on it.
-struct NewIke<'a> {
-    id: SaId,
-    role: Role,
-    remote_spi: u64,
-    suite: IkeSuite,
-    shared: &'a crate::secret::Secret,
-    nonce_i: &'a [u8],
-    nonce_r: &'a [u8],
+pub(super) struct NewIke<'a> {
+    pub(super) id: SaId,
+    pub(super) role: Role,
+    pub(super) remote_spi: u64,
+    pub(super) suite: IkeSuite,
+    /// The secrets of its key exchanges.
+    pub(super) shared: &'a [&'a Secret],
+    pub(super) nonce_i: &'a [u8],
+    pub(super) nonce_r: &'a [u8],
 }
 
 impl Turn<'_, '_> {
@@ -43,11 +46,7 @@ impl Turn<'_, '_> {
         payloads: &[Payload],
     ) -> Result<Vec<Payload>, Refused> {
         let pending = self.record.outbound.pending.as_ref().map(|p| &p.task);
-        let collides = matches!(pending, Some(Task::RekeyIke(_)));
-        let busy = matches!(
-            pending,
-            Some(Task::CreateChild(_) | Task::DeleteChildren(_) | Task::DeleteIke)
-        );
+        let busy = pending.is_some_and(Task::forbids_ike_rekey);
         let est = self.established();
         if busy || est.replaced_by.is_some() || est.rival.is_some() {
             let failure =
@@ -62,7 +61,7 @@ impl Turn<'_, '_> {
             let gone = Failure::Unconfigured(self.record.connection.clone());
             return Err(Refused::new(NotifyType::NO_PROPOSAL_CHOSEN, gone));
         };
-        let chosen = proposal::choose_ike(&connection.proposals, offered, ke.group)
+        let chosen = proposal::choose_ike(&connection.proposals, offered, ke.group, true)
             .ok_or_else(|| Refused::new(NotifyType::NO_PROPOSAL_CHOSEN, Failure::NoIkeProposal))?;
         let group = chosen.suite.group;
         if group.id() != ke.group {
@@ -75,23 +74,41 @@ impl Turn<'_, '_> {
         }
         let remote_spi = ike_spi(&chosen.peer_spi)
             .ok_or_else(|| Refused::syntax("an SPI that no IKE SA can have"))?;
-        let key = KeyPair::generate(group, self.env.rng);
-        let shared = key
-            .agree(&ke.data)
+        let (public, shared) = group
+            .answer(&ke.data, self.env.rng)
             .map_err(|e| Refused::new(NotifyType::INVALID_SYNTAX, e.into()))?;
         let (id, nonce_r) = (self.env.spis.ike(self.env.rng), nonce(self.env.rng));
-        let new = NewIke {
+        let goal = IkeGoal {
             id,
-            role: Role::Responder,
             remote_spi,
             suite: chosen.suite,
-            shared: &shared,
-            nonce_i,
-            nonce_r: &nonce_r,
+            nonce_i: nonce_i.clone(),
+            nonce_r: nonce_r.clone(),
         };
-        let record = self.new_ike(&new);
-        if collides {
-            let lowest_nonce = nonce_i.min(&nonce_r).clone();
+        let more = if goal.suite.additional.is_empty() {
+            self.accept_ike(&goal, &[&shared]);
+            None
+        } else {
+            Some(self.await_follow_up(FollowUp::new(Goal::Ike(goal), shared)))
+        };
+        let mut answer = vec![
+            Payload::Sa(vec![proposal::answer_ike(&chosen, &id.0.to_be_bytes())]),
+            Payload::Nonce(nonce_r),
+            Payload::Ke(KeyExchange {
+                group: group.id(),
+                data: public,
+            }),
+        ];
+        answer.extend(more);
+        Ok(answer)
+    }
+
+    /// The peer's new IKE SA is complete: it takes the place of this one, unless a rekey of our own is under way.
+    pub(super) fn accept_ike(&mut self, goal: &IkeGoal, secrets: &[&Secret]) {
+        let record = self.new_ike(&new_ike_of(goal, Role::Responder, secrets));
+        let pending = self.record.outbound.pending.as_ref();
+        if pending.is_some_and(|p| p.task.is_ike_rekey()) {
+            let lowest_nonce = (&goal.nonce_i).min(&goal.nonce_r).clone();
             self.established().rival = Some(Box::new(Rival {
                 record,
                 lowest_nonce,
@@ -100,14 +117,6 @@ impl Turn<'_, '_> {
             let lingers = self.env.now + REPLACED_LINGERS;
             self.hand_over(record, lingers);
         }
-        Ok(vec![
-            Payload::Sa(vec![proposal::answer_ike(&chosen, &id.0.to_be_bytes())]),
-            Payload::Nonce(nonce_r),
-            Payload::Ke(KeyExchange {
-                group: group.id(),
-                data: key.public().to_vec(),
-            }),
-        ])
     }
 
     // ---- as initiator ----
@@ -166,7 +175,11 @@ impl Turn<'_, '_> {
             return self.ike_rekey_refused(&offer, error);
         }
         match self.complete_ike_rekey(&offer, payloads) {
-            Ok((record, lowest_nonce)) => self.decide_ike(record, &lowest_nonce),
+            Ok(follow_up) => {
+                if let Err((follow_up, failure)) = self.go_on(follow_up, payloads) {
+                    self.follow_up_failed(&follow_up.goal, failure);
+                }
+            }
             Err(failure) => {
                 self.fail(failure);
                 self.session.not_before = Some(self.env.now + RETRY_REFUSED);
@@ -204,7 +217,7 @@ impl Turn<'_, '_> {
         &mut self,
         offer: &IkeOffer,
         payloads: &[Payload],
-    ) -> Result<(Record, Vec<u8>), Failure> {
+    ) -> Result<Box<FollowUp>, Failure> {
         let policy = self.env.policy;
         let connection = policy
             .connection(&self.record.connection)
@@ -222,20 +235,18 @@ impl Turn<'_, '_> {
             ));
         }
         let shared = offer.key.agree(&ke.data)?;
-        let new = NewIke {
+        let goal = IkeGoal {
             id: offer.id,
-            role: Role::Initiator,
             remote_spi,
             suite: chosen.suite,
-            shared: &shared,
-            nonce_i: &offer.nonce,
-            nonce_r,
+            nonce_i: offer.nonce.clone(),
+            nonce_r: nonce_r.clone(),
         };
-        Ok((self.new_ike(&new), (&offer.nonce).min(nonce_r).clone()))
+        Ok(FollowUp::new(Goal::Ike(goal), shared))
     }
 
     /// Which of two new IKE SAs remains, if the peer has made one too: that with the lowest of all nonces goes, by who made it (RFC 7296 §2.8.2).
-    fn decide_ike(&mut self, ours: Record, lowest_nonce: &[u8]) {
+    pub(super) fn decide_ike(&mut self, ours: Record, lowest_nonce: &[u8]) {
         let now = self.env.now;
         match self.established().rival.take() {
             Some(rival) if lowest_nonce < &rival.lowest_nonce[..] => {
@@ -277,7 +288,7 @@ impl Turn<'_, '_> {
     // ---- both ends ----
 
     /// The record of the new IKE SA, without Child SAs.
-    fn new_ike(&mut self, new: &NewIke<'_>) -> Record {
+    pub(super) fn new_ike(&mut self, new: &NewIke<'_>) -> Record {
         let connection = self.env.policy.connection(&self.record.connection);
         let (rekey_at, expires_at) = connection.map_or((None, None), |c| self.ike_times(c));
         let old_id = self.record.id;
@@ -313,6 +324,7 @@ impl Turn<'_, '_> {
                 sync_request: None,
                 sync_answer: None,
                 children: Vec::new(),
+                follow_up: None,
                 rival: None,
                 replaced_by: None,
                 ..old
@@ -326,6 +338,7 @@ impl Turn<'_, '_> {
         let children: Vec<Child> = std::mem::take(&mut est.children);
         debug_assert!(children.iter().filter(|c| c.fate == Fate::Live).count() <= children.len());
         est.our_vips = Vec::new();
+        est.follow_up = None;
         est.replaced_by = Some(new.id);
         est.rekey_at = None;
         est.expires_at = Some(delete_at);

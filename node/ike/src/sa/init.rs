@@ -6,11 +6,12 @@ use super::{
 };
 use crate::{
     config::Connection,
-    crypto::{Exchanged, Group, IkeKeys, IkeSuite, KeyPair, Prf},
+    crypto::{Exchanged, Group, IkeKeys, IkeSuite, Prf},
     env::Entropy,
     proposal::{self, Chosen},
     record::{
-        GatewayId, HalfOpen, InboundWindow, Negotiated, OutboundWindow, Path, Phase, Record, Role,
+        GatewayId, HalfOpen, InboundWindow, Intermediates, Negotiated, OutboundWindow, Path, Phase,
+        Record, Role,
     },
     secret::Secret,
     wire::{self, ExchangeType, Header, KeyExchange, Message, NotifyType, ParseError, Payload},
@@ -218,14 +219,23 @@ impl Request<'_> {
         })
     }
 
+    /// Whether the peer can do IKE_INTERMEDIATE, without which there are no additional key exchanges (RFC 9370 §2.2.2).
+    fn supports_intermediate(&self) -> bool {
+        find_notify(self.payloads, NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED).is_some()
+    }
+
     /// A first connection that fits, and what it accepts of the offer. Which connection it really is shows when the peer has authenticated.
     fn choose<'p>(&self, env: &Env<'p>) -> Result<(&'p Connection, Chosen<IkeSuite>), Failure> {
         let mut any = false;
         for connection in env.policy.candidates(self.local, self.remote) {
             any = true;
-            if let Some(chosen) =
-                proposal::choose_ike(&connection.proposals, self.offered, self.ke.group)
-            {
+            let chosen = proposal::choose_ike(
+                &connection.proposals,
+                self.offered,
+                self.ke.group,
+                self.supports_intermediate(),
+            );
+            if let Some(chosen) = chosen {
                 return Ok((connection, chosen));
             }
         }
@@ -268,8 +278,7 @@ fn half_open(
     env: &mut Env<'_>,
 ) -> Result<Record, Failure> {
     let suite = chosen.suite;
-    let key = KeyPair::generate(suite.group, env.rng);
-    let shared = key.agree(&request.ke.data)?;
+    let (public, shared) = suite.group.answer(&request.ke.data, env.rng)?;
     let id = env.spis.ike(env.rng);
     let nonce_r = nonce(env.rng);
     let (spi_i, nonce_i) = (request.header.initiator_spi, request.nonce_i.to_vec());
@@ -313,6 +322,7 @@ fn half_open(
                 nonce_r: nonce_r.clone(),
                 init_request: bytes.to_vec(),
                 init_response: Vec::new(),
+                intermediates: Intermediates::default(),
             },
             expires_at: env.now + HALF_OPEN,
         })),
@@ -322,10 +332,16 @@ fn half_open(
         Payload::Sa(vec![proposal::answer_ike(chosen, &[])]),
         Payload::Ke(KeyExchange {
             group: suite.group.id(),
-            data: key.public().to_vec(),
+            data: public,
         }),
         Payload::Nonce(nonce_r),
     ];
+    if !suite.additional.is_empty() {
+        payloads.push(notify(
+            NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED,
+            Vec::new(),
+        ));
+    }
     payloads.extend(nat::notifies(
         &header,
         request.local,

@@ -10,10 +10,10 @@ use crate::{
     config::Connection,
     crypto::{Exchanged, Group, IkeKeys, KeyPair},
     env::Entropy,
-    proposal,
+    proposal::{self, IkeProposal},
     record::{
-        CloseReason, GatewayId, InboundWindow, InitSent, Negotiated, OutboundWindow, Path,
-        PendingRequest, Phase, Record, Role, Task,
+        CloseReason, GatewayId, InboundWindow, InitSent, Intermediates, Negotiated, OutboundWindow,
+        Path, PendingRequest, Phase, Record, Role, Task,
     },
     wire::{self, ExchangeType, KeyExchange, Message, NotifyType, Payload},
 };
@@ -117,6 +117,13 @@ pub(super) fn make_request(record: &mut Record, config: &Connection, rng: &mut d
         data: init.key.public().to_vec(),
     }));
     payloads.push(Payload::Nonce(init.nonce.clone()));
+    let additional = |p: &IkeProposal| p.additional.iter().any(|menu| !menu.is_empty());
+    if config.proposals.iter().any(additional) {
+        payloads.push(super::turn::notify(
+            NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED,
+            Vec::new(),
+        ));
+    }
     let header = header(record, ExchangeType::IKE_SA_INIT, false, 0);
     payloads.extend(nat::notifies(
         &header,
@@ -177,7 +184,7 @@ impl Turn<'_, '_> {
             };
         }
         match self.negotiate(config, message, bytes, local, remote) {
-            Ok(()) => self.auth_start(config),
+            Ok((negotiated, child)) => self.proceed_to_auth(config, negotiated, &child),
             Err(failure) => self.ignore(failure),
         }
     }
@@ -225,7 +232,7 @@ impl Turn<'_, '_> {
         bytes: &[u8],
         local: SocketAddr,
         remote: SocketAddr,
-    ) -> Result<(), Failure> {
+    ) -> Result<(Negotiated, String), Failure> {
         let payloads = &message.payloads;
         let answer = only!(payloads, Sa).map_err(Failure::Invalid)?;
         let ke = only!(payloads, Ke).map_err(Failure::Invalid)?;
@@ -241,6 +248,12 @@ impl Turn<'_, '_> {
             || ke.group != suite.group.id()
         {
             return Err(Failure::Invalid("SPI or group of the response do not fit"));
+        }
+        let intermediate = find_notify(payloads, NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED);
+        if !suite.additional.is_empty() && intermediate.is_none() {
+            return Err(Failure::Invalid(
+                "additional key exchanges without IKE_INTERMEDIATE",
+            ));
         }
         let shared = init.key.agree(&ke.data)?;
         let (spi_i, spi_r) = (self.record.id.0, message.header.responder_spi);
@@ -267,6 +280,7 @@ impl Turn<'_, '_> {
                 .map(|p| p.datagram.clone())
                 .unwrap_or_default(),
             init_response: bytes.to_vec(),
+            intermediates: Intermediates::default(),
         };
         let child = init.child.clone();
         let (nat_local, nat_remote) = nat::detect(&message.header, payloads, local, remote);
@@ -282,7 +296,6 @@ impl Turn<'_, '_> {
                 self.record.path.remote.set_port(4500);
             }
         }
-        self.prepare_auth(negotiated, &child);
-        Ok(())
+        Ok((negotiated, child))
     }
 }

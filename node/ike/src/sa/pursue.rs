@@ -57,7 +57,7 @@ fn agenda(record: &Record, session: &Session, policy: &Policy) -> Vec<(UnixMilli
     match &record.phase {
         Phase::HalfOpen(h) => due.push((h.expires_at, Due::Forget)),
         Phase::Closed(c) => due.push((c.expires_at, Due::Forget)),
-        Phase::InitSent(_) | Phase::AuthSent(_) => {}
+        Phase::InitSent(_) | Phase::Intermediate(_) | Phase::AuthSent(_) => {}
         Phase::Established(e) => {
             if let Some(at) = session.keepalive_at {
                 due.push((at, Due::Keepalive));

@@ -10,7 +10,7 @@ use super::{
     turn::{Turn, find_notify, notify},
 };
 use crate::{
-    record::{Phase, SyncAnswer, SyncRequest, Task},
+    record::{Goal, Phase, SyncAnswer, SyncRequest, Task},
     wire::{ExchangeType, Message, NotifyType, Payload},
 };
 
@@ -228,6 +228,12 @@ impl Turn<'_, '_> {
                     .map_or(Command::CreateChild(offer.name), Command::RekeyChild),
             ],
             Task::RekeyIke(_) => vec![Command::RekeyIke],
+            Task::FollowUp(follow_up, _) => vec![match follow_up.goal {
+                Goal::Ike(_) => Command::RekeyIke,
+                Goal::Child(goal) => goal
+                    .replaces
+                    .map_or(Command::CreateChild(goal.name), Command::RekeyChild),
+            }],
             Task::DeleteChildren(spis) => spis.into_iter().map(Command::DeleteChild).collect(),
             Task::DeleteIke => vec![Command::Delete],
         };

@@ -111,6 +111,7 @@ impl<'t, 'e> Turn<'t, 'e> {
         match &self.record.phase {
             Phase::InitSent(_) => None,
             Phase::HalfOpen(h) => Some((h.negotiated.suite, &h.negotiated.keys)),
+            Phase::Intermediate(i) => Some((i.negotiated.suite, &i.negotiated.keys)),
             Phase::AuthSent(a) => Some((a.negotiated.suite, &a.negotiated.keys)),
             Phase::Established(e) => Some((e.suite, &e.keys)),
             Phase::Closed(c) => c.protection.as_ref().map(|(s, k)| (*s, k)),
@@ -143,7 +144,7 @@ impl<'t, 'e> Turn<'t, 'e> {
             (ExchangeType::INFORMATIONAL, []) => IvCounter::of_empty(message_id, is_response),
             _ => self.env.ivs.next()?,
         };
-        Some(crypto::seal(suite.encryption, key, iv, &header, payloads))
+        Some(crypto::seal(suite.cipher(), key, iv, &header, payloads))
     }
 
     /// Queues a message to the peer for sending.
@@ -316,7 +317,12 @@ impl Refused {
 
     /// The request lacks a payload, has one too many, or one that does not belong there (RFC 7296 §2.21).
     pub(super) fn syntax(what: &'static str) -> Self {
-        Self::new(NotifyType::INVALID_SYNTAX, Failure::Invalid(what))
+        Self::syntax_because(Failure::Invalid(what))
+    }
+
+    /// The same for another reason.
+    pub(super) fn syntax_because(failure: Failure) -> Self {
+        Self::new(NotifyType::INVALID_SYNTAX, failure)
     }
 }
 

@@ -38,6 +38,10 @@ iana! {
         CREATE_CHILD_SA = 36,
         /// INFORMATIONAL.
         INFORMATIONAL = 37,
+        /// IKE_INTERMEDIATE (RFC 9242).
+        IKE_INTERMEDIATE = 43,
+        /// IKE_FOLLOWUP_KE (RFC 9370).
+        IKE_FOLLOWUP_KE = 44,
     }
 }
 
@@ -124,6 +128,8 @@ iana! {
         TEMPORARY_FAILURE = 43,
         /// The Child SA that should be rekeyed or deleted does not exist.
         CHILD_SA_NOT_FOUND = 44,
+        /// The additional key exchange that is to go on is not known (RFC 9370).
+        STATE_NOT_FOUND = 47,
         /// This IKE SA is the only one with the peer.
         INITIAL_CONTACT = 16384,
         /// The window of outstanding requests.
@@ -174,6 +180,10 @@ iana! {
         IKEV2_MESSAGE_ID_SYNC = 16422,
         /// Replay counter synchronisation data (RFC 6311 §5.3).
         IPSEC_REPLAY_COUNTER_SYNC = 16423,
+        /// IKE_INTERMEDIATE is supported (RFC 9242 §3.1).
+        INTERMEDIATE_EXCHANGE_SUPPORTED = 16438,
+        /// Names an additional key exchange under way (RFC 9370).
+        ADDITIONAL_KEY_EXCHANGE = 16441,
     }
 }
 
@@ -211,6 +221,8 @@ iana! {
         KE = 4,
         /// Extended sequence numbers.
         ESN = 5,
+        /// Additional Key Exchange 1 (RFC 9370); the others follow, up to 12.
+        ADDKE1 = 6,
     }
 }
 
@@ -284,30 +296,92 @@ iana! {
     }
 }
 
-/// ENCR transform IDs that we know (RFC 7296 §3.3.2, RFC 4106, RFC 7634).
+/// ENCR transform IDs that we know (RFC 7296 §3.3.2, RFC 3602, RFC 3686, RFC 4106, RFC 4309, RFC 7634, RFC 8750).
 pub mod encr {
-    /// AES-GCM with a 16-byte ICV (RFC 4106).
+    /// AES-CBC.
+    pub const AES_CBC: u16 = 12;
+    /// AES in counter mode.
+    pub const AES_CTR: u16 = 13;
+    /// AES-CCM with an 8-byte ICV.
+    pub const AES_CCM_8: u16 = 14;
+    /// AES-CCM with a 12-byte ICV.
+    pub const AES_CCM_12: u16 = 15;
+    /// AES-CCM with a 16-byte ICV.
+    pub const AES_CCM_16: u16 = 16;
+    /// AES-GCM with an 8-byte ICV.
+    pub const AES_GCM_8: u16 = 18;
+    /// AES-GCM with a 12-byte ICV.
+    pub const AES_GCM_12: u16 = 19;
+    /// AES-GCM with a 16-byte ICV.
     pub const AES_GCM_16: u16 = 20;
-    /// ChaCha20-Poly1305 (RFC 7634).
+    /// ChaCha20-Poly1305.
     pub const CHACHA20_POLY1305: u16 = 28;
+    /// AES-CCM with an 8-byte ICV and an implicit IV.
+    pub const AES_CCM_8_IIV: u16 = 29;
+    /// AES-GCM with a 16-byte ICV and an implicit IV.
+    pub const AES_GCM_16_IIV: u16 = 30;
+    /// ChaCha20-Poly1305 with an implicit IV.
+    pub const CHACHA20_POLY1305_IIV: u16 = 31;
 }
 
-/// PRF transform IDs that we know (RFC 4868).
+/// PRF transform IDs that we know (RFC 7296 §3.3.2, RFC 4434, RFC 4615, RFC 4868).
 pub mod prf {
+    /// HMAC-SHA1.
+    pub const HMAC_SHA1: u16 = 2;
+    /// AES-XCBC with 128 bits.
+    pub const AES128_XCBC: u16 = 4;
     /// HMAC-SHA2-256.
     pub const HMAC_SHA2_256: u16 = 5;
     /// HMAC-SHA2-384.
     pub const HMAC_SHA2_384: u16 = 6;
     /// HMAC-SHA2-512.
     pub const HMAC_SHA2_512: u16 = 7;
+    /// AES-CMAC with 128 bits.
+    pub const AES128_CMAC: u16 = 8;
 }
 
-/// Key exchange methods that we know (RFC 3526, RFC 5903, RFC 8031).
+/// INTEG transform IDs that we know (RFC 7296 §3.3.2, RFC 4494, RFC 4868).
+pub mod integ {
+    /// HMAC-SHA1-96.
+    pub const HMAC_SHA1_96: u16 = 2;
+    /// AES-XCBC-96.
+    pub const AES_XCBC_96: u16 = 5;
+    /// AES-CMAC-96.
+    pub const AES_CMAC_96: u16 = 8;
+    /// HMAC-SHA2-256-128.
+    pub const HMAC_SHA2_256_128: u16 = 12;
+    /// HMAC-SHA2-384-192.
+    pub const HMAC_SHA2_384_192: u16 = 13;
+    /// HMAC-SHA2-512-256.
+    pub const HMAC_SHA2_512_256: u16 = 14;
+}
+
+/// Key exchange methods that we know (RFC 3526, RFC 5903, RFC 8031, and the registry for ML-KEM).
 pub mod group {
     /// 2048-bit MODP.
     pub const MODP_2048: u16 = 14;
+    /// 3072-bit MODP.
+    pub const MODP_3072: u16 = 15;
+    /// 4096-bit MODP.
+    pub const MODP_4096: u16 = 16;
+    /// 6144-bit MODP.
+    pub const MODP_6144: u16 = 17;
+    /// 8192-bit MODP.
+    pub const MODP_8192: u16 = 18;
     /// 256-bit random ECP.
     pub const ECP_256: u16 = 19;
+    /// 384-bit random ECP.
+    pub const ECP_384: u16 = 20;
+    /// 521-bit random ECP.
+    pub const ECP_521: u16 = 21;
     /// Curve25519.
     pub const CURVE25519: u16 = 31;
+    /// Curve448.
+    pub const CURVE448: u16 = 32;
+    /// ML-KEM-512.
+    pub const ML_KEM_512: u16 = 35;
+    /// ML-KEM-768.
+    pub const ML_KEM_768: u16 = 36;
+    /// ML-KEM-1024.
+    pub const ML_KEM_1024: u16 = 37;
 }

@@ -92,9 +92,10 @@ pub(super) fn select(node: &Node, request: &ListSasRequest) -> Vec<Arc<Record>> 
         let of_phase = match &record.phase {
             Phase::Established(_) => true,
             Phase::Closed(_) => request.closed && !request.established_only,
-            Phase::InitSent(_) | Phase::AuthSent(_) | Phase::HalfOpen(_) => {
-                !request.established_only
-            }
+            Phase::InitSent(_)
+            | Phase::Intermediate(_)
+            | Phase::AuthSent(_)
+            | Phase::HalfOpen(_) => !request.established_only,
         };
         request
             .connection
@@ -108,7 +109,7 @@ pub(super) fn select(node: &Node, request: &ListSasRequest) -> Vec<Arc<Record>> 
 
 fn phase(record: &Record) -> IkePhase {
     match &record.phase {
-        Phase::InitSent(_) | Phase::AuthSent(_) => IkePhase::Connecting,
+        Phase::InitSent(_) | Phase::Intermediate(_) | Phase::AuthSent(_) => IkePhase::Connecting,
         Phase::HalfOpen(_) => IkePhase::HalfOpen,
         Phase::Established(e) if e.replaced_by.is_some() => IkePhase::Replaced,
         Phase::Established(_) => IkePhase::Established,
@@ -167,7 +168,7 @@ pub(super) fn ike_sa(node: &Node, record: &Record) -> IkeSa {
             sa.local_id = a.local_id.to_string();
         }
         Phase::Closed(c) => sa.expires_at_ms = Some(c.expires_at.0),
-        Phase::InitSent(_) => {}
+        Phase::InitSent(_) | Phase::Intermediate(_) => {}
     }
     sa
 }
@@ -216,8 +217,10 @@ fn child_stats(stats: &ChildStats) -> admin::ChildStats {
 fn ike_suite(suite: IkeSuite) -> String {
     let proposal = IkeProposal {
         encryption: vec![suite.encryption],
+        integrity: suite.integrity.into_iter().collect(),
         prf: vec![suite.prf],
         groups: vec![suite.group],
+        additional: suite.additional.0.map(|g| Vec::from_iter(g.map(Some))),
     };
     proposal.to_string()
 }
@@ -225,7 +228,9 @@ fn ike_suite(suite: IkeSuite) -> String {
 fn esp_suite(suite: EspSuite) -> String {
     let proposal = EspProposal {
         encryption: vec![suite.encryption],
+        integrity: suite.integrity.into_iter().collect(),
         groups: suite.group.into_iter().collect(),
+        additional: suite.additional.0.map(|g| Vec::from_iter(g.map(Some))),
         esn: vec![suite.esn],
     };
     proposal.to_string()

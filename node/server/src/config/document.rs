@@ -1,6 +1,6 @@
 //! The document as it is written: every key that there is, and its default.
 
-use super::values::{Auth, DpdAction, Named, Outer, PoolRange, Remote, Text};
+use super::values::{Auth, DpdAction, Named, Outer, PoolRange, Proposals, Remote, Text};
 use evergate_ike::{
     config::StartAction,
     identity::{IdPattern, Identity},
@@ -183,7 +183,7 @@ pub(super) struct Connection {
     #[serde(default)]
     pub(super) remote_addrs: Vec<Text<Remote>>,
     pub(super) remote_port: Option<u16>,
-    pub(super) proposals: Option<Spanned<Vec<Text<IkeProposal>>>>,
+    pub(super) proposals: Option<Spanned<Vec<Text<Proposals<IkeProposal>>>>>,
     #[serde(default)]
     pub(super) encap: bool,
     #[serde(default)]
@@ -234,7 +234,7 @@ pub(super) struct RemoteEnd {
 pub(super) struct Child {
     pub(super) local_ts: Option<Spanned<Vec<Text<SelectorTemplate>>>>,
     pub(super) remote_ts: Option<Spanned<Vec<Text<SelectorTemplate>>>>,
-    pub(super) esp_proposals: Option<Spanned<Vec<Text<EspProposal>>>>,
+    pub(super) esp_proposals: Option<Spanned<Vec<Text<Proposals<EspProposal>>>>>,
     pub(super) rekey_time: Option<Text<Duration>>,
     pub(super) life_time: Option<Spanned<Text<Duration>>>,
     pub(super) rand_time: Option<Spanned<Text<Duration>>>,

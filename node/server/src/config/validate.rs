@@ -3,7 +3,7 @@
 use super::{
     Config, Problem, Severity,
     document::{self, Document},
-    values::{PoolRange, Remote, Text},
+    values::{PoolRange, Proposals, Remote, Text},
 };
 use evergate_ike::{
     config::{ChildConfig, Connection, Policy, Pool, Retransmit, SharedSecret, StartAction},
@@ -275,7 +275,7 @@ impl Check<'_> {
         secrets: &[SharedSecret],
     ) -> Connection {
         self.references(&c.pools, pools);
-        let proposals = self.list(c.proposals, default_ike, "proposal");
+        let proposals = self.proposals(c.proposals, default_ike);
         let rekey_time = c.rekey_time.map_or(Duration::from_secs(4 * 3600), |t| t.0);
         let over_time = c.over_time.map_or(rekey_time / 10, |t| t.0);
         let rand_time = self.rand_time(c.rand_time, over_time, rekey_time);
@@ -403,7 +403,7 @@ impl Check<'_> {
             name: name.into_inner(),
             local_ts: self.list(c.local_ts, dynamic, "traffic selector"),
             remote_ts: self.list(c.remote_ts, dynamic, "traffic selector"),
-            esp_proposals: self.list(c.esp_proposals, default_esp, "proposal"),
+            esp_proposals: self.proposals(c.esp_proposals, default_esp),
             rekey_time,
             life_time,
             rand_time,
@@ -453,6 +453,16 @@ impl Check<'_> {
             );
         }
         value
+    }
+
+    /// Proposals, each text of which may stand for several.
+    fn proposals<P>(
+        &mut self,
+        given: Option<Spanned<Vec<Text<Proposals<P>>>>>,
+        default: impl FnOnce() -> Vec<P>,
+    ) -> Vec<P> {
+        let lists = self.list(given, || vec![Proposals(default())], "proposal");
+        lists.into_iter().flat_map(|list| list.0).collect()
     }
 
     /// A list that has a default, but must not be empty.

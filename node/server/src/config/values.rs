@@ -3,7 +3,7 @@
 use evergate_ike::{
     config::StartAction,
     identity::{IdPattern, Identity},
-    proposal::{EspProposal, IkeProposal},
+    proposal::{EspProposal, IkeProposal, parse_esp, parse_ike},
     secret::Secret,
     selector::SelectorTemplate,
 };
@@ -206,19 +206,28 @@ impl Textual for Remote {
     }
 }
 
-impl Textual for IkeProposal {
-    const EXPECTED: &'static str = "an IKE proposal such as \"aes256gcm16-prfsha384-x25519\"";
+/// One proposal, or several where the text is `default`.
+#[derive(Clone, Debug)]
+pub(super) struct Proposals<P>(pub(super) Vec<P>);
+
+impl Textual for Proposals<IkeProposal> {
+    const EXPECTED: &'static str =
+        "an IKE proposal such as \"aes256gcm16-prfsha384-x25519\" or \"default\"";
 
     fn read(text: &str) -> Result<Self, String> {
-        text.parse().map_err(|e| format!("{text:?}: {e}"))
+        parse_ike(text)
+            .map(Self)
+            .map_err(|e| format!("{text:?}: {e}"))
     }
 }
 
-impl Textual for EspProposal {
-    const EXPECTED: &'static str = "an ESP proposal such as \"aes256gcm16-x25519\"";
+impl Textual for Proposals<EspProposal> {
+    const EXPECTED: &'static str = "an ESP proposal such as \"aes256gcm16-x25519\" or \"default\"";
 
     fn read(text: &str) -> Result<Self, String> {
-        text.parse().map_err(|e| format!("{text:?}: {e}"))
+        parse_esp(text)
+            .map(Self)
+            .map_err(|e| format!("{text:?}: {e}"))
     }
 }
 

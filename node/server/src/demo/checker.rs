@@ -1,7 +1,8 @@
 //! Looks at every frame of the internet segment: is an IV used twice, is anything in the clear?
 //!
 //! Nothing needs to be decrypted for it: two packets of one SA with the same IV must be the same packet, byte for byte. ESP and IKE are
-//! taken to carry their IV in the first eight bytes, as all AEADs here do (RFC 4106 §3.1, RFC 7634 §2, RFC 5282 §3.1).
+//! taken to carry their IV in the first eight bytes, as all AEADs here do (RFC 4106 §3.1, RFC 7634 §2, RFC 5282 §3.1). Of the 16 bytes of CBC the first
+//! eight say as much: equal IVs have them equal, and different ones only by a chance of 2^-64.
 
 use ipnet::Ipv4Net;
 use std::{

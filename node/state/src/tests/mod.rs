@@ -82,6 +82,8 @@ fn child(spi_in: u32, esn: bool) -> Child {
         spi_out: !spi_in,
         suite: EspSuite {
             encryption: Encryption::ChaCha20Poly1305,
+            integrity: None,
+            additional: Default::default(),
             group: None,
             esn,
         },
@@ -102,6 +104,8 @@ fn child(spi_in: u32, esn: bool) -> Child {
 fn suite() -> IkeSuite {
     IkeSuite {
         encryption: Encryption::AesGcm16 { key_bits: 256 },
+        integrity: None,
+        additional: Default::default(),
         prf: Prf::HmacSha256,
         group: Group::Curve25519,
     }
@@ -137,6 +141,7 @@ fn established(
         our_vips: vec![],
         message_id_sync: false,
         children,
+        follow_up: None,
         rival: None,
         sync_request: None,
         sync_answer: None,

@@ -1,4 +1,4 @@
-//! Known answers: RFC 5903 §8.1, RFC 7748 §6.1, and powers of two computed with another implementation.
+//! Known answers: RFC 5903 §8, RFC 7748 §6, and powers of two and ML-KEM keys computed with other implementations.
 
 use super::*;
 
@@ -30,8 +30,18 @@ fn pair(group: Group, private: &str) -> KeyPair {
 fn numbers_are_those_of_iana() {
     for (group, id) in [
         (Group::Modp2048, 14),
+        (Group::Modp3072, 15),
+        (Group::Modp4096, 16),
+        (Group::Modp6144, 17),
+        (Group::Modp8192, 18),
         (Group::Ecp256, 19),
+        (Group::Ecp384, 20),
+        (Group::Ecp521, 21),
         (Group::Curve25519, 31),
+        (Group::Curve448, 32),
+        (Group::MlKem512, 35),
+        (Group::MlKem768, 36),
+        (Group::MlKem1024, 37),
     ] {
         assert_eq!(group.id(), id);
         assert_eq!(Group::from_id(id), Some(group));
@@ -68,6 +78,187 @@ fn rfc5903_256_bit_example() {
     ));
     assert_eq!(i.agree(r.public()), Ok(shared.clone()));
     assert_eq!(r.agree(i.public()), Ok(shared));
+}
+
+#[test]
+fn rfc5903_384_bit_example() {
+    let i = pair(
+        Group::Ecp384,
+        "099F3C7034D4A2C699884D73A375A67F7624EF7C6B3C0F160647B67414DCE655E35B538041E649EE3FAEF896783AB194",
+    );
+    let r = pair(
+        Group::Ecp384,
+        "41CB0779B4BDB85D47846725FBEC3C9430FAB46CC8DC5060855CC9BDA0AA2942E0308312916B8ED2960E4BD55A7448FC",
+    );
+    assert_eq!(
+        i.public(),
+        hex(
+            "667842D7D180AC2CDE6F74F37551F55755C7645C20EF73E31634FE72B4C55EE6DE3AC808ACB4BDB4C88732AEE95F41AA\
+             9482ED1FC0EEB9CAFC4984625CCFC23F65032149E0E144ADA024181535A0F38EEB9FCFF3C2C947DAE69B4C634573A81C"
+        )
+    );
+    assert_eq!(
+        r.public(),
+        hex(
+            "E558DBEF53EECDE3D3FCCFC1AEA08A89A987475D12FD950D83CFA41732BC509D0D1AC43A0336DEF96FDA41D0774A3571\
+             DCFBEC7AACF3196472169E838430367F66EEBE3C6E70C416DD5F0C68759DD1FFF83FA40142209DFF5EAAD96DB9E6386C"
+        )
+    );
+    let shared = Secret::new(hex(
+        "11187331C279962D93D604243FD592CB9D0A926F422E47187521287E7156C5C4D603135569B9E9D09CF5D4A270F59746",
+    ));
+    assert_eq!(i.agree(r.public()), Ok(shared.clone()));
+    assert_eq!(r.agree(i.public()), Ok(shared));
+}
+
+#[test]
+fn rfc5903_521_bit_example() {
+    let i = pair(
+        Group::Ecp521,
+        "0037ADE9319A89F4DABDB3EF411AACCCA5123C61ACAB57B5393DCE47608172A095AA85A30FE1C2952C6771D937BA9777\
+         F5957B2639BAB072462F68C27A57382D4A52",
+    );
+    let r = pair(
+        Group::Ecp521,
+        "0145BA99A847AF43793FDD0E872E7CDFA16BE30FDC780F97BCCC3F078380201E9C677D600B343757A3BDBF2A3163E4C2\
+         F869CCA7458AA4A4EFFC311F5CB151685EB9",
+    );
+    assert_eq!(
+        i.public(),
+        hex(
+            "0015417E84DBF28C0AD3C278713349DC7DF153C897A1891BD98BAB4357C9ECBEE1E3BF42E00B8E380AEAE57C2D107564\
+             941885942AF5A7F4601723C4195D176CED3E017CAE20B6641D2EEB695786D8C946146239D099E18E1D5A514C739D7CB4\
+             A10AD8A788015AC405D7799DC75E7B7D5B6CF2261A6A7F1507438BF01BEB6CA3926F9582"
+        )
+    );
+    assert_eq!(
+        r.public(),
+        hex(
+            "00D0B3975AC4B799F5BEA16D5E13E9AF971D5E9B984C9F39728B5E5739735A219B97C356436ADC6E95BB0352F6BE64A6\
+             C2912D4EF2D0433CED2B6171640012D9460F015C68226383956E3BD066E797B623C27CE0EAC2F551A10C2C724D985207\
+             7B87220B6536C5C408A1D2AEBB8E86D678AE49CB57091F4732296579AB44FCD17F0FC56A"
+        )
+    );
+    let shared = Secret::new(hex(
+        "01144C7D79AE6956BC8EDB8E7C787C4521CB086FA64407F97894E5E6B2D79B04D1427E73CA4BAA240A34786859810C06\
+         B3C715A3A8CC3151F2BEE417996D19F3DDEA",
+    ));
+    assert_eq!(i.agree(r.public()), Ok(shared.clone()));
+    assert_eq!(r.agree(i.public()), Ok(shared));
+}
+
+#[test]
+fn rfc7748_448_bit_example() {
+    let alice = pair(
+        Group::Curve448,
+        "9a8f4925d1519f5775cf46b04b5800d4ee9ee8bae8bc5565d498c28dd9c9baf574a9419744897391006382a6f127ab1d9ac2d8c0a598726b",
+    );
+    let bob = pair(
+        Group::Curve448,
+        "1c306a7ac2a0e2e0990b294470cba339e6453772b075811d8fad0d1d6927c120bb5ee8972b0d3e21374c9c921b09d1b0366f10b65173992d",
+    );
+    assert_eq!(
+        alice.public(),
+        hex(
+            "9b08f7cc31b7e3e67d22d5aea121074a273bd2b83de09c63faa73d2c22c5d9bbc836647241d953d40c5b12da88120d53177f80e532c41fa0"
+        )
+    );
+    assert_eq!(
+        bob.public(),
+        hex(
+            "3eb7a829b0cd20f5bcfc0b599b6feccf6da4627107bdb0d4f345b43027d8b972fc3e34fb4232a13ca706dcb57aec3dae07bdc1c67bf33609"
+        )
+    );
+    let shared = Secret::new(hex(
+        "07fff4181ac6cc95ec1c16a94a0f74d12da232ce40a77552281d282bb60c0b56fd2464c335543936521c24403085d59a449a5037514a879d",
+    ));
+    assert_eq!(alice.agree(bob.public()), Ok(shared.clone()));
+    assert_eq!(bob.agree(alice.public()), Ok(shared));
+    let mut one = vec![0; 56];
+    one[0] = 1;
+    for small in [vec![0; 56], one] {
+        assert_eq!(alice.agree(&small), Err(BadPublicValue(Group::Curve448)));
+    }
+}
+
+fn sha256(bytes: &[u8]) -> Vec<u8> {
+    aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes)
+        .as_ref()
+        .to_vec()
+}
+
+#[test]
+fn powers_in_the_larger_modp_groups() {
+    // Hashes of g^x, and of 0x1234567890abcdef^x.
+    for (group, public, shared) in [
+        (
+            Group::Modp3072,
+            "6323b1f995bb845494c1bac8f3d078ada8e3229cee4bfc0fdfef0439f011112c",
+            "27f61be5308254ccc99931b8fbac772619ae5563d6deaf35ea544776f1f2b017",
+        ),
+        (
+            Group::Modp4096,
+            "59f29c85fd7b290cc8277dd8253e3bfc23330c7ea13dffe1d78f7276225af635",
+            "949790fd89e495f8d480ede6bcf42f6c6a258cd3d1590325063a175bcffd26b8",
+        ),
+        (
+            Group::Modp6144,
+            "f25d1f920d60b4bda6c4a22a49b664bfecdfcbd1eb36977647dff8c13df0b417",
+            "54b3f5c586826a8587c18699178c21b2a5f181dc1739f44537134a84c0484fad",
+        ),
+        (
+            Group::Modp8192,
+            "3f3550877d634986227afea318cba656c680c105bc7f34b4d92d1223698beba9",
+            "106acc05cbfeb825914383e4c7b976645afbe882c33087a33443307fd719c319",
+        ),
+    ] {
+        let exponent: Vec<u8> = (0..group.private_len())
+            .map(|i| u8::try_from((1 + 5 * i) % 256).unwrap())
+            .collect();
+        let pair = KeyPair::from_private(group, &exponent).unwrap();
+        assert_eq!(sha256(pair.public()), hex(public), "{group:?}");
+        let mut peer = vec![0; group.public_len() - 8];
+        peer.extend(0x1234_5678_90ab_cdef_u64.to_be_bytes());
+        let secret = pair.agree(&peer).unwrap();
+        assert_eq!(sha256(secret.expose()), hex(shared), "{group:?}");
+    }
+}
+
+#[test]
+fn ml_kem_keys_are_those_of_their_seed() {
+    let seed: Vec<u8> = (0..64).collect();
+    for (group, hash) in [
+        (
+            Group::MlKem768,
+            "0b7934c83125c788995e2ba6bd761e33046b3e40571be53e023309a29f398cc9",
+        ),
+        (
+            Group::MlKem1024,
+            "c7b8fa0aa471d5ae18922d6ccad5b31e1d84f92ae723abfd13747018740a8530",
+        ),
+    ] {
+        let pair = KeyPair::from_private(group, &seed).unwrap();
+        assert_eq!(sha256(pair.public()), hex(hash), "{group:?}");
+    }
+}
+
+#[test]
+fn ml_kem_refuses_what_is_no_key_and_hides_what_is_no_ciphertext() {
+    for group in [Group::MlKem512, Group::MlKem768, Group::MlKem1024] {
+        let rng = &mut Scripted(vec![], 0);
+        let pair = KeyPair::generate(group, rng);
+        // Coefficients beyond the modulus (FIPS 203 §7.2).
+        assert_eq!(
+            group.answer(&vec![0xff; group.public_len()], rng),
+            Err(BadPublicValue(group))
+        );
+        let (mut ciphertext, shared) = group.answer(pair.public(), rng).unwrap();
+        assert_eq!(pair.agree(&ciphertext), Ok(shared.clone()));
+        ciphertext[5] ^= 1;
+        let other = pair.agree(&ciphertext).unwrap();
+        assert_eq!(other.len(), 32);
+        assert_ne!(other, shared);
+    }
 }
 
 #[test]
@@ -141,14 +332,18 @@ fn modp_values_are_padded_on_the_left() {
 }
 
 #[test]
-fn fresh_pairs_agree() {
-    for group in [Group::Modp2048, Group::Ecp256, Group::Curve25519] {
+fn fresh_pairs_agree_and_can_be_stored() {
+    for group in Group::ALL {
         let a = KeyPair::generate(group, &mut Scripted(vec![], 0));
         let b = KeyPair::generate(group, &mut Scripted(vec![], 77));
         assert_ne!(a.public(), b.public());
+        assert_eq!(a, KeyPair::generate(group, &mut Scripted(vec![], 0)));
         assert_eq!(a.public().len(), group.public_len());
-        assert_eq!(a.agree(b.public()), b.agree(a.public()));
-        assert!(a.agree(b.public()).is_ok());
+        let (answer, shared) = group.answer(a.public(), &mut Scripted(vec![], 9)).unwrap();
+        assert_eq!(answer.len(), group.answer_len());
+        let stored: KeyPair = postcard::from_bytes(&postcard::to_allocvec(&a).unwrap()).unwrap();
+        assert_eq!(stored.agree(&answer), Ok(shared.clone()), "{group:?}");
+        assert_ne!(b.agree(&answer), Ok(shared));
     }
 }
 
@@ -163,17 +358,21 @@ fn a_scalar_beyond_the_order_is_drawn_again() {
 
 #[test]
 fn bad_public_values_are_refused() {
-    for group in [Group::Modp2048, Group::Ecp256, Group::Curve25519] {
-        let pair = KeyPair::generate(group, &mut Scripted(vec![], 0));
-        let len = group.public_len();
-        for bad in [0, 1, len - 1, len + 1, 4 * len] {
-            assert_eq!(
-                pair.agree(&vec![9; bad]),
-                Err(BadPublicValue(group)),
-                "{group:?} {bad}"
-            );
+    for group in Group::ALL {
+        let rng = &mut Scripted(vec![], 0);
+        let pair = KeyPair::generate(group, rng);
+        let bad = Err(BadPublicValue(group));
+        let (asked, answered) = (group.public_len(), group.answer_len());
+        for len in [0, 1, answered - 1, answered + 1, 4 * answered] {
+            assert_eq!(pair.agree(&vec![9; len]), bad, "{group:?} {len}");
         }
-        assert_eq!(pair.agree(&vec![0; len]), Err(BadPublicValue(group)));
+        for len in [0, 1, asked - 1, asked + 1, 4 * asked] {
+            assert!(group.answer(&vec![9; len], rng).is_err(), "{group:?} {len}");
+        }
+        let kem = [Group::MlKem512, Group::MlKem768, Group::MlKem1024].contains(&group);
+        if !kem {
+            assert_eq!(pair.agree(&vec![0; answered]), bad);
+        }
     }
 }
 

@@ -3,6 +3,8 @@
 mod basics;
 mod bench;
 mod collisions;
+mod hybrid;
 mod initiation;
 mod mobike;
+mod suites;
 mod takeover;

@@ -9,10 +9,19 @@ use std::time::Duration;
 
 /// Runs `scenario` with the end `b` killed after each of its messages was (or was not) sent, then taken over.
 fn kill_everywhere(scenario: impl Fn(&mut Pair), expect_children: usize) {
+    kill_everywhere_in(Pair::new, scenario, expect_children);
+}
+
+/// The same between two ends that `make` makes.
+pub(super) fn kill_everywhere_in(
+    make: impl Fn() -> Pair,
+    scenario: impl Fn(&mut Pair),
+    expect_children: usize,
+) {
     for victim_is_b in [false, true] {
         for after in 0..10 {
             for sent in [false, true] {
-                let mut pair = Pair::new();
+                let mut pair = make();
                 pair.connect();
                 let spi = pair.a.children()[0].spi_in;
                 scenario(&mut pair);

@@ -98,7 +98,7 @@ impl DataPlane for Plane {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             name: "none",
-            ciphers: &[],
+            encryption: &[],
             esn: true,
             max_replay_window: 4096,
             udp_encapsulation: true,

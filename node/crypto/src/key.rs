@@ -1,0 +1,286 @@
+//! Keys: sealing and opening.
+
+use crate::{
+    Cipher, Encryption, MAX_ICV_LEN,
+    gcm::{NONCE_LEN, ShortTagGcm},
+    integrity::Mac,
+    modes::{self, BLOCK, Detached, Plain},
+};
+use aes::{
+    Aes256,
+    cipher::{BlockCipherEncrypt, KeyInit},
+};
+use aws_lc_rs::{
+    aead::{
+        AES_128_GCM, AES_192_GCM, AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey,
+        Nonce, UnboundKey,
+    },
+    hmac,
+};
+use std::{fmt, sync::OnceLock};
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+/// Length of the IV of all counter modes: the unique number.
+const NUMBER_LEN: usize = 8;
+
+/// The key material is not a key of the cipher. Its bytes are not told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{len} bytes are no key material of {cipher:?}")]
+pub struct KeyError {
+    /// The cipher.
+    pub cipher: Cipher,
+    /// How many bytes there were.
+    pub len: usize,
+}
+
+/// It was not sealed with this key, or was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the integrity check failed")]
+pub struct Forged;
+
+/// What is authenticated besides the ciphertext.
+#[derive(Clone, Copy, Debug)]
+pub struct Associated<'a> {
+    /// What an AEAD covers.
+    pub aead: &'a [u8],
+    /// What an integrity algorithm covers: everything before the IV. The IV and the ciphertext follow.
+    pub before: &'a [u8],
+    /// What it covers after the ciphertext (the high half of an extended sequence number, RFC 4303 §2.2.1).
+    pub after: &'a [u8],
+}
+
+/// The key of one direction, with its salt and integrity key. Key schedules are computed for the first packet, so that
+/// taking over an SA costs nothing before.
+pub struct Key {
+    cipher: Cipher,
+    material: Zeroizing<Vec<u8>>,
+    expanded: OnceLock<Expanded>,
+}
+
+/// A key that is ready for use.
+#[allow(clippy::large_enum_variant)] // the large one is the usual one, and is used for every packet
+enum Expanded {
+    /// AES-GCM with whole tags, ChaCha20-Poly1305.
+    Aead(LessSafeKey),
+    ShortTagGcm(ShortTagGcm),
+    Ccm(Box<dyn Detached>),
+    Ctr(Box<dyn Plain>, Box<Mac>),
+    /// The third is the cipher that makes IVs.
+    Cbc(Box<dyn Plain>, Box<Mac>, Box<Aes256>),
+}
+
+impl Key {
+    /// A key from key material: the key, its salt, and the integrity key.
+    ///
+    /// # Errors
+    /// If the length is wrong or there is no such cipher.
+    pub fn new(cipher: Cipher, material: &[u8]) -> Result<Self, KeyError> {
+        let len = material.len();
+        if !cipher.is_whole() || len != cipher.material_len() {
+            return Err(KeyError { cipher, len });
+        }
+        Ok(Self {
+            cipher,
+            material: Zeroizing::new(material.to_vec()),
+            expanded: OnceLock::new(),
+        })
+    }
+
+    /// The cipher that the key is for.
+    pub fn cipher(&self) -> Cipher {
+        self.cipher
+    }
+
+    /// Encrypts `text` in place, and writes IV and ICV, which have the cipher's lengths. `number` must be new for this key.
+    ///
+    /// In counter modes the IV is the number (RFC 4106 §3.1, RFC 4309 §3.1, RFC 3686 §3.1, RFC 7634 §2). In CBC it is the number
+    /// encrypted under a key that serves nothing else: nobody without the keys can predict it, and no two numbers have the same
+    /// (RFC 3602 §3, RFC 7296 §3.14). So it needs no source of randomness, and nothing that could be rolled back.
+    ///
+    /// # Panics
+    /// If the lengths are not the cipher's, or `text` is not whole blocks.
+    pub fn seal(
+        &self,
+        number: u64,
+        associated: &Associated<'_>,
+        iv: &mut [u8],
+        text: &mut [u8],
+        icv: &mut [u8],
+    ) {
+        match self.expanded() {
+            Expanded::Aead(key) => {
+                iv.copy_from_slice(&number.to_be_bytes()[..iv.len()]);
+                let nonce = Nonce::assume_unique_for_key(self.nonce(number));
+                let tag = key
+                    .seal_in_place_separate_tag(nonce, Aad::from(associated.aead), text)
+                    .expect("a packet is far below the limits of the AEADs");
+                icv.copy_from_slice(tag.as_ref());
+            }
+            Expanded::ShortTagGcm(key) => {
+                iv.copy_from_slice(&number.to_be_bytes());
+                key.seal(&self.nonce(number), associated.aead, text, icv);
+            }
+            Expanded::Ccm(key) => {
+                iv.copy_from_slice(&number.to_be_bytes()[..iv.len()]);
+                key.seal(&self.nonce::<11>(number), associated.aead, text, icv);
+            }
+            Expanded::Ctr(cipher, mac) => {
+                iv.copy_from_slice(&number.to_be_bytes());
+                cipher.encrypt(&self.counter_block(number), text);
+                mac.compute(&[associated.before, iv, text, associated.after], icv);
+            }
+            Expanded::Cbc(cipher, mac, ivs) => {
+                let mut block = [0; BLOCK];
+                block[BLOCK - NUMBER_LEN..].copy_from_slice(&number.to_be_bytes());
+                ivs.encrypt_block((&mut block).into());
+                iv.copy_from_slice(&block);
+                cipher.encrypt(&block, text);
+                mac.compute(&[associated.before, iv, text, associated.after], icv);
+            }
+        }
+    }
+
+    /// Decrypts ciphertext and ICV (`sealed`) in place: the text then stands before the ICV. `number` counts only for ciphers whose
+    /// IV is not on the wire. Nothing is decrypted before the integrity check.
+    ///
+    /// # Errors
+    /// If it was not sealed with this key, or was changed.
+    ///
+    /// # Panics
+    /// If `iv` has not the cipher's length.
+    pub fn open(
+        &self,
+        number: u64,
+        associated: &Associated<'_>,
+        iv: &[u8],
+        sealed: &mut [u8],
+    ) -> Result<(), Forged> {
+        let number = match <[u8; NUMBER_LEN]>::try_from(iv) {
+            Ok(iv) => u64::from_be_bytes(iv),
+            Err(_) => number,
+        };
+        let text_len = sealed.len().checked_sub(self.cipher.icv_len());
+        let text_len = text_len.ok_or(Forged)?;
+        if let Expanded::Aead(key) = self.expanded() {
+            let nonce = Nonce::assume_unique_for_key(self.nonce(number));
+            let opened = key.open_in_place(nonce, Aad::from(associated.aead), sealed);
+            return opened.map(|_| ()).map_err(|_| Forged);
+        }
+        let (text, icv) = sealed.split_at_mut(text_len);
+        match self.expanded() {
+            Expanded::ShortTagGcm(key) => key.open(&self.nonce(number), associated.aead, text, icv),
+            Expanded::Ccm(key) => key.open(&self.nonce::<11>(number), associated.aead, text, icv),
+            Expanded::Ctr(cipher, mac) => {
+                verify(mac, &[associated.before, iv, text, associated.after], icv)?;
+                cipher.decrypt(&self.counter_block(number), text);
+                Ok(())
+            }
+            Expanded::Cbc(cipher, mac, _) => {
+                verify(mac, &[associated.before, iv, text, associated.after], icv)?;
+                let iv: &[u8; BLOCK] = iv.try_into().expect("the caller knows the IV's length");
+                if !text.len().is_multiple_of(BLOCK) {
+                    return Err(Forged); // no key of ours seals such a text
+                }
+                cipher.decrypt(iv, text);
+                Ok(())
+            }
+            Expanded::Aead(_) => unreachable!("was handled above"),
+        }
+    }
+
+    fn expanded(&self) -> &Expanded {
+        self.expanded.get_or_init(|| {
+            self.expand()
+                .expect("the constructor checked cipher and length")
+        })
+    }
+
+    fn expand(&self) -> Option<Expanded> {
+        let encryption = self.cipher.encryption;
+        let key = &self.material[..encryption.key_len()];
+        let mac = || {
+            let integrity = self.cipher.integrity?;
+            let start = encryption.key_len() + encryption.salt_len();
+            Some(Box::new(Mac::new(integrity, &self.material[start..])))
+        };
+        let aead = |algorithm: &'static Algorithm| {
+            let key = UnboundKey::new(algorithm, key).ok()?;
+            Some(Expanded::Aead(LessSafeKey::new(key)))
+        };
+        match encryption {
+            Encryption::AesGcm16 { key_bits } | Encryption::AesGcm16Iiv { key_bits } => {
+                match key_bits {
+                    128 => aead(&AES_128_GCM),
+                    192 => aead(&AES_192_GCM),
+                    256 => aead(&AES_256_GCM),
+                    _ => None,
+                }
+            }
+            Encryption::ChaCha20Poly1305 | Encryption::ChaCha20Poly1305Iiv => {
+                aead(&CHACHA20_POLY1305)
+            }
+            Encryption::AesGcm12 { .. } | Encryption::AesGcm8 { .. } => {
+                let key = ShortTagGcm::new(key, encryption.icv_len())?;
+                Some(Expanded::ShortTagGcm(key))
+            }
+            Encryption::AesCcm16 { .. }
+            | Encryption::AesCcm12 { .. }
+            | Encryption::AesCcm8 { .. }
+            | Encryption::AesCcm8Iiv { .. } => {
+                Some(Expanded::Ccm(modes::ccm(key, encryption.icv_len())?))
+            }
+            Encryption::AesCtr { .. } => Some(Expanded::Ctr(modes::ctr(key)?, mac()?)),
+            Encryption::AesCbc { .. } => {
+                let ivs = Box::new(self.iv_cipher());
+                Some(Expanded::Cbc(modes::cbc(key)?, mac()?, ivs))
+            }
+        }
+    }
+
+    /// The cipher that makes the IVs of CBC, with a key derived from all key material.
+    fn iv_cipher(&self) -> Aes256 {
+        let material = hmac::Key::new(hmac::HMAC_SHA256, &self.material);
+        let tag = hmac::sign(&material, b"Evergate: IVs of CBC");
+        let mut key = Zeroizing::new([0; 32]);
+        key.copy_from_slice(tag.as_ref());
+        Aes256::new((&*key).into())
+    }
+
+    /// Salt and number make the nonce (RFC 4106 §4, RFC 4309 §4, RFC 5282 §4, RFC 7634 §2, RFC 8750 §4).
+    fn nonce<const LEN: usize>(&self, number: u64) -> [u8; LEN] {
+        let mut nonce = [0; LEN];
+        let (salt, iv) = nonce.split_at_mut(LEN - NUMBER_LEN);
+        let start = self.cipher.encryption.key_len();
+        salt.copy_from_slice(&self.material[start..start + salt.len()]);
+        iv.copy_from_slice(&number.to_be_bytes());
+        nonce
+    }
+
+    /// Nonce, IV, and a counter from one (RFC 3686 §4).
+    fn counter_block(&self, number: u64) -> [u8; BLOCK] {
+        let mut block = [0; BLOCK];
+        block[..NONCE_LEN].copy_from_slice(&self.nonce::<NONCE_LEN>(number));
+        block[BLOCK - 1] = 1;
+        block
+    }
+}
+
+fn verify(mac: &Mac, parts: &[&[u8]], icv: &[u8]) -> Result<(), Forged> {
+    let mut expected = [0; MAX_ICV_LEN];
+    let expected = &mut expected[..icv.len()];
+    mac.compute(parts, expected);
+    if expected.ct_eq(icv).into() {
+        Ok(())
+    } else {
+        Err(Forged)
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Key")
+            .field("cipher", &self.cipher)
+            .finish_non_exhaustive()
+    }
+}
