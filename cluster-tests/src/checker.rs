@@ -1,5 +1,11 @@
 //! The verdict over a capture: no IV twice, nothing in the clear, and
 //! retransmissions that repeat bytes.
+//!
+//! Ciphers are not told apart. Eight bytes are taken for the IV: all of it in
+//! counter modes, the first half in CBC, where two IVs have it in common only
+//! if they are equal (or by a chance of 2^-64 for each pair). Where no IV is on
+//! the wire (RFC 8750) these bytes are ciphertext; there the sequence number is
+//! the IV, and it is looked at for every packet anyway.
 
 use crate::packet::{Body, IkeHeader, Packet, Parser};
 use crate::wire::{Exchange, Kind};
@@ -355,6 +361,28 @@ mod tests {
             let bad = [wrap(&esp(1, 1, b"one")), wrap(&esp(1, 2, b"one"))];
             assert_eq!(check(&bad).sequence_reuse.len(), 1);
         }
+    }
+
+    #[test]
+    fn a_planted_iv_reuse_is_found_whatever_the_length_of_the_iv() {
+        // CBC: 16 bytes of IV, the first eight of which are enough.
+        let cbc = |sequence, iv: [u64; 2], data: &[u8]| {
+            let text = [&iv[1].to_be_bytes(), data].concat();
+            ipv4(A, B, 50, 0, 0, &esp(sequence, iv[0], &text))
+        };
+        let good = [cbc(1, [5, 6], b"one"), cbc(2, [7, 6], b"two")];
+        assert!(check(&good).verdict().is_ok());
+        let bad = [cbc(1, [5, 6], b"one"), cbc(2, [5, 6], b"two")];
+        assert_eq!(check(&bad).iv_reuse.len(), 1);
+        // Implicit: the sequence number is the IV, and what follows is ciphertext.
+        let implicit = |sequence: u32, data: &[u8]| {
+            let head = [&0xc0ff_ee01_u32.to_be_bytes(), &sequence.to_be_bytes()[..]].concat();
+            ipv4(A, B, 50, 0, 0, &[&head, data].concat())
+        };
+        let good = [implicit(1, b"first one"), implicit(2, b"second one")];
+        assert!(check(&good).verdict().is_ok());
+        let bad = [implicit(1, b"first one"), implicit(1, b"second one")];
+        assert_eq!(check(&bad).sequence_reuse.len(), 1);
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub struct StrongSwan {
 /// An explicit list, so that nothing depends on what else is installed, and so
 /// that kernel-libipsec comes before kernel-netlink and gets to do ESP.
 const PLUGINS: &str = "random nonce openssl x509 revocation constraints pubkey pkcs1 pkcs8 pem \
-    kdf drbg mgf1 sha1 sha2 aes hmac ctr gcm chapoly curve25519 gmp \
+    kdf drbg mgf1 sha1 sha2 aes hmac cmac xcbc ctr gcm ccm chapoly curve25519 gmp \
     kernel-libipsec kernel-netlink socket-default vici updown attr";
 
 /// Enters the root directory $1 with the lab's directory $2 in it. The mounts

@@ -19,6 +19,10 @@ pub enum Exchange {
     CreateChild = 36,
     /// INFORMATIONAL.
     Informational = 37,
+    /// IKE_INTERMEDIATE (RFC 9242).
+    Intermediate = 43,
+    /// IKE_FOLLOWUP_KE (RFC 9370).
+    FollowUpKe = 44,
 }
 
 /// Requests or responses.

@@ -1,6 +1,7 @@
 //! The drills: what a person would try on a lab bench, against real processes.
 
 mod addresses;
+mod algorithms;
 mod cluster_cut;
 mod cluster_exchanges;
 mod cluster_many;
