@@ -1,8 +1,11 @@
 //! One description of a connection, written as swanctl.conf for strongSwan and
 //! as TOML for a member.
 
+use crate::Result;
 use crate::lab::{Family, GATEWAY, inside};
+use crate::pki::Certificate;
 use std::fmt::Write;
+use std::path::Path;
 
 /// The pre-shared key of every drill, so that it can be searched for where it
 /// must not be.
@@ -23,6 +26,14 @@ pub struct Connection {
     pub remote_id: String,
     /// The pre-shared key.
     pub secret: String,
+    /// How this side authenticates.
+    pub local_auth: Auth,
+    /// How the other side does.
+    pub remote_auth: Auth,
+    /// Whether a post-quantum pre-shared key is used, and required; it is the same in all drills.
+    pub ppk: Option<bool>,
+    /// What a member makes of revocations, and where lists of them are; nothing is written if there is no policy.
+    pub revocation: Option<(String, Vec<String>)>,
     /// IKE proposals.
     pub proposals: Vec<String>,
     /// ESP proposals.
@@ -53,6 +64,61 @@ pub struct Connection {
     pub retransmit: String,
 }
 
+/// The post-quantum pre-shared key of every drill, and its name.
+const PPK: (&str, &str) = (
+    "ppk.test",
+    "a key of which nobody has heard, long enough for quantum computers",
+);
+
+/// How a side authenticates.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Auth {
+    /// With the pre-shared key.
+    Psk,
+    /// With a certificate, in a way that is named as in swanctl.conf.
+    Certificate {
+        /// The way, such as `pubkey` or `rsa/pss-sha256`.
+        auth: String,
+        /// The certificate of that side.
+        certificate: Certificate,
+    },
+}
+
+impl Auth {
+    /// Any signature with this certificate.
+    #[must_use]
+    pub fn pubkey(certificate: Certificate) -> Self {
+        Self::Certificate {
+            auth: "pubkey".to_owned(),
+            certificate,
+        }
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            Self::Psk => "psk",
+            Self::Certificate { auth, .. } => auth,
+        }
+    }
+
+    /// As swanctl.conf has it, which has no name for Ed25519.
+    fn in_swanctl(&self) -> &str {
+        match self.name() {
+            "ed25519" => "pubkey",
+            name => name,
+        }
+    }
+
+    /// The certificate, if there is one.
+    #[must_use]
+    pub fn certificate(&self) -> Option<&Certificate> {
+        match self {
+            Self::Psk => None,
+            Self::Certificate { certificate, .. } => Some(certificate),
+        }
+    }
+}
+
 /// IKE and ESP proposals that every drill uses unless it is about proposals.
 pub const PROPOSALS: (&str, &str) = ("aes256gcm16-prfsha384-x25519", "aes256gcm16");
 
@@ -68,6 +134,10 @@ impl Connection {
             local_id: format!("peer{n}.test"),
             remote_id: "gw.test".into(),
             secret: SECRET.into(),
+            local_auth: Auth::Psk,
+            remote_auth: Auth::Psk,
+            revocation: None,
+            ppk: None,
             proposals: vec![PROPOSALS.0.into()],
             esp: vec![PROPOSALS.1.into()],
             local_ts: vec![format!("{v4}/32"), format!("{v6}/128")],
@@ -93,6 +163,8 @@ impl Connection {
             remote: self.local.clone(),
             local_id: self.remote_id.clone(),
             remote_id: self.local_id.clone(),
+            local_auth: self.remote_auth.clone(),
+            remote_auth: self.local_auth.clone(),
             local_ts: self.remote_ts.clone(),
             remote_ts: self.local_ts.clone(),
             ..self.clone()
@@ -118,10 +190,15 @@ impl Connection {
         if !self.vips.is_empty() {
             vips = format!("vips = {}", self.vips.join(","));
         }
+        let ppk = self.ppk.map_or(String::new(), |required| {
+            let required = if required { "yes" } else { "no" };
+            format!("ppk_id = {}\n ppk_required = {required}", PPK.0)
+        });
         let connection = format!(
             "{name} {{\n version = 2\n mobike = {mobike}\n local_addrs = {local}\n remote_addrs = {remote}\n proposals = {ike}\n encap = {encap}\n \
-             rekey_time = {rekey}s\n rand_time = 0s\n over_time = 30s\n dpd_delay = {dpd}s\n {vips}\n \
-             local {{\n auth = psk\n id = {local_id}\n }}\n remote {{\n auth = psk\n id = {remote_id}\n }}\n \
+             rekey_time = {rekey}s\n rand_time = 0s\n over_time = 30s\n dpd_delay = {dpd}s\n {vips}\n {ppk}\n \
+             local {{\n auth = {local_auth}\n id = \"{local_id}\"\n {certs}\n }}\n \
+             remote {{\n auth = {remote_auth}\n id = \"{remote_id}\"\n }}\n \
              children {{\n {name} {{\n local_ts = {local_ts}\n remote_ts = {remote_ts}\n esp_proposals = {esp}\n \
              rekey_time = {child}s\n rand_time = 0s\n life_time = {life}s\n start_action = none\n }}\n }}\n}}\n",
             name = self.name,
@@ -133,7 +210,17 @@ impl Connection {
             rekey = self.rekey,
             dpd = self.dpd,
             local_id = self.local_id,
+            local_auth = self.local_auth.in_swanctl(),
+            certs = match self.local_auth {
+                Auth::Psk => String::new(),
+                Auth::Certificate { .. } => format!("certs = {}.pem", self.name),
+            },
             remote_id = self.remote_id,
+            // Narrower, strongSwan would ask the same of the authorities' signatures.
+            remote_auth = match self.remote_auth {
+                Auth::Psk => "psk",
+                Auth::Certificate { .. } => "pubkey",
+            },
             local_ts = selectors(&self.local_ts),
             remote_ts = selectors(&self.remote_ts),
             esp = self.esp.join(","),
@@ -141,10 +228,27 @@ impl Connection {
             life = self.child_life(),
         );
         let secret = format!(
-            "ike-{} {{\n id-1 = {}\n id-2 = {}\n secret = \"{}\"\n}}\n",
+            "ike-{} {{\n id-1 = \"{}\"\n id-2 = \"{}\"\n secret = \"{}\"\n}}\n",
             self.name, self.local_id, self.remote_id, self.secret
         );
-        (connection, secret)
+        let ppk = self.ppk.map_or(String::new(), |_| {
+            format!(
+                "ppk-{} {{\n id-1 = {}\n secret = \"{}\"\n}}\n",
+                self.name, PPK.0, PPK.1
+            )
+        });
+        (connection, secret + &ppk)
+    }
+
+    /// Puts certificates and keys where swanctl looks for them.
+    pub fn install(&self, swanctl: &Path) -> Result<()> {
+        if let Some(own) = self.local_auth.certificate() {
+            own.install(swanctl, &self.name)?;
+        }
+        if let Some(other) = self.remote_auth.certificate() {
+            other.install_root(swanctl, &self.name)?;
+        }
+        Ok(())
     }
 
     /// For a member's configuration.
@@ -163,11 +267,24 @@ impl Connection {
         let _ = writeln!(out, "vips = {}", array(&self.vips));
         let _ = writeln!(out, "message_id_sync = {}", self.message_id_sync);
         let _ = writeln!(out, "mobike = {}", self.mobike);
-        for (side, id) in [("local", &self.local_id), ("remote", &self.remote_id)] {
+        if let Some(required) = self.ppk {
+            let _ = writeln!(out, "ppk_id = \"{}\"\nppk_required = {required}", PPK.0);
+        }
+        for (side, auth, id) in [
+            ("local", &self.local_auth, &self.local_id),
+            ("remote", &self.remote_auth, &self.remote_id),
+        ] {
+            let auth = auth.name();
             let _ = writeln!(
                 out,
-                "[connections.{name}.{side}]\nauth = \"psk\"\nid = \"{id}\""
+                "[connections.{name}.{side}]\nauth = \"{auth}\"\nid = \"{id}\""
             );
+            if let (Some(own), "local") = (self.local_auth.certificate(), side) {
+                let _ = writeln!(out, "certs = [\"{}\"]", own.chain.display());
+            }
+            if let (Some((policy, _)), "remote") = (&self.revocation, side) {
+                let _ = writeln!(out, "revocation = \"{policy}\"");
+            }
         }
         let _ = writeln!(out, "[connections.{name}.children.{name}]");
         for (key, list) in [("local_ts", &self.local_ts), ("remote_ts", &self.remote_ts)] {
@@ -185,6 +302,27 @@ impl Connection {
         );
         if !self.retransmit.is_empty() {
             let _ = writeln!(out, "[retransmit]\n{}", self.retransmit);
+        }
+        if let Some(own) = self.local_auth.certificate() {
+            let _ = writeln!(
+                out,
+                "[secrets.{name}-key]\nfile = \"{}\"",
+                own.key.display()
+            );
+        }
+        if let Some(other) = self.remote_auth.certificate() {
+            let root = other.root.display();
+            let _ = writeln!(out, "[authorities.{name}]\ncacert = \"{root}\"");
+            if let Some((_, uris)) = &self.revocation {
+                let _ = writeln!(out, "crl_uris = {}", array(uris));
+            }
+        }
+        if self.ppk.is_some() {
+            let (id, secret) = PPK;
+            let _ = writeln!(
+                out,
+                "[ppks.{name}]\nids = [\"{id}\"]\nsecret = \"{secret}\""
+            );
         }
         let _ = writeln!(
             out,

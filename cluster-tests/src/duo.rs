@@ -24,6 +24,8 @@ pub struct Setup {
     pub pools: Vec<Pool>,
     /// The MTU of the internet segment.
     pub mtu: u32,
+    /// Lines for charon's own section of strongswan.conf.
+    pub charon: Vec<String>,
 }
 
 impl Setup {
@@ -37,6 +39,7 @@ impl Setup {
             esp: Esp::InUdp,
             pools: Vec::new(),
             mtu: 1500,
+            charon: Vec::new(),
         }
     }
 
@@ -89,7 +92,8 @@ impl Duo {
 impl<G: Endpoint> Duo<G> {
     /// Starts the peer beside a gateway that runs.
     pub fn with(lab: Lab, capture: Capture, member: G, setup: &Setup) -> Result<Self> {
-        let peer = StrongSwan::start(&lab, "peer1", setup.esp, std::slice::from_ref(&setup.peer))?;
+        let connections = std::slice::from_ref(&setup.peer);
+        let peer = StrongSwan::start_with(&lab, "peer1", setup.esp, connections, &setup.charon)?;
         Ok(Self {
             peer,
             member,

@@ -20,6 +20,7 @@ pub mod flow;
 pub mod lab;
 pub mod member;
 pub mod packet;
+pub mod pki;
 pub mod process;
 pub mod raw;
 pub mod sa;

@@ -43,9 +43,20 @@ mount --rbind /dev "$r/dev" && mount -t proc proc "$r/proc" && exec chroot "$r" 
 impl StrongSwan {
     /// Starts charon on `host` with these connections loaded.
     pub fn start(lab: &Lab, host: &str, esp: Esp, connections: &[Connection]) -> Result<Self> {
+        Self::start_with(lab, host, esp, connections, &[])
+    }
+
+    /// The same with these lines in charon's own section of strongswan.conf.
+    pub fn start_with(
+        lab: &Lab,
+        host: &str,
+        esp: Esp,
+        connections: &[Connection],
+        charon: &[String],
+    ) -> Result<Self> {
         let dir = lab.dir_of(host)?;
         let vici = format!("unix://{}/vici.sock", dir.display());
-        std::fs::write(dir.join("strongswan.conf"), conf(&dir, &vici, esp))?;
+        std::fs::write(dir.join("strongswan.conf"), conf(&dir, &vici, esp, charon))?;
         let namespace = lab.namespace(host);
         let root = forky_root();
         let lab_dir = lab.dir().to_str().context("path")?;
@@ -69,6 +80,7 @@ impl StrongSwan {
     pub fn load(&self, connections: &[Connection]) -> Result<()> {
         let (mut all, mut secrets) = (String::new(), String::new());
         for connection in connections {
+            connection.install(&self.dir)?;
             let (connection, secret) = connection.swanctl();
             all.push_str(&connection);
             secrets.push_str(&secret);
@@ -172,17 +184,18 @@ pub fn forky_root() -> PathBuf {
     }
 }
 
-fn conf(dir: &Path, vici: &str, esp: Esp) -> String {
+fn conf(dir: &Path, vici: &str, esp: Esp, charon: &[String]) -> String {
     let raw = if esp == Esp::Plain { "yes" } else { "no" };
     // Without systemd there is no journal: the log is a file. Retransmissions
     // come fast and for long, so that a drill need not wait for them.
     format!(
         "charon-systemd {{\n load = {PLUGINS}\n retransmit_tries = 12\n retransmit_timeout = 1.0\n retransmit_base = 1.2\n \
-         half_open_timeout = 60\n \
+         half_open_timeout = 60\n {charon}\n \
          filelog {{\n log {{\n path = {dir}/charon.log\n time_format = %H:%M:%S\n time_add_ms = yes\n default = 1\n flush_line = yes\n }}\n }}\n \
          journal {{\n default = -1\n }}\n \
          plugins {{\n vici {{\n socket = {vici}\n }}\n kernel-libipsec {{\n allow_peer_ts = yes\n raw_esp = {raw}\n }}\n }}\n}}\n\
          swanctl {{\n load = pem pkcs1 x509 pubkey pkcs8 openssl random nonce sha1 sha2\n}}\n",
+        charon = charon.join("\n "),
         dir = dir.display()
     )
 }

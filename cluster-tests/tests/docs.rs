@@ -2,7 +2,11 @@
 //! the source offers an operator is in it.
 
 use anyhow::{Context, ensure};
-use evergate_cluster_tests::{Result, member::binary};
+use evergate_cluster_tests::{
+    Result,
+    member::binary,
+    pki::{Key, Pki},
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -222,6 +226,17 @@ fn check(toml: &str) -> Result<(bool, String)> {
         if let Some(value) = line.trim().strip_prefix("secret_file = \"") {
             let name = value.split('"').next().unwrap_or_default();
             fs::write(directory.path().join(name), "a key of an example\n")?;
+        }
+    }
+    if toml.contains("gw.pem") {
+        let pki = Pki::new("Company", Key::P256)?;
+        let own = pki.issue("gw.example", Key::P256)?;
+        for (from, to) in [
+            (own.chain, "gw.pem"),
+            (own.key, "gw.key"),
+            (own.root, "company-ca.pem"),
+        ] {
+            fs::copy(from, directory.path().join(to))?;
         }
     }
     fs::write(directory.path().join("evergate.toml"), toml)?;

@@ -4,11 +4,12 @@
 
 use evergate_cluster_tests::capture::now;
 use evergate_cluster_tests::cluster::{Gateway, Trio};
-use evergate_cluster_tests::connection::Connection;
+use evergate_cluster_tests::connection::{Auth, Connection};
 use evergate_cluster_tests::duo::C1;
 use evergate_cluster_tests::flow::Flow;
 use evergate_cluster_tests::lab::Family::V4;
 use evergate_cluster_tests::member::Member;
+use evergate_cluster_tests::pki::{Key, Pki};
 use evergate_cluster_tests::sa::{Endpoint, Spis};
 use evergate_cluster_tests::strongswan::Esp;
 use evergate_cluster_tests::wire::{Exchange, Kind, Loss, lose};
@@ -46,7 +47,12 @@ fn drive(side: &dyn Endpoint, during: During) -> Result<()> {
 /// Three members, of which the active one, whose number is returned, is going to die at `point`. It has to know
 /// that from its start, and nothing is established before that.
 fn armed(point: &str) -> Result<(Trio, usize)> {
-    let mut trio = Trio::start(Esp::InUdp, &[Gateway::usual()], |_| {})?;
+    armed_with(point, &|_| {})
+}
+
+/// The same with another connection.
+fn armed_with(point: &str, change: &dyn Fn(&mut Connection)) -> Result<(Trio, usize)> {
+    let mut trio = Trio::start(Esp::InUdp, &[Gateway::usual()], change)?;
     let doomed = (trio.active(G)? + 1) % trio.members.len();
     trio.members[doomed].stop()?;
     trio.members[doomed].start_again(&[("EVERGATE_FAILPOINT", point)])?;
@@ -66,8 +72,18 @@ const ATTEMPTS: usize = 4;
 
 /// The active member kills itself at `point` of an exchange.
 fn at_failpoint(by: By, during: During, point: &str) -> Result<()> {
+    at_failpoint_with(by, during, point, &|_| {})
+}
+
+/// The same with another connection.
+fn at_failpoint_with(
+    by: By,
+    during: During,
+    point: &str,
+    change: &dyn Fn(&mut Connection),
+) -> Result<()> {
     for attempt in 1..=ATTEMPTS {
-        let (mut trio, doomed) = armed(point)?;
+        let (mut trio, doomed) = armed_with(point, change)?;
         match until_dead(&mut trio, doomed, by, during) {
             Ok((flow, before)) => return afterwards(trio, doomed, by, during, flow, before),
             Err(error) => {
@@ -243,6 +259,39 @@ failpoints! {
     the_peers_ike_delete_after_commit: By::Peer, DeleteIke, "after-commit:INFORMATIONAL:1";
     own_ike_delete_before_commit: By::Member, DeleteIke, "before-commit:INFORMATIONAL:1";
     own_ike_delete_after_commit: By::Member, DeleteIke, "after-commit:INFORMATIONAL:1";
+}
+
+/// Both sides have certificates.
+fn certified(by: By, point: &str) -> Result<()> {
+    let pki = Pki::new("root", Key::P256)?;
+    let (peer, member) = (
+        pki.issue("peer1.test", Key::P256)?,
+        pki.issue("gw.test", Key::P256)?,
+    );
+    at_failpoint_with(by, During::Establish, point, &|c| {
+        c.local_auth = Auth::pubkey(peer.clone());
+        c.remote_auth = Auth::pubkey(member.clone());
+    })
+}
+
+#[test]
+fn the_peers_auth_with_certificates_before_commit() -> Result<()> {
+    certified(By::Peer, "before-commit:IKE_AUTH:1")
+}
+
+#[test]
+fn the_peers_auth_with_certificates_after_commit() -> Result<()> {
+    certified(By::Peer, "after-commit:IKE_AUTH:1")
+}
+
+#[test]
+fn own_auth_with_certificates_before_commit() -> Result<()> {
+    certified(By::Member, "before-commit:IKE_AUTH:1")
+}
+
+#[test]
+fn own_auth_with_certificates_after_commit() -> Result<()> {
+    certified(By::Member, "after-commit:IKE_AUTH:1")
 }
 
 #[test]

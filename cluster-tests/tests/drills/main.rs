@@ -2,6 +2,7 @@
 
 mod addresses;
 mod algorithms;
+mod certificates;
 mod cluster_cut;
 mod cluster_exchanges;
 mod cluster_many;

@@ -60,7 +60,7 @@ impl Refusal<'_> {
 }
 
 /// Exactly one line warns of peer 3, and it says what is wrong.
-fn one_line(log: &str, cause: &str) -> Result<()> {
+pub(crate) fn one_line(log: &str, cause: &str) -> Result<()> {
     let about = |line: &&str| line.contains(" WARN ") && line.contains("peer=192.0.2.3:");
     let lines: Vec<&str> = log.lines().filter(about).collect();
     anyhow::ensure!(

@@ -3,6 +3,10 @@
 //! These are plain values. Reading them from text, with errors that say where, is the server's part; the
 //! whole [`Policy`] is replicated as one versioned document.
 
+mod authentication;
+
+pub use authentication::*;
+
 use crate::{
     identity::{IdPattern, Identity},
     proposal::{EspProposal, IkeProposal},
@@ -24,6 +28,12 @@ pub struct Policy {
     pub connections: Vec<Connection>,
     /// Pre-shared keys.
     pub secrets: Vec<SharedSecret>,
+    /// Post-quantum pre-shared keys.
+    pub ppks: Vec<Ppk>,
+    /// Private keys.
+    pub private_keys: Vec<PrivateKey>,
+    /// Certification authorities.
+    pub authorities: Vec<Authority>,
     /// Pools of virtual addresses.
     pub pools: Vec<Pool>,
     /// How requests are repeated.
@@ -110,6 +120,8 @@ pub struct Connection {
     pub local_id: Option<Identity>,
     /// What the peer may call itself.
     pub remote_id: IdPattern,
+    /// How both ends authenticate.
+    pub auth: Authentication,
     /// Force UDP encapsulation by pretending that there is a NAT.
     pub encap: bool,
     /// Virtual addresses that we ask for; the unspecified address asks for any.
@@ -251,7 +263,7 @@ impl SharedSecret {
                 .filter(|p| p.matches(id))
                 .map(|p| match p {
                     IdPattern::Exact(_) => 3,
-                    IdPattern::FqdnSuffix(_) | IdPattern::EmailDomain(_) => 2,
+                    IdPattern::FqdnSuffix(_) | IdPattern::EmailDomain(_) | IdPattern::Dn(_) => 2,
                     IdPattern::Any => 1,
                 })
                 .max()

@@ -1,8 +1,11 @@
 //! Identities (RFC 7296 §3.5): what they mean, how they are written, when they match.
 
+mod dn;
 #[cfg(test)]
 mod tests;
 mod text;
+
+pub use dn::DnPattern;
 
 use crate::wire::{IdType, Identification};
 use serde::{Deserialize, Serialize};
@@ -42,6 +45,8 @@ pub enum IdPattern {
     FqdnSuffix(String),
     /// Any mailbox of the domain (`*@example.org`).
     EmailDomain(String),
+    /// Any distinguished name like this (`C=CH, O=Example, CN=*`).
+    Dn(DnPattern),
 }
 
 /// Why a text is not an identity.
@@ -108,6 +113,14 @@ impl Identity {
         Self::Email(format!("{mailbox}@{}", domain.to_ascii_lowercase()))
     }
 
+    /// Whether both are the same identity.
+    pub fn means(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Dn(a), Self::Dn(b)) => dn::same(a, b),
+            (a, b) => a.normalised() == b.normalised(),
+        }
+    }
+
     /// The same identity as parsing would have made it.
     fn normalised(&self) -> Self {
         match self {
@@ -123,7 +136,8 @@ impl IdPattern {
     pub fn matches(&self, id: &Identity) -> bool {
         match (self, id) {
             (Self::Any, _) => true,
-            (Self::Exact(exact), id) => exact.normalised() == id.normalised(),
+            (Self::Exact(exact), id) => exact.means(id),
+            (Self::Dn(pattern), Identity::Dn(der)) => pattern.matches(der),
             (Self::FqdnSuffix(domain), Identity::Fqdn(name)) => {
                 let (name, domain) = (name.to_ascii_lowercase(), domain.to_ascii_lowercase());
                 name.strip_suffix(&domain)

@@ -4,6 +4,7 @@
 //! process can run both ends of every exchange in virtual time, and a member that takes over an SA
 //! continues from its [`record::Record`] as if it had always been there.
 
+pub mod certificate;
 pub mod config;
 pub mod crypto;
 pub mod env;
@@ -13,4 +14,5 @@ pub mod record;
 pub mod sa;
 pub mod secret;
 pub mod selector;
+pub mod signature;
 pub mod wire;

@@ -8,6 +8,7 @@ mod clock;
 mod cluster;
 mod config;
 mod counters;
+mod credentials;
 mod ctl;
 mod demo;
 mod dispatch;

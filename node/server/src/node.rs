@@ -5,6 +5,7 @@ use crate::{
     cluster::Membership,
     config::Limits,
     counters::{IkeDrop, IkeDrops},
+    credentials::Credentials,
     handovers::Handovers,
     protection::Protection,
     shared::Shared,
@@ -51,6 +52,8 @@ pub(crate) struct Node {
     pub(crate) cookies: ArcSwap<CookieSecrets>,
     /// Bounds of half-open SAs.
     pub(crate) half_open: Arc<HalfOpenLimits>,
+    /// Signs, and finds out who peers are.
+    pub(crate) credentials: Credentials,
     /// Time.
     pub(crate) clock: Arc<Clock>,
     /// Our UDP ports.
@@ -123,6 +126,7 @@ impl Node {
             plane: setup.plane,
             protection: Protection::default(),
             half_open: HalfOpenLimits::new(setup.limits),
+            credentials: Credentials::new(),
             clock: setup.clock,
             ports: setup.ports,
             addresses: ArcSwap::from_pointee(setup.addresses),

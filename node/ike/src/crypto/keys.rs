@@ -135,21 +135,37 @@ fn with_secrets<'a>(shared: &[&'a Secret], nonce_i: &'a [u8], nonce_r: &'a [u8])
     parts
 }
 
-/// The AUTH data of a pre-shared key (RFC 7296 §2.15): of the party that sent `message` (its whole
-/// IKE_SA_INIT message), got `nonce` from the other, has `sk_p`, and calls itself `id_body` (the body
-/// of its ID payload after the generic header); `int_auth` is what IKE_INTERMEDIATE adds (RFC 9242 §3.3.2).
-pub fn psk_auth(
+impl IkeKeys {
+    /// The keys with a post-quantum pre-shared key mixed in (RFC 8784 §3): those from which others come, and those of AUTH.
+    pub fn with_ppk(&self, prf: Prf, ppk: &Secret) -> Self {
+        let mixed = |key: &Secret| prf.expand(ppk.expose(), &[key.expose()], key.len());
+        Self {
+            d: mixed(&self.d),
+            pi: mixed(&self.pi),
+            pr: mixed(&self.pr),
+            ..self.clone()
+        }
+    }
+}
+
+/// What AUTH covers (RFC 7296 §2.15): of the party that sent `message` (its whole IKE_SA_INIT message), got `nonce` from the other, has
+/// `sk_p`, and calls itself `id_body` (the body of its ID payload after the generic header); `int_auth` is what IKE_INTERMEDIATE adds (RFC 9242 §3.3.2).
+pub fn signed_octets(
     prf: Prf,
-    psk: &Secret,
     message: &[u8],
     nonce: &[u8],
     sk_p: &Secret,
     id_body: &[u8],
     int_auth: &[u8],
-) -> Secret {
-    let key = prf.compute(psk.expose(), &[b"Key Pad for IKEv2"]);
+) -> Vec<u8> {
     let maced_id = prf.compute(sk_p.expose(), &[id_body]);
-    prf.compute(key.expose(), &[message, nonce, maced_id.expose(), int_auth])
+    [message, nonce, maced_id.expose(), int_auth].concat()
+}
+
+/// The AUTH data of a pre-shared key over these octets (RFC 7296 §2.15).
+pub fn psk_auth(prf: Prf, psk: &Secret, octets: &[u8]) -> Secret {
+    let key = prf.compute(psk.expose(), &[b"Key Pad for IKEv2"]);
+    prf.compute(key.expose(), &[octets])
 }
 
 /// Moves the first `len` bytes of `rest` into a secret of their own.

@@ -181,15 +181,9 @@ fn key_schedule_matches_another_implementation() {
 
         let id = [&[2, 0, 0, 0], &b"gw.example.org"[..]].concat();
         let psk = Secret::new(b"pre-shared".to_vec());
-        let auth = psk_auth(
-            case.prf,
-            &psk,
-            b"the whole IKE_SA_INIT message",
-            &nonce_r,
-            &keys.pi,
-            &id,
-            &[],
-        );
+        let message = b"the whole IKE_SA_INIT message";
+        let octets = signed_octets(case.prf, message, &nonce_r, &keys.pi, &id, &[]);
+        let auth = psk_auth(case.prf, &psk, &octets);
         assert_eq!(auth.expose(), hex(case.auth));
     }
 }

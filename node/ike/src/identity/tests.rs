@@ -58,7 +58,12 @@ fn other_texts_are_refused() {
         "%any",
         "*.example.org",
         "a*b",
-        "C=CH, O=Example",
+        "C=CH, O=",
+        "C=CH, Nonsense=x",
+        "C=Zürich",
+        "C=CH, O=a+b",
+        "C=CH, O=x\\",
+        "=x",
         "two words",
         "10.0.0.0/8",
         "a\nb",
@@ -192,6 +197,75 @@ fn patterns_match_what_they_mean() {
         assert_eq!(parsed.to_string().parse(), Ok(parsed));
     }
     for text in ["", "*", "*.", "*@", "*.a*", "*@a@b", "a.*", "*.a b"] {
+        assert!(text.parse::<IdPattern>().is_err(), "{text}");
+    }
+}
+
+fn dn(text: &str) -> Identity {
+    let parsed = id(text);
+    assert!(matches!(parsed, Identity::Dn(_)), "{text}");
+    parsed
+}
+
+#[test]
+fn distinguished_names_are_written_in_the_order_of_their_der() {
+    for (text, shown) in [
+        ("C=CH, O=Example, CN=gw", "C=CH, O=Example, CN=gw"),
+        ("c=CH,o=Example , cn = gw", "C=CH, O=Example, CN=gw"),
+        (
+            "O=Example\\, Inc., E=a@b.test",
+            "O=Example\\, Inc., E=a@b.test",
+        ),
+        ("CN=Zürich", "CN=Zürich"),
+        ("dn:CN=gw", "CN=gw"),
+        ("2.5.4.3=gw, 1.2.3.4=x", "CN=gw, 1.2.3.4=x"),
+        ("CN=\\*", "CN=\\*"),
+    ] {
+        assert_eq!(dn(text).to_string(), shown);
+        assert_eq!(dn(shown), dn(text));
+    }
+    // SEQUENCE { SET { SEQUENCE { OID 2.5.4.3, PrintableString "gw" } } }
+    let der = b"\x30\x0d\x31\x0b\x30\x09\x06\x03\x55\x04\x03\x13\x02gw";
+    assert_eq!(dn("CN=gw"), Identity::Dn(der.to_vec()));
+    // Another type of string is another payload, so it is shown as what it is; but it means the same.
+    let mut utf8 = der.to_vec();
+    utf8[11] = 0x0c;
+    let utf8 = Identity::Dn(utf8);
+    assert!(utf8.to_string().starts_with("dn:0x30"));
+    assert!(utf8.means(&dn("CN=gw")) && utf8 != dn("CN=gw"));
+}
+
+#[test]
+fn distinguished_names_match_part_by_part() {
+    for (pattern, name, want) in [
+        ("C=CH, O=Example, CN=gw", "c=ch, O=example,  CN=GW", true),
+        ("C=CH, O=Example, CN=gw", "C=CH, O=Example", false),
+        ("C=CH, O=Example, CN=gw", "C=CH, CN=gw, O=Example", false),
+        ("C=CH, O=Example, CN=*", "C=CH, O=Example, CN=anyone", true),
+        ("C=CH, O=Example, CN=*", "C=CH, O=Other, CN=anyone", false),
+        (
+            "C=CH, O=Example, CN=*",
+            "C=CH, O=Example, OU=x, CN=anyone",
+            false,
+        ),
+        ("C=CH, O=*, CN=*", "C=CH, O=x, CN=y", true),
+        (
+            "O=Example, OU=Field, *",
+            "C=CH, O=Example, L=Bern, OU=Field, CN=x",
+            true,
+        ),
+        ("O=Example, OU=Field, *", "O=Example, OU=Field", true),
+        ("O=Example, OU=Field, *", "OU=Field, O=Example", false),
+        ("O=Example, *", "CN=Example", false),
+        ("O=Some  Words", "O=some words", true),
+    ] {
+        let parsed: IdPattern = pattern.parse().unwrap();
+        assert_eq!(parsed.matches(&dn(name)), want, "{pattern} {name}");
+        assert_eq!(parsed.to_string().parse(), Ok(parsed));
+    }
+    let any_name: IdPattern = "CN=*".parse().unwrap();
+    assert!(!any_name.matches(&id("gw")) && !any_name.matches(&Identity::Dn(vec![0x30, 0])));
+    for text in ["*", "CN=*, Nonsense=x", "=*", "CN=", "CN=gw, *, O=x"] {
         assert!(text.parse::<IdPattern>().is_err(), "{text}");
     }
 }

@@ -1,13 +1,13 @@
 //! Identities as text. What is written can be read back, and holds no character that could pass for
 //! something else in a log: a name that has any is written as `{type}:0x` and hex.
 
-use super::{IdPattern, Identity, IdentityError};
+use super::{DnPattern, IdPattern, Identity, IdentityError, dn};
 use crate::wire::{IdType, MAX_ID_LEN};
 use std::{fmt, net::IpAddr, str::FromStr};
 
 impl FromStr for Identity {
     type Err = IdentityError;
-    /// The forms of strongSwan: an address, a name, `user@domain`, or with an explicit prefix `fqdn:`, `email:`, `keyid:`, `ipv4:`, `ipv6:`.
+    /// The forms of strongSwan: an address, a name, `user@domain`, `C=CH, O=Example, CN=gw`, or with an explicit prefix `fqdn:`, `email:`, `keyid:`, `ipv4:`, `ipv6:`.
     ///
     /// Also `dn:0x` with the DER in hex, `{type}:0x` with anything in hex, and strongSwan's `@name`
     /// (a name), `@@user@domain` and `@#hex` (a key ID).
@@ -50,7 +50,10 @@ fn prefixed(text: &str) -> Option<Option<Identity>> {
             Some(digits) => unhex(digits).map(Identity::KeyId),
             None => printable(rest).map(|text| Identity::KeyId(text.as_bytes().to_vec())),
         },
-        "dn" => rest.strip_prefix("0x").and_then(unhex).map(Identity::Dn),
+        "dn" => match rest.strip_prefix("0x") {
+            Some(digits) => unhex(digits).map(Identity::Dn),
+            None => name(rest),
+        },
         _ => numbered(prefix, rest),
     })
 }
@@ -62,8 +65,16 @@ fn numbered(prefix: &str, rest: &str) -> Option<Identity> {
     Some(Identity::from_parts(IdType(kind), &data))
 }
 
-/// A mailbox or a name.
+/// A distinguished name.
+fn name(text: &str) -> Option<Identity> {
+    printable(text).and_then(dn::from_text).map(Identity::Dn)
+}
+
+/// A distinguished name, a mailbox or a name.
 fn bare(text: &str) -> Option<Identity> {
+    if text.contains('=') {
+        return name(text);
+    }
     match text.rsplit_once('@') {
         Some((mailbox, domain)) => {
             let good = printable(mailbox).is_some()
@@ -120,7 +131,13 @@ impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = match self {
             Self::Address(ip) => return write!(f, "{ip}"),
-            Self::Dn(der) => return write_hex(f, "dn", der),
+            Self::Dn(der) => {
+                let text = dn::to_text(der).unwrap_or_default();
+                match self.readable([text.clone(), format!("dn:{text}")]) {
+                    Some(text) => return f.write_str(&text),
+                    None => return write_hex(f, "dn", der),
+                }
+            }
             Self::Other { kind, data } => return write_hex(f, &format!("{{{kind}}}"), data),
             Self::KeyId(data) => {
                 let text = std::str::from_utf8(data).unwrap_or_default();
@@ -150,7 +167,7 @@ impl fmt::Debug for Identity {
 
 impl FromStr for IdPattern {
     type Err = IdentityError;
-    /// `%any`, `*.domain`, `*@domain`, or one identity.
+    /// `%any`, `*.domain`, `*@domain`, a distinguished name with wildcards, or one identity.
     fn from_str(text: &str) -> Result<Self, IdentityError> {
         let domain = |rest: &str| is_name(rest).then(|| rest.to_ascii_lowercase());
         let pattern = if text == "%any" {
@@ -159,6 +176,8 @@ impl FromStr for IdPattern {
             domain(rest).map(Self::FqdnSuffix)
         } else if let Some(rest) = text.strip_prefix("*@") {
             domain(rest).map(Self::EmailDomain)
+        } else if let Some(pattern) = printable(text).and_then(DnPattern::from_text) {
+            Some(Self::Dn(pattern))
         } else {
             text.parse().ok().map(Self::Exact)
         };
@@ -173,6 +192,7 @@ impl fmt::Display for IdPattern {
             Self::Exact(id) => write!(f, "{id}"),
             Self::FqdnSuffix(domain) => write!(f, "*.{domain}"),
             Self::EmailDomain(domain) => write!(f, "*@{domain}"),
+            Self::Dn(pattern) => write!(f, "{pattern}"),
         }
     }
 }

@@ -1,10 +1,25 @@
-//! IKE_AUTH with pre-shared keys, as responder (RFC 7296 §1.2, §2.15, §2.21.2), and what both ends share.
+//! IKE_AUTH as responder (RFC 7296 §1.2, §2.15, §2.21.2), and what both ends share.
+//!
+//! A request is answered in one step, or in several: whether a certificate and a signature are good, what our own signature is, and which virtual
+//! addresses there are, is asked of the outside ([`super::Question`]), and the request waits for the answers in the session. Nothing is
+//! committed meanwhile, so a successor starts with the request that the peer sends again.
+
+mod own;
+mod parked;
+mod payloads;
+mod peer;
+pub(super) mod ppk;
+
+pub(super) use own::{Own, announced_hashes};
+pub(super) use parked::{Answer, Parked, Request};
+pub(super) use payloads::{certificate_request, requested_authorities};
+pub(super) use peer::{Identified, Peer, accepts, verification};
 
 use super::{
-    Effect, Event, Failure, NoAddress, Question,
+    Event, Failure, NoAddress, Question,
     child::ChildRequest,
     configuration,
-    turn::{Refused, Turn, at_most_one, find_notify, notify, only},
+    turn::{Refused, Turn, at_most_one, find_notify, notify},
 };
 use crate::{
     config::Connection,
@@ -13,26 +28,12 @@ use crate::{
     identity::Identity,
     proposal::IkeProposal,
     record::{Established, Negotiated, Phase},
-    secret::Secret,
-    wire::{
-        self, Auth, AuthMethod, CfgAttrType, CfgType, ExchangeType, Identification, NotifyType,
-        Payload,
-    },
+    wire::{self, CfgAttrType, CfgType, ExchangeType, Identification, NotifyType, Payload},
 };
 use std::{
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
-use subtle::ConstantTimeEq;
-
-/// A peer whose AUTH payload verified.
-struct Authenticated<'p> {
-    connection: &'p Connection,
-    local_id: Identity,
-    remote_id: Identity,
-    /// Our own AUTH data.
-    auth: Secret,
-}
 
 /// The body of an ID payload, which AUTH covers.
 fn id_body(id: &Identification) -> Vec<u8> {
@@ -42,25 +43,26 @@ fn id_body(id: &Identification) -> Vec<u8> {
     body
 }
 
-/// What both ends sign, each its own (RFC 7296 §2.15).
-pub(super) fn auth_of_initiator(n: &Negotiated, psk: &Secret, id: &Identification) -> Secret {
-    crypto::psk_auth(
+/// What the initiator signs (RFC 7296 §2.15).
+pub(super) fn octets_of_initiator(n: &Negotiated, id: &Identification) -> Vec<u8> {
+    let (message, nonce) = (&n.init_request, &n.nonce_r);
+    crypto::signed_octets(
         n.suite.prf,
-        psk,
-        &n.init_request,
-        &n.nonce_r,
+        message,
+        nonce,
         &n.keys.pi,
         &id_body(id),
         &n.int_auth(),
     )
 }
 
-pub(super) fn auth_of_responder(n: &Negotiated, psk: &Secret, id: &Identification) -> Secret {
-    crypto::psk_auth(
+/// What the responder signs.
+pub(super) fn octets_of_responder(n: &Negotiated, id: &Identification) -> Vec<u8> {
+    let (message, nonce) = (&n.init_response, &n.nonce_i);
+    crypto::signed_octets(
         n.suite.prf,
-        psk,
-        &n.init_response,
-        &n.nonce_i,
+        message,
+        nonce,
         &n.keys.pr,
         &id_body(id),
         &n.int_auth(),
@@ -71,10 +73,12 @@ impl<'e> Turn<'_, 'e> {
     pub(super) fn auth_request(
         &mut self,
         payloads: &[Payload],
-        bytes: &[u8],
         local: SocketAddr,
         remote: SocketAddr,
     ) {
+        if self.session.parked.is_some() {
+            return; // the same request again, while the answer to it waits for what only the outside knows
+        }
         let Phase::HalfOpen(half) = &self.record.phase else {
             return;
         };
@@ -86,96 +90,99 @@ impl<'e> Turn<'_, 'e> {
         }
         self.record.path.local = local;
         self.record.path.remote = remote;
-        let peer = self
+        let identified = self
             .unexpected_nat(payloads)
-            .and_then(|()| self.authenticate_initiator(&negotiated, payloads));
-        let peer = match peer {
-            Ok(peer) => peer,
+            .and_then(|()| at_most_one!(payloads, Auth).map_err(Refused::syntax))
+            .and_then(|auth| ppk::of_request(&negotiated, self.env.policy, payloads, auth))
+            .and_then(|(mixed, auth)| Ok((self.identify(&mixed, payloads, auth.as_ref())?, mixed)));
+        let (identified, mixed) = match identified {
+            Ok(identified) => identified,
             Err(refused) => return self.refuse(ExchangeType::IKE_AUTH, id, refused),
         };
-        let leased = match self.session.leased.take() {
-            Some(answer) => Some(answer),
-            None => match self.ask_for_addresses(&peer, payloads) {
-                Ok(true) => {
-                    self.session.parked = Some((bytes.to_vec(), local, remote));
-                    return;
-                }
-                Ok(false) => None,
-                Err(refused) => return self.refuse(ExchangeType::IKE_AUTH, id, refused),
-            },
-        };
-        self.commit();
-        let answer = self.establish_as_responder(negotiated, peer, payloads, leased);
-        self.respond(ExchangeType::IKE_AUTH, id, &answer);
-    }
-
-    /// The answer to our question for addresses: the request that waits for it goes on.
-    pub(super) fn addresses(&mut self, answer: Result<Vec<IpAddr>, NoAddress>) {
-        if let Some((bytes, local, remote)) = self.session.parked.take() {
-            self.session.leased = Some(answer);
-            self.datagram(&bytes, local, remote);
-            self.session.leased = None;
+        let request = Request::new(payloads.to_vec(), mixed, local, remote);
+        match identified {
+            Identified::Peer(peer) => self.proceed(request, peer),
+            Identified::Question(verification) => {
+                self.ask(Question::Verify(verification));
+                self.park(Parked::Request(request));
+            }
         }
     }
 
-    /// Finds the connection that this peer is for, and verifies that it is who it says.
-    fn authenticate_initiator(
-        &self,
-        negotiated: &Negotiated,
-        payloads: &[Payload],
-    ) -> Result<Authenticated<'e>, Refused> {
-        let denied = |failure| Refused::new(NotifyType::AUTHENTICATION_FAILED, failure);
-        let id_i = only!(payloads, IdI).map_err(Refused::syntax)?;
-        let id_r = at_most_one!(payloads, IdR).map_err(Refused::syntax)?;
-        let auth = at_most_one!(payloads, Auth).map_err(Refused::syntax)?;
-        let remote_id = Identity::from_wire(id_i);
-        let path = self.record.path;
-        let wanted = id_r.map(Identity::from_wire);
-        let connection = self
-            .env
-            .policy
-            .candidates(path.local, path.remote)
-            .find(|c| {
-                c.remote_id.matches(&remote_id)
-                    && wanted
-                        .as_ref()
-                        .is_none_or(|w| *w == own_identity(c, path.local.ip()))
-                    && allows(c, negotiated.suite)
-            })
-            .ok_or_else(|| {
-                denied(Failure::UnknownIdentity {
-                    remote: path.remote.ip(),
-                    id: remote_id.clone(),
-                })
-            })?;
-        let local_id = own_identity(connection, path.local.ip());
-        // Without AUTH the peer wants EAP (RFC 7296 §2.16), which no connection accepts yet.
-        let Some(auth) = auth.filter(|a| a.method == AuthMethod::PSK) else {
-            return Err(denied(Failure::BadAuthMethod(remote_id)));
+    /// The peer is who it says: what is left to ask for is asked for, or the answer is given.
+    fn proceed(&mut self, mut request: Box<Request>, peer: Peer) {
+        let id = request.mixed.negotiated.auth_id();
+        let outcome = self.ask_the_rest(&peer, &request);
+        let (addresses, own) = match outcome {
+            Ok(asked) => asked,
+            Err(refused) => return self.refuse(ExchangeType::IKE_AUTH, id, refused),
         };
-        let Some(psk) = self.env.policy.secret(&local_id, &remote_id) else {
-            return Err(denied(Failure::NoSecret {
-                local: local_id,
-                remote: remote_id,
-            }));
-        };
-        let expected = auth_of_initiator(negotiated, psk, id_i);
-        if !bool::from(expected.expose().ct_eq(&auth.data)) {
-            return Err(denied(Failure::BadAuth(remote_id)));
-        }
-        let auth = auth_of_responder(negotiated, psk, &local_id.to_wire());
-        Ok(Authenticated {
-            connection,
-            local_id,
-            remote_id,
-            auth,
+        request.addresses = addresses.then_some(Answer::Open);
+        request.own = Some(own);
+        request.peer = Some(peer);
+        self.complete_request(request);
+    }
+
+    /// Asks for addresses, if there are any to be asked for, and for our own signature, if we sign.
+    fn ask_the_rest(&mut self, peer: &Peer, request: &Request) -> Result<(bool, Own), Refused> {
+        let payloads = &request.payloads;
+        let connection = self.connection_of(peer)?;
+        let negotiated = &request.mixed.negotiated;
+        let own = self.own_auth_as_responder(connection, negotiated, &peer.local_id, payloads)?;
+        let addresses = self.ask_for_addresses(connection, &peer.remote_id, payloads)?;
+        Ok((addresses, own))
+    }
+
+    fn connection_of(&self, peer: &Peer) -> Result<&'e Connection, Refused> {
+        let policy = self.env.policy;
+        policy.connection(&peer.connection).ok_or_else(|| {
+            let gone = Failure::Unconfigured(peer.connection.clone());
+            Refused::new(NotifyType::AUTHENTICATION_FAILED, gone)
         })
+    }
+
+    /// Answers the request once all that it waits for is there.
+    pub(super) fn complete_request(&mut self, request: Box<Request>) {
+        if request.is_waiting() {
+            return self.park(Parked::Request(request));
+        }
+        let id = request.mixed.negotiated.auth_id();
+        if let Err(refused) = self.answer_request(*request) {
+            self.refuse(ExchangeType::IKE_AUTH, id, refused);
+        }
+    }
+
+    fn answer_request(&mut self, request: Request) -> Result<(), Refused> {
+        let (Phase::HalfOpen(_), Some(peer), Some(own)) =
+            (&self.record.phase, request.peer, request.own)
+        else {
+            return Err(Refused::syntax("not waiting for IKE_AUTH"));
+        };
+        let ppk::Mixed { negotiated, used } = request.mixed;
+        let id = negotiated.auth_id();
+        let connection = self.connection_of(&peer)?;
+        let own = own
+            .payloads()
+            .ok_or_else(|| Refused::new(NotifyType::AUTHENTICATION_FAILED, Failure::Signing))?;
+        self.record.path.local = request.local;
+        self.record.path.remote = request.remote;
+        self.commit();
+        let leased = request.addresses.and_then(Answer::given);
+        let payloads = &request.payloads;
+        let mut answer =
+            self.establish_as_responder(connection, negotiated, peer, own, payloads, leased);
+        if used {
+            answer.push(notify(NotifyType::PPK_IDENTITY, Vec::new()));
+        }
+        self.respond(ExchangeType::IKE_AUTH, id, &answer);
+        Ok(())
     }
 
     /// Whether the peer asks for virtual addresses that a pool could give: then they are asked for, and the exchange waits.
     fn ask_for_addresses(
         &mut self,
-        peer: &Authenticated<'_>,
+        connection: &Connection,
+        identity: &Identity,
         payloads: &[Payload],
     ) -> Result<bool, Refused> {
         let request = at_most_one!(payloads, Cp).map_err(Refused::syntax)?;
@@ -185,7 +192,7 @@ impl<'e> Turn<'_, 'e> {
         let has_pool = |v4: bool| {
             let pools = self.env.policy.pools.iter();
             pools
-                .filter(|p| peer.connection.pools.contains(&p.name))
+                .filter(|p| connection.pools.contains(&p.name))
                 .any(|p| p.first.is_ipv4() == v4)
         };
         let v4 = configuration::wished(request, CfgAttrType::INTERNAL_IP4_ADDRESS)
@@ -195,36 +202,31 @@ impl<'e> Turn<'_, 'e> {
         if v4.is_none() && v6.is_none() {
             return Ok(false);
         }
-        let (pools, identity) = (peer.connection.pools.clone(), peer.remote_id.clone());
-        self.effects.push(Effect::Ask(Question::Addresses {
-            pools,
-            identity,
+        self.ask(Question::Addresses {
+            pools: connection.pools.clone(),
+            identity: identity.clone(),
             v4,
             v6,
-        }));
+        });
         Ok(true)
     }
 
     fn establish_as_responder(
         &mut self,
+        connection: &'e Connection,
         negotiated: Negotiated,
-        peer: Authenticated<'e>,
+        peer: Peer,
+        own: Vec<Payload>,
         payloads: &[Payload],
         leased: Option<Result<Vec<IpAddr>, NoAddress>>,
     ) -> Vec<Payload> {
-        let Authenticated {
-            connection,
+        let Peer {
             local_id,
             remote_id,
-            auth,
+            ..
         } = peer;
-        let mut answer = vec![
-            Payload::IdR(local_id.to_wire()),
-            Payload::Auth(Auth {
-                method: AuthMethod::PSK,
-                data: auth.expose().to_vec(),
-            }),
-        ];
+        let mut answer = vec![Payload::IdR(local_id.to_wire())];
+        answer.extend(own);
         let sync = connection.message_id_sync
             && find_notify(payloads, NotifyType::IKEV2_MESSAGE_ID_SYNC_SUPPORTED).is_some();
         let (nonce_i, nonce_r) = (negotiated.nonce_i.clone(), negotiated.nonce_r.clone());
@@ -345,12 +347,4 @@ fn allows(connection: &Connection, suite: IkeSuite) -> bool {
             })
     };
     connection.proposals.iter().any(fits)
-}
-
-/// What we call ourselves in a connection.
-pub(super) fn own_identity(connection: &Connection, local: IpAddr) -> Identity {
-    connection
-        .local_id
-        .clone()
-        .unwrap_or(Identity::Address(local))
 }

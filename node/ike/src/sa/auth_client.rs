@@ -1,21 +1,34 @@
-//! IKE_AUTH with pre-shared keys, as initiator (RFC 7296 §1.2, §2.15, §2.21.2).
+//! IKE_AUTH as initiator (RFC 7296 §1.2, §2.15, §2.21.2).
 
 use super::{
-    Effect, Failure,
-    auth::{auth_of_initiator, auth_of_responder, own_identity},
+    Effect, Failure, Question,
+    auth::{
+        Own, Parked, accepts, announced_hashes, certificate_request, octets_of_initiator,
+        octets_of_responder, ppk, requested_authorities, verification,
+    },
     child_client::offered_selectors,
     configuration,
     turn::{Turn, at_most_one, find_error, find_notify, notify, only},
 };
 use crate::{
-    config::Connection,
+    certificate::{CertificateError, KEY_HASH_LEN, Verification, Verified},
+    config::{Connection, LocalAuth},
+    crypto,
     identity::{IdPattern, Identity},
     proposal,
     record::{AuthSent, ChildOffer, Negotiated, Phase, Task},
-    wire::{self, Auth, AuthMethod, ExchangeType, NotifyType, Payload},
+    wire::{self, Auth, AuthMethod, ExchangeType, Message, NotifyType, Payload},
 };
 use std::net::IpAddr;
 use subtle::ConstantTimeEq;
+
+/// What is known of a responder at once.
+enum Responder {
+    /// Who it is.
+    Verified(Identity),
+    /// Who it says it is; somebody has to verify that.
+    Question(Box<Verification>),
+}
 
 impl Turn<'_, '_> {
     /// IKE_SA_INIT is done: what we will ask for in IKE_AUTH.
@@ -41,7 +54,7 @@ impl Turn<'_, '_> {
             remote_ts,
             replaces: None,
         };
-        let local_id = own_identity(config, path.local.ip());
+        let local_id = config.own_identity(path.local.ip());
         self.record.phase = Phase::AuthSent(Box::new(AuthSent {
             negotiated,
             local_id,
@@ -49,33 +62,126 @@ impl Turn<'_, '_> {
         }));
     }
 
-    /// Sends IKE_AUTH.
+    /// Makes our AUTH payload and sends IKE_AUTH; or asks for a signature first.
     pub(super) fn auth_start(&mut self, config: &Connection) {
+        if self.session.parked.is_some() {
+            return; // the same response again, while the request that follows it waits for a signature
+        }
+        let own = match self.own_auth_as_initiator(config) {
+            Ok(own) => own,
+            Err(failure) => return self.give_up(failure),
+        };
+        if own.is_waiting() {
+            let record = Box::new(self.record.clone());
+            return self.park(Parked::Unsent(record, own));
+        }
+        self.auth_send(own);
+    }
+
+    fn own_auth_as_initiator(&mut self, config: &Connection) -> Result<Own, Failure> {
+        let Phase::AuthSent(state) = &self.record.phase else {
+            return Err(Failure::Invalid("not about to authenticate"));
+        };
+        let mixed = ppk::of_initiator(&state.negotiated, self.env.policy, config)?;
+        let negotiated = mixed
+            .as_ref()
+            .map_or(&state.negotiated, |(m, _)| &m.negotiated);
+        let octets = octets_of_initiator(negotiated, &state.local_id.to_wire());
+        match config.auth.local {
+            LocalAuth::Pubkey { .. } => {
+                let init = &negotiated.init_response;
+                let (hashes, asked) = (announced_hashes(init), requested_authorities_of(init));
+                self.ask_for_signature(config, octets, hashes.as_deref(), asked.as_deref())
+            }
+            LocalAuth::Psk => self
+                .psk_auth_as_initiator(config, negotiated)
+                .map(Own::Ready),
+        }
+    }
+
+    /// The AUTH payload of our pre-shared key by these keys.
+    fn psk_auth_as_initiator(
+        &self,
+        config: &Connection,
+        negotiated: &Negotiated,
+    ) -> Result<Auth, Failure> {
+        let Phase::AuthSent(state) = &self.record.phase else {
+            return Err(Failure::Invalid("not about to authenticate"));
+        };
+        let expected = expected_identity(config, self.record.path.remote.ip());
+        let secret = self.env.policy.secret(&state.local_id, &expected);
+        let psk = secret.ok_or_else(|| Failure::NoSecret {
+            local: state.local_id.clone(),
+            remote: expected,
+        })?;
+        let octets = octets_of_initiator(negotiated, &state.local_id.to_wire());
+        let auth = crypto::psk_auth(negotiated.suite.prf, psk, &octets);
+        Ok(Auth {
+            method: AuthMethod::PSK,
+            data: auth.expose().to_vec(),
+        })
+    }
+
+    /// The notifies of a post-quantum pre-shared key (RFC 8784 §3): its name, and, where a peer may do without it and we do not sign, AUTH without it.
+    fn ppk_notifies(&self, config: &Connection) -> Vec<Payload> {
+        let Phase::AuthSent(state) = &self.record.phase else {
+            return Vec::new();
+        };
+        let named = ppk::of_initiator(&state.negotiated, self.env.policy, config);
+        let Ok(Some((_, named))) = named else {
+            return Vec::new();
+        };
+        let optional = config.auth.ppk.as_ref().is_some_and(|p| !p.required);
+        let without = (optional && config.auth.local == LocalAuth::Psk)
+            .then(|| self.psk_auth_as_initiator(config, &state.negotiated).ok())
+            .flatten();
+        let without = without.map(|auth| notify(NotifyType::NO_PPK_AUTH, auth.data));
+        std::iter::once(named).chain(without).collect()
+    }
+
+    /// What IKE_AUTH goes on from, with the keys that its response says (RFC 8784 §3).
+    fn state_after(&self, config: &Connection, payloads: &[Payload]) -> Result<AuthSent, Failure> {
+        let Phase::AuthSent(state) = &self.record.phase else {
+            return Err(Failure::Invalid("not waiting for IKE_AUTH"));
+        };
+        let mut state = (**state).clone();
+        let used = find_notify(payloads, NotifyType::PPK_IDENTITY).is_some();
+        let ours = ppk::of_initiator(&state.negotiated, self.env.policy, config)?;
+        let required = config.auth.ppk.as_ref().is_some_and(|p| p.required);
+        match ours {
+            Some((mixed, _)) if used => state.negotiated = mixed.negotiated,
+            _ if required && find_error(payloads).is_none() => return Err(Failure::UnknownPpk),
+            _ => {}
+        }
+        Ok(state)
+    }
+
+    /// Sends IKE_AUTH.
+    pub(super) fn auth_send(&mut self, own: Own) {
+        let policy = self.env.policy;
+        let Some(config) = policy.connection(&self.record.connection) else {
+            return self.give_up(Failure::Unconfigured(self.record.connection.clone()));
+        };
         let Phase::AuthSent(state) = &self.record.phase else {
             return;
-        };
-        let remote = self.record.path.remote.ip();
-        let expected = expected_identity(config, remote);
-        let Some(psk) = self.env.policy.secret(&state.local_id, &expected) else {
-            let failure = Failure::NoSecret {
-                local: state.local_id.clone(),
-                remote: expected,
-            };
-            return self.give_up(failure);
         };
         let Some(child) = config.child(&state.child.name) else {
             return self.give_up(Failure::Command("the connection has no such child"));
         };
-        let id = state.local_id.to_wire();
-        let auth = auth_of_initiator(&state.negotiated, psk, &id);
-        let mut payloads = vec![Payload::IdI(id)];
+        let Some(own) = own.payloads() else {
+            return self.give_up(Failure::Signing);
+        };
+        // The order is that of RFC 7296 §1.2: ID, CERT, CERTREQ, ID of the responder, AUTH.
+        let mut payloads = vec![Payload::IdI(state.local_id.to_wire())];
+        let (auth, certificates): (Vec<_>, Vec<_>) =
+            own.into_iter().partition(|p| matches!(p, Payload::Auth(_)));
+        payloads.extend(certificates);
+        payloads.extend(certificate_request(policy, std::iter::once(config)));
         if let IdPattern::Exact(id) = &config.remote_id {
             payloads.push(Payload::IdR(id.to_wire()));
         }
-        payloads.push(Payload::Auth(Auth {
-            method: AuthMethod::PSK,
-            data: auth.expose().to_vec(),
-        }));
+        payloads.extend(auth);
+        payloads.extend(self.ppk_notifies(config));
         if !config.vips.is_empty() {
             payloads.push(Payload::Cp(configuration::request(&config.vips)));
         }
@@ -100,32 +206,72 @@ impl Turn<'_, '_> {
 
     /// The response to our IKE_AUTH.
     pub(super) fn auth_response(&mut self, payloads: &[Payload]) {
-        let Phase::AuthSent(state) = &self.record.phase else {
-            return;
-        };
-        let state = (**state).clone();
         let policy = self.env.policy;
         let Some(config) = policy.connection(&self.record.connection) else {
             return self.give_up(Failure::Unconfigured(self.record.connection.clone()));
         };
-        match self.authenticate_responder(config, &state, payloads) {
-            Ok(remote_id) => self.establish_as_initiator(config, state, remote_id, payloads),
-            Err(failure @ Failure::PeerRefused(_)) => self.give_up(failure),
-            Err(failure) => {
-                // The peer believes that all is well: it has to be told (RFC 7296 §2.21.2).
-                let told = [notify(NotifyType::AUTHENTICATION_FAILED, Vec::new())];
-                self.request(ExchangeType::INFORMATIONAL, &told, Task::DeleteIke);
-                self.give_up(failure);
+        let state = match self.state_after(config, payloads) {
+            Ok(state) => state,
+            Err(failure) => return self.reject_responder(failure),
+        };
+        match self.identify_responder(config, &state, payloads) {
+            Ok(Responder::Verified(remote_id)) => {
+                self.establish_as_initiator(config, state, remote_id, payloads);
+            }
+            Ok(Responder::Question(question)) => {
+                self.ask(Question::Verify(question));
+                // Until it is answered the response has not come: our request is still the pending one.
+                self.repeat_from_now();
+                self.park(Parked::Response(payloads.to_vec()));
+            }
+            Err(failure) => self.reject_responder(failure),
+        }
+    }
+
+    /// The responder is not who it should be, or refused.
+    fn reject_responder(&mut self, failure: Failure) {
+        if !matches!(failure, Failure::PeerRefused(_)) {
+            // The peer believes that all is well: it has to be told (RFC 7296 §2.21.2).
+            let told = [notify(NotifyType::AUTHENTICATION_FAILED, Vec::new())];
+            self.request(ExchangeType::INFORMATIONAL, &told, Task::DeleteIke);
+        }
+        self.give_up(failure);
+    }
+
+    /// The answer to the question whether the responder is who it says.
+    pub(super) fn verified_responder(
+        &mut self,
+        payloads: &[Payload],
+        answer: Result<Box<Verified>, CertificateError>,
+    ) {
+        let policy = self.env.policy;
+        let Some(config) = policy.connection(&self.record.connection) else {
+            return self.give_up(Failure::Unconfigured(self.record.connection.clone()));
+        };
+        let state = match self.state_after(config, payloads) {
+            Ok(state) => state,
+            Err(failure) => return self.reject_responder(failure),
+        };
+        self.complete();
+        let Ok(id_r) = only!(payloads, IdR) else {
+            return self.reject_responder(Failure::Invalid("no IdR payload"));
+        };
+        let id = Identity::from_wire(id_r);
+        match answer {
+            Ok(_) => self.establish_as_initiator(config, state, id, payloads),
+            Err(error) => {
+                let error = Box::new(error);
+                self.reject_responder(Failure::Certificate { id, error });
             }
         }
     }
 
-    fn authenticate_responder(
+    fn identify_responder(
         &self,
         config: &Connection,
         state: &AuthSent,
         payloads: &[Payload],
-    ) -> Result<Identity, Failure> {
+    ) -> Result<Responder, Failure> {
         let auth = at_most_one!(payloads, Auth).map_err(Failure::Invalid)?;
         let Some(auth) = auth else {
             return Err(
@@ -142,8 +288,14 @@ impl Turn<'_, '_> {
                 id: remote_id,
             });
         }
-        if auth.method != AuthMethod::PSK {
+        if !accepts(config, auth.method) {
             return Err(Failure::BadAuthMethod(remote_id));
+        }
+        let negotiated = &state.negotiated;
+        let octets = octets_of_responder(negotiated, id_r);
+        if auth.method != AuthMethod::PSK {
+            let only = vec![config.name.clone()];
+            return verification(&remote_id, auth, octets, payloads, only).map(Responder::Question);
         }
         let Some(psk) = self.env.policy.secret(&state.local_id, &remote_id) else {
             return Err(Failure::NoSecret {
@@ -151,11 +303,11 @@ impl Turn<'_, '_> {
                 remote: remote_id,
             });
         };
-        let expected = auth_of_responder(&state.negotiated, psk, id_r);
+        let expected = crypto::psk_auth(negotiated.suite.prf, psk, &octets);
         if !bool::from(expected.expose().ct_eq(&auth.data)) {
             return Err(Failure::BadAuth(remote_id));
         }
-        Ok(remote_id)
+        Ok(Responder::Verified(remote_id))
     }
 
     fn establish_as_initiator(
@@ -201,4 +353,9 @@ fn expected_identity(connection: &Connection, remote: IpAddr) -> Identity {
         IdPattern::Exact(id) => id.clone(),
         _ => Identity::Address(remote),
     }
+}
+
+/// The authorities that an IKE_SA_INIT response asks for; `None` if it does not ask.
+fn requested_authorities_of(init: &[u8]) -> Option<Vec<[u8; KEY_HASH_LEN]>> {
+    requested_authorities(&Message::parse(init).ok()?.payloads)
 }

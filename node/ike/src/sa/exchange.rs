@@ -35,7 +35,7 @@ impl Turn<'_, '_> {
             self.response(&message);
         } else {
             self.arrived = Some((local, remote));
-            self.request_from_peer(&message, bytes, local, remote);
+            self.request_from_peer(&message, local, remote);
         }
     }
 
@@ -127,6 +127,9 @@ impl Turn<'_, '_> {
             None => return,
         };
         self.session.heard = self.now();
+        if self.session.parked.is_some() {
+            return; // the same response again, while it is not known yet whether it is good
+        }
         let Some(pending) = self.complete() else {
             return;
         };
@@ -167,13 +170,7 @@ impl Turn<'_, '_> {
         }
     }
 
-    fn request_from_peer(
-        &mut self,
-        message: &Message<'_>,
-        bytes: &[u8],
-        local: SocketAddr,
-        remote: SocketAddr,
-    ) {
+    fn request_from_peer(&mut self, message: &Message<'_>, local: SocketAddr, remote: SocketAddr) {
         if self.sync_request(message) {
             return;
         }
@@ -212,7 +209,7 @@ impl Turn<'_, '_> {
         };
         match (&self.record.phase, message.header.exchange) {
             (Phase::HalfOpen(_), ExchangeType::IKE_AUTH) => {
-                self.auth_request(&payloads, bytes, local, remote)
+                self.auth_request(&payloads, local, remote)
             }
             (Phase::Established(_), ExchangeType::INFORMATIONAL) => {
                 self.follow(local, remote);

@@ -1,7 +1,9 @@
 //! IKE_SA_INIT as responder (RFC 7296 §1.2, §2.6): nothing is kept of a request until its cookie came back, where one is demanded.
 
 use super::{
-    Env, Failure, nat,
+    Env, Failure,
+    auth::{certificate_request, ppk},
+    nat,
     turn::{find_notify, header, notify, only},
 };
 use crate::{
@@ -14,6 +16,7 @@ use crate::{
         Record, Role,
     },
     secret::Secret,
+    signature::Hash,
     wire::{self, ExchangeType, Header, KeyExchange, Message, NotifyType, ParseError, Payload},
 };
 use serde::{Deserialize, Serialize};
@@ -349,6 +352,7 @@ fn half_open(
         connection.encap,
         env.rng,
     ));
+    payloads.extend(authentication(request, env));
     let response = wire::emit(&header, &payloads);
     if let Phase::HalfOpen(h) = &mut record.phase {
         h.negotiated.init_response = response.clone();
@@ -358,6 +362,29 @@ fn half_open(
         last_response: Some(response),
     };
     Ok(record)
+}
+
+/// What the peer has to know before it authenticates, where signatures are possible: which hashes we know (RFC 7427 §4), and which authorities
+/// its certificate may be of (RFC 7296 §1.2, §3.7). Which connection it is for is not known yet.
+fn authentication(request: &Request<'_>, env: &Env<'_>) -> Vec<Payload> {
+    let candidates = || env.policy.candidates(request.local, request.remote);
+    let mut payloads: Vec<Payload> = certificate_request(env.policy, candidates())
+        .into_iter()
+        .collect();
+    let announced = find_notify(request.payloads, NotifyType::SIGNATURE_HASH_ALGORITHMS);
+    if announced.is_some() && candidates().any(|c| c.auth.has_signatures()) {
+        payloads.push(signature_hashes());
+    }
+    let ppk = find_notify(request.payloads, NotifyType::USE_PPK);
+    if ppk.is_some() && candidates().any(|c| c.auth.ppk.is_some()) {
+        payloads.push(ppk::announcement());
+    }
+    payloads
+}
+
+/// Announces the hashes that we know for signatures.
+pub(super) fn signature_hashes() -> Payload {
+    notify(NotifyType::SIGNATURE_HASH_ALGORITHMS, Hash::announcement())
 }
 
 /// A fresh nonce.

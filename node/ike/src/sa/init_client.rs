@@ -2,7 +2,8 @@
 
 use super::{
     Effect, Env, Failure,
-    init::{named_group, nonce},
+    auth::ppk,
+    init::{named_group, nonce, signature_hashes},
     nat,
     turn::{Turn, find_error, find_notify, header, only},
 };
@@ -132,6 +133,12 @@ pub(super) fn make_request(record: &mut Record, config: &Connection, rng: &mut d
         config.encap,
         rng,
     ));
+    if config.auth.has_signatures() {
+        payloads.push(signature_hashes());
+    }
+    if config.auth.ppk.as_ref().is_some_and(|ppk| ppk.id.is_some()) {
+        payloads.push(ppk::announcement());
+    }
     let datagram = wire::emit(&header, &payloads);
     record.outbound = OutboundWindow {
         next: 0,

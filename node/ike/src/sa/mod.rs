@@ -26,16 +26,21 @@ mod sync;
 mod tests;
 mod turn;
 
+#[cfg(test)]
+pub(crate) use tests::testing_policy;
+
 pub use init::{CookieSecrets, InitAnswer, answer_init, answer_stray};
 pub use init_client::initiate;
 pub use mobike::{Ways, knows_our_addresses};
 pub use session::{IkeSa, IvCounter};
 
 use crate::{
+    certificate::{CertificateError, Verification, Verified},
     config::Policy,
     env::{Entropy, UnixMillis},
     identity::Identity,
     record::{Child, CloseReason, GatewayId, Path, Record, SaId},
+    signature::{Scheme, SignatureError},
 };
 use std::{
     net::{IpAddr, SocketAddr},
@@ -84,6 +89,10 @@ pub enum Input<'a> {
     Timeout,
     /// The answer to [`Question::Addresses`].
     Addresses(Result<Vec<IpAddr>, NoAddress>),
+    /// The answer to [`Question::Verify`].
+    Verified(Result<Box<Verified>, CertificateError>),
+    /// The answer to [`Question::Sign`]: the signature, of ECDSA in ASN.1 form; `None` if there is none.
+    Signed(Option<Vec<u8>>),
     /// An operator or the configuration wants something.
     Command(Command),
     /// Our addresses or routes may have changed, or [`Effect::FindWays`] is answered.
@@ -216,6 +225,17 @@ pub enum Question {
         /// Whether an IPv6 address is wanted, and which.
         v6: Option<IpAddr>,
     },
+    /// Whether a peer is who it says; answered by [`Input::Verified`].
+    Verify(Box<Verification>),
+    /// A signature of ours; answered by [`Input::Signed`].
+    Sign {
+        /// The name of the private key.
+        key: String,
+        /// The algorithm.
+        scheme: Scheme,
+        /// What is signed.
+        octets: Vec<u8>,
+    },
 }
 
 /// What an operator may want to know. Each is one log line and one metric.
@@ -330,6 +350,35 @@ pub enum Failure {
     /// The peer uses a method that the connection does not accept.
     #[error("{0} authenticates with a method that is not accepted")]
     BadAuthMethod(Identity),
+    /// The peer's AUTH payload is no signature that can be verified.
+    #[error("{id} did not authenticate: {error}")]
+    BadSignature {
+        /// What the peer calls itself.
+        id: Identity,
+        /// What is wrong.
+        error: SignatureError,
+    },
+    /// The peer's certificate is not accepted.
+    #[error("the certificate of {id} is not accepted: {error}")]
+    Certificate {
+        /// What the peer calls itself.
+        id: Identity,
+        /// Why.
+        error: Box<CertificateError>,
+    },
+    /// None of our keys can sign in a way that both the peer and the connection accept.
+    #[error(
+        "no certificate of ours can be used: the peer and the connection leave no signature algorithm for it"
+    )]
+    NoScheme,
+    /// A post-quantum pre-shared key is required, and there is none that both ends know.
+    #[error(
+        "a post-quantum pre-shared key is missing: it is required, or the peer named one that is not known"
+    )]
+    UnknownPpk,
+    /// Our private key did not sign.
+    #[error("our private key cannot be used to sign")]
+    Signing,
     /// No traffic selectors are acceptable.
     #[error("no acceptable traffic selectors")]
     NoSelectors,

@@ -1,13 +1,12 @@
 //! One IKE SA on the member that serves it: the record, and what only this member knows.
 
-use super::{Command, Env, Input, Step, Timer, turn::Turn};
+use super::{Command, Env, Input, Step, Timer, auth::Parked, turn::Turn};
 use crate::{
     env::UnixMillis,
     record::{Phase, Record},
 };
 use std::{
     collections::VecDeque,
-    net::{IpAddr, SocketAddr},
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -84,10 +83,8 @@ pub(super) struct Session {
     pub(super) keepalive_at: Option<UnixMillis>,
     /// The group that the peer wants in our next CREATE_CHILD_SA.
     pub(super) group_hint: Option<u16>,
-    /// An IKE_AUTH request that waits for addresses, and where it arrived and came from.
-    pub(super) parked: Option<(Vec<u8>, SocketAddr, SocketAddr)>,
-    /// The addresses that it got.
-    pub(super) leased: Option<Result<Vec<IpAddr>, super::NoAddress>>,
+    /// IKE_AUTH, while it waits for answers from outside.
+    pub(super) parked: Option<Parked>,
     /// Where the peer and we are, as far as only this process knows.
     pub(super) roaming: super::mobike::Roaming,
 }
@@ -140,7 +137,6 @@ impl IkeSa {
             keepalive_at: record.path.nat_local.then_some(now),
             group_hint: None,
             parked: None,
-            leased: None,
             roaming: super::mobike::Roaming::default(),
         };
         Self { record, session }
@@ -162,6 +158,8 @@ impl IkeSa {
             } => turn.datagram(bytes, local, remote),
             Input::Timeout => turn.timeout(),
             Input::Addresses(answer) => turn.addresses(answer),
+            Input::Verified(answer) => turn.verified(answer),
+            Input::Signed(answer) => turn.signed(answer),
             Input::Command(command) => turn.command(command),
             Input::Roam(ways) => turn.roam(ways),
             Input::EspFrom(remote) => turn.esp_from(remote),

@@ -233,6 +233,7 @@ impl<'t, 'e> Turn<'t, 'e> {
         let protection = self.protection().map(|(suite, keys)| (suite, keys.clone()));
         self.record.outbound.pending = None;
         self.session.repeat = None;
+        self.session.parked = None;
         self.session.keepalive_at = None;
         self.record.phase = Phase::Closed(Box::new(Closed {
             protection,

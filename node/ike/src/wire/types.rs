@@ -172,6 +172,12 @@ iana! {
         IKEV2_FRAGMENTATION_SUPPORTED = 16430,
         /// Hash algorithms for signatures (RFC 7427).
         SIGNATURE_HASH_ALGORITHMS = 16431,
+        /// A post-quantum pre-shared key can be mixed in (RFC 8784 §3).
+        USE_PPK = 16435,
+        /// Which one, or that it is (RFC 8784 §3).
+        PPK_IDENTITY = 16436,
+        /// The AUTH data without it (RFC 8784 §3).
+        NO_PPK_AUTH = 16437,
         /// Message ID synchronisation (RFC 6311 §5.1).
         IKEV2_MESSAGE_ID_SYNC_SUPPORTED = 16420,
         /// Replay counter synchronisation (RFC 6311 §5.1).
@@ -233,6 +239,12 @@ iana! {
         RSA = 1,
         /// Shared key message integrity code.
         PSK = 2,
+        /// ECDSA with SHA-256 on P-256 (RFC 4754).
+        ECDSA_256 = 9,
+        /// ECDSA with SHA-384 on P-384 (RFC 4754).
+        ECDSA_384 = 10,
+        /// ECDSA with SHA-512 on P-521 (RFC 4754).
+        ECDSA_521 = 11,
         /// Digital signature (RFC 7427).
         SIGNATURE = 14,
     }

@@ -112,6 +112,7 @@ impl Clients {
             proposals: common.proposals.clone(),
             local_id: None,
             remote_id: common.remote_id.clone(),
+            auth: evergate_ike::config::Authentication::default(),
             encap: false,
             vips: if common.vip { vec![any] } else { vec![] },
             pools: vec![],

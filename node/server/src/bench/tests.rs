@@ -102,6 +102,7 @@ impl Responder {
             proposals: default_ike(),
             local_id: Some("b.test".parse().unwrap()),
             remote_id: "*.test".parse().unwrap(),
+            auth: evergate_ike::config::Authentication::default(),
             encap: quirks.encap,
             vips: vec![],
             pools: vec![],

@@ -1,8 +1,8 @@
 //! The document as it is written: every key that there is, and its default.
 
-use super::values::{Auth, DpdAction, Named, Outer, PoolRange, Proposals, Remote, Text};
+use super::values::{Auth, CrlUri, DpdAction, Named, Outer, PoolRange, Proposals, Remote, Text};
 use evergate_ike::{
-    config::StartAction,
+    config::{RevocationPolicy, SendCert, StartAction},
     identity::{IdPattern, Identity},
     proposal::{EspProposal, IkeProposal},
     secret::Secret,
@@ -32,6 +32,10 @@ pub(super) struct Document {
     pub(super) connections: Named<Spanned<Connection>>,
     #[serde(default)]
     pub(super) secrets: Named<Spanned<SharedSecret>>,
+    #[serde(default)]
+    pub(super) ppks: Named<Spanned<Ppk>>,
+    #[serde(default)]
+    pub(super) authorities: Named<Spanned<Authority>>,
     #[serde(default)]
     pub(super) pools: Named<Pool>,
 }
@@ -196,6 +200,12 @@ pub(super) struct Connection {
     pub(super) dpd_delay: Option<Text<Duration>>,
     #[serde(default = "yes")]
     pub(super) message_id_sync: bool,
+    pub(super) send_cert: Option<Text<SendCert>>,
+    #[serde(default = "yes")]
+    pub(super) send_certreq: bool,
+    pub(super) ppk_id: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) ppk_required: bool,
     #[serde(default)]
     pub(super) keyingtries: u32,
     #[serde(default = "yes")]
@@ -214,18 +224,23 @@ pub(super) struct Connection {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Local {
-    #[serde(rename = "auth")]
-    pub(super) _auth: Option<Text<Auth>>,
+    pub(super) auth: Option<Text<Auth>>,
     pub(super) id: Option<Text<Identity>>,
+    #[serde(default)]
+    pub(super) certs: Vec<Spanned<PathBuf>>,
 }
 
 /// `[connections.NAME.remote]`: how the peer authenticates.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RemoteEnd {
-    #[serde(rename = "auth")]
-    pub(super) _auth: Option<Text<Auth>>,
+    pub(super) auth: Option<Text<Auth>>,
     pub(super) id: Option<Text<IdPattern>>,
+    #[serde(default)]
+    pub(super) certs: Vec<Spanned<PathBuf>>,
+    #[serde(default)]
+    pub(super) cacerts: Vec<Spanned<PathBuf>>,
+    pub(super) revocation: Option<Text<RevocationPolicy>>,
 }
 
 /// `[connections.NAME.children.NAME]`.
@@ -254,6 +269,25 @@ pub(super) struct SharedSecret {
     pub(super) ids: Vec<Text<IdPattern>>,
     pub(super) secret: Option<Text<Secret>>,
     pub(super) secret_file: Option<Spanned<PathBuf>>,
+    pub(super) file: Option<Spanned<PathBuf>>,
+}
+
+/// `[ppks.NAME]`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Ppk {
+    pub(super) ids: Vec<String>,
+    pub(super) secret: Option<Text<Secret>>,
+    pub(super) secret_file: Option<Spanned<PathBuf>>,
+}
+
+/// `[authorities.NAME]`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Authority {
+    pub(super) cacert: Spanned<PathBuf>,
+    #[serde(default)]
+    pub(super) crl_uris: Vec<Text<CrlUri>>,
 }
 
 /// `[pools.NAME]`.

@@ -1,10 +1,11 @@
 //! Configuration: TOML in the vocabulary of swanctl.conf.
 //!
 //! A file has a local part (`[member]`, `[dataplane]`, `[limits]`), which only the process that reads it uses, and the
-//! policy (`[connections]`, `[secrets]`, `[pools]`), which is replicated as one versioned document. Reading goes in
+//! policy (`[connections]`, `[secrets]`, `[authorities]`, `[pools]`), which is replicated as one versioned document. Reading goes in
 //! two steps: every value by itself while it is parsed, then the document as a whole. Whatever is wrong has a place.
 
 mod cluster;
+mod credentials;
 mod document;
 mod problem;
 #[cfg(test)]

@@ -2,11 +2,15 @@
 
 use super::{
     Config, Problem, Severity,
+    credentials::Known,
     document::{self, Document},
     values::{PoolRange, Proposals, Remote, Text},
 };
 use evergate_ike::{
-    config::{ChildConfig, Connection, Policy, Pool, Retransmit, SharedSecret, StartAction},
+    config::{
+        ChildConfig, Connection, LocalAuth, Policy, Pool, PrivateKey, RemoteAuth, Retransmit,
+        SharedSecret, StartAction,
+    },
     identity::IdPattern,
     proposal::{default_esp, default_ike},
     secret::Secret,
@@ -17,7 +21,7 @@ use std::{
     collections::HashMap,
     fs,
     ops::{Range, RangeInclusive},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 use toml::Spanned;
@@ -48,8 +52,15 @@ pub(super) fn validate(
     let gateways = check.gateways(document.gateways.0);
     let cluster = check.cluster(document.cluster, document.member.as_ref(), &gateways);
     let pools = check.pools(document.pools.0);
-    let secrets = check.secrets(document.secrets.0);
-    let connections = check.connections(document.connections.0, &pools, &secrets);
+    let (secrets, private_keys) = check.secrets(document.secrets.0);
+    let authorities = check.authorities(document.authorities.0);
+    let ppks = check.ppks(document.ppks.0);
+    let known = Known {
+        keys: &private_keys,
+        ppks: &ppks,
+        authorities: &authorities,
+    };
+    let connections = check.connections(document.connections.0, &pools, &secrets, &known);
     let retransmit = check.retransmit(document.retransmit);
     let mut problems = check.problems;
     problems.sort_by_key(|p| (p.line, p.column));
@@ -67,6 +78,9 @@ pub(super) fn validate(
         policy: Policy {
             connections,
             secrets,
+            ppks,
+            private_keys,
+            authorities,
             pools,
             retransmit,
             gateways,
@@ -214,31 +228,70 @@ impl Check<'_> {
     fn secrets(
         &mut self,
         secrets: Vec<(Spanned<String>, Spanned<document::SharedSecret>)>,
-    ) -> Vec<SharedSecret> {
-        let mut done = Vec::new();
+    ) -> (Vec<SharedSecret>, Vec<PrivateKey>) {
+        let (mut done, mut keys) = (Vec::new(), Vec::new());
         for (name, secret) in secrets {
             self.name(&name, "secret");
             let span = secret.span();
             let secret = secret.into_inner();
-            let value = match (secret.secret, secret.secret_file) {
-                (Some(Text(value)), None) => Some(value),
-                (None, Some(file)) => self.secret_file(&file),
-                _ => {
-                    self.error(span, "expected either \"secret\" or \"secret_file\"");
-                    None
-                }
-            };
+            if let Some(file) = &secret.file {
+                keys.extend(self.key_of(&name, file, &secret, span));
+                continue;
+            }
+            let value = self.secret(secret.secret, secret.secret_file, span);
             done.extend(value.map(|secret_value| SharedSecret {
                 name: name.into_inner(),
                 ids: secret.ids.into_iter().map(|t| t.0).collect(),
                 secret: secret_value,
             }));
         }
-        done
+        (done, keys)
+    }
+
+    /// A secret that is written there, or in a file.
+    pub(super) fn secret(
+        &mut self,
+        secret: Option<Text<Secret>>,
+        file: Option<Spanned<PathBuf>>,
+        span: Range<usize>,
+    ) -> Option<Secret> {
+        match (secret, file) {
+            (Some(Text(value)), None) => Some(value),
+            (None, Some(file)) => self.secret_file(&file),
+            _ => {
+                self.error(span, "expected either \"secret\" or \"secret_file\"");
+                None
+            }
+        }
+    }
+
+    /// A secret that is a private key in a file; its own secret is the passphrase.
+    fn key_of(
+        &mut self,
+        name: &Spanned<String>,
+        file: &Spanned<PathBuf>,
+        secret: &document::SharedSecret,
+        span: Range<usize>,
+    ) -> Option<PrivateKey> {
+        if !secret.ids.is_empty() {
+            let what = "a private key belongs to its certificate, expected no ids";
+            self.error(span.clone(), what);
+        }
+        let passphrase = match (&secret.secret, &secret.secret_file) {
+            (None, None) => None,
+            (Some(Text(value)), None) => Some(value.clone()),
+            (None, Some(file)) => Some(self.secret_file(file)?),
+            (Some(_), Some(_)) => {
+                let what = "expected the passphrase in either \"secret\" or \"secret_file\"";
+                self.error(span, what);
+                return None;
+            }
+        };
+        self.private_key(name, file, passphrase.as_ref())
     }
 
     /// A secret that is kept in a file of its own; one newline at the end is no part of it.
-    fn secret_file(&mut self, file: &Spanned<std::path::PathBuf>) -> Option<Secret> {
+    fn secret_file(&mut self, file: &Spanned<PathBuf>) -> Option<Secret> {
         let path = self.directory.join(file.get_ref());
         let read = fs::read(&path).map_err(|e| format!("cannot read {}: {e}", path.display()));
         let secret = read.and_then(|mut bytes| {
@@ -258,11 +311,12 @@ impl Check<'_> {
         connections: Vec<(Spanned<String>, Spanned<document::Connection>)>,
         pools: &[Pool],
         secrets: &[SharedSecret],
+        known: &Known<'_>,
     ) -> Vec<Connection> {
         let mut done = Vec::new();
         for (name, connection) in connections {
             self.name(&name, "connection");
-            done.push(self.connection(&name, connection.into_inner(), pools, secrets));
+            done.push(self.connection(&name, connection.into_inner(), pools, secrets, known));
         }
         done
     }
@@ -273,7 +327,11 @@ impl Check<'_> {
         c: document::Connection,
         pools: &[Pool],
         secrets: &[SharedSecret],
+        known: &Known<'_>,
     ) -> Connection {
+        let certificates = (c.send_cert, c.send_certreq);
+        let mut auth = self.authentication(name, &c.local, &c.remote, certificates, known);
+        auth.ppk = self.ppk_use(c.ppk_id, c.ppk_required, known);
         self.references(&c.pools, pools);
         let proposals = self.proposals(c.proposals, default_ike);
         let rekey_time = c.rekey_time.map_or(Duration::from_secs(4 * 3600), |t| t.0);
@@ -314,6 +372,7 @@ impl Check<'_> {
             proposals,
             local_id: c.local.id.map(|t| t.0),
             remote_id: c.remote.id.map_or(IdPattern::Any, |t| t.0),
+            auth,
             encap: c.encap,
             vips: c.vips.into_iter().map(|t| t.0).collect(),
             pools: c.pools.into_iter().map(Spanned::into_inner).collect(),
@@ -327,7 +386,9 @@ impl Check<'_> {
             return_routability: c.return_routability,
             children,
         };
-        if !has_secret(&connection, secrets) {
+        let keyed =
+            connection.auth.local == LocalAuth::Psk || connection.auth.remote == RemoteAuth::Psk;
+        if keyed && !has_secret(&connection, secrets) {
             let what = format!(
                 "no secret fits connection {:?}: its peers cannot authenticate",
                 connection.name

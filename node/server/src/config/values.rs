@@ -1,11 +1,12 @@
 //! Values that are written as text, each parsed once into what it means.
 
 use evergate_ike::{
-    config::StartAction,
+    config::{RevocationPolicy, SendCert, StartAction},
     identity::{IdPattern, Identity},
     proposal::{EspProposal, IkeProposal, parse_esp, parse_ike},
     secret::Secret,
     selector::SelectorTemplate,
+    signature::Constraint,
 };
 use ipnet::IpNet;
 use serde::{
@@ -259,22 +260,68 @@ impl Textual for SelectorTemplate {
 }
 
 /// How an end authenticates.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Auth {
     /// With a pre-shared key.
     Psk,
+    /// With a signature.
+    Pubkey(Constraint),
 }
 
 impl Textual for Auth {
-    const EXPECTED: &'static str = "\"psk\"";
+    const EXPECTED: &'static str =
+        "\"psk\", \"pubkey\", or a kind of signature such as \"ecdsa\" or \"rsa/pss-sha256\"";
 
     fn read(text: &str) -> Result<Self, String> {
         match text {
             "psk" => Ok(Self::Psk),
-            _ => Err(format!(
-                "{text:?} is not a method of authentication that is supported"
-            )),
+            text => text.parse().map(Self::Pubkey).map_err(|_| {
+                format!("{text:?} is not a method of authentication that is supported")
+            }),
         }
+    }
+}
+
+impl Textual for SendCert {
+    const EXPECTED: &'static str = "\"always\", \"ifasked\" or \"never\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        match text {
+            "always" => Ok(Self::Always),
+            "ifasked" => Ok(Self::IfAsked),
+            "never" => Ok(Self::Never),
+            _ => Err(format!("{text:?} does not say when to send certificates")),
+        }
+    }
+}
+
+impl Textual for RevocationPolicy {
+    const EXPECTED: &'static str = "\"strict\", \"ifuri\" or \"relaxed\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        match text {
+            "strict" => Ok(Self::Strict),
+            "ifuri" => Ok(Self::IfUri),
+            "relaxed" => Ok(Self::Relaxed),
+            _ => Err(format!("{text:?} is no policy for revocations")),
+        }
+    }
+}
+
+/// Where a list of revoked certificates is.
+#[derive(Clone, Debug)]
+pub(super) struct CrlUri(pub(super) String);
+
+impl Textual for CrlUri {
+    const EXPECTED: &'static str = "\"http://…\" or \"file:/…\" with an absolute path";
+
+    fn read(text: &str) -> Result<Self, String> {
+        let file = text
+            .strip_prefix("file:")
+            .map(|p| p.strip_prefix("//").unwrap_or(p));
+        let good = text.starts_with("http://") || file.is_some_and(|path| path.starts_with('/'));
+        good.then(|| Self(text.to_owned()))
+            .ok_or_else(|| format!("{text:?} is no place for a list of revoked certificates"))
     }
 }
 

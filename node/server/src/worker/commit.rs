@@ -40,6 +40,8 @@ pub(super) enum Done {
         sa: SaId,
         outcome: Result<Outcome, LogFailed>,
     },
+    /// A question of an SA was answered outside of the log.
+    Answered { sa: SaId, answer: Queued },
 }
 
 /// The exchange that effects belong to: that of the first message which they send.
@@ -130,28 +132,44 @@ impl Worker {
         );
     }
 
-    /// Asks for what only the replicated state can decide.
+    /// Asks for what only the outside can decide.
     pub(super) fn ask(&mut self, id: SaId, question: Question) {
-        let Question::Addresses {
-            pools,
-            identity,
-            v4,
-            v6,
-        } = question;
-        let proposal = self.shared.propose(Command::LeaseAddresses {
-            epoch: self.shared.epoch,
-            sa: id,
-            gateway: self.shared.gateway,
-            identity,
-            pools,
-            v4,
-            v6,
-        });
-        self.pending.push(
-            proposal
+        let credentials = &self.shared.credentials;
+        let policy = self.shared.policy.load_full();
+        let answered = move |answer| Done::Answered { sa: id, answer };
+        let answer = match question {
+            Question::Addresses {
+                pools,
+                identity,
+                v4,
+                v6,
+            } => self
+                .shared
+                .propose(Command::LeaseAddresses {
+                    epoch: self.shared.epoch,
+                    sa: id,
+                    gateway: self.shared.gateway,
+                    identity,
+                    pools,
+                    v4,
+                    v6,
+                })
                 .map(move |outcome| Done::Leased { sa: id, outcome })
                 .boxed(),
-        );
+            Question::Verify(question) => credentials
+                .verify(policy, self.shared.clock.now(), *question)
+                .map(move |answer| answered(Queued::Verified(answer)))
+                .boxed(),
+            Question::Sign {
+                key,
+                scheme,
+                octets,
+            } => credentials
+                .sign(policy, key, scheme, octets)
+                .map(move |signature| answered(Queued::Signed(signature)))
+                .boxed(),
+        };
+        self.pending.push(answer);
     }
 
     /// A proposal was decided.
@@ -177,6 +195,7 @@ impl Worker {
                     warn!(event = "refused", "records could not be removed: {refusal}");
                 }
             }
+            Done::Answered { sa, answer } => self.feed(sa, answer),
             Done::Leased { sa, outcome } => match self.decided(outcome) {
                 Some(Ok(Outcome::Leased(addresses))) => {
                     self.feed(sa, Queued::Addresses(Ok(addresses)))

@@ -2,6 +2,7 @@
 
 use super::limits::Permit;
 use evergate_ike::{
+    certificate::{CertificateError, Verified},
     env::UnixMillis,
     record::{Phase, Record, SaId},
     sa::{self, Effect, Event, IkeSa, Input, NoAddress, Ways},
@@ -41,6 +42,8 @@ pub(super) enum Queued {
         remote: SocketAddr,
     },
     Addresses(Result<Vec<IpAddr>, NoAddress>),
+    Verified(Result<Box<Verified>, CertificateError>),
+    Signed(Option<Vec<u8>>),
     Command(sa::Command),
     Roam(Ways),
     EspFrom(SocketAddr),
@@ -59,6 +62,8 @@ impl Queued {
                 remote: *remote,
             },
             Self::Addresses(answer) => Input::Addresses(answer.clone()),
+            Self::Verified(answer) => Input::Verified(answer.clone()),
+            Self::Signed(answer) => Input::Signed(answer.clone()),
             Self::Command(command) => Input::Command(command.clone()),
             Self::Roam(ways) => Input::Roam(ways.clone()),
             Self::EspFrom(remote) => Input::EspFrom(*remote),

@@ -7,11 +7,12 @@ use crate::{
     record::{Child, GatewayId, Path, Phase, Record, SaId},
     sa::{
         Change, Command, CookieSecrets, Effect, Env, Event, IkeSa, InitAnswer, Input, IvCounter,
-        SpiSource, answer_init, initiate,
+        Question, SpiSource, answer_init, initiate,
     },
     secret::Secret,
     wire::{ExchangeType, Header, Message},
 };
+use rcgen::{KeyPair, SigningKey};
 use std::{
     collections::{BTreeMap, VecDeque},
     net::{IpAddr, SocketAddr},
@@ -68,6 +69,11 @@ pub(super) struct End {
     ivs: IvCounter,
     /// Messages that this end sends are lost, because it is not there.
     pub(super) dead: bool,
+    /// Its private keys, by their names.
+    pub(super) keys: BTreeMap<String, KeyPair>,
+    /// Whether questions about certificates and signatures are answered at once; otherwise they wait here.
+    pub(super) answers: bool,
+    pub(super) questions: Vec<(SaId, Question)>,
 }
 
 impl End {
@@ -89,6 +95,9 @@ impl End {
             epoch: 1,
             ivs: IvCounter::new(1),
             dead: false,
+            keys: BTreeMap::new(),
+            answers: true,
+            questions: Vec::new(),
         }
     }
 
@@ -217,7 +226,7 @@ impl Pair {
         self.transmit(false, datagram);
     }
 
-    fn transmit(&mut self, from_b: bool, bytes: Vec<u8>) {
+    pub(super) fn transmit(&mut self, from_b: bool, bytes: Vec<u8>) {
         if self.end(from_b).dead {
             return;
         }
@@ -485,10 +494,31 @@ impl End {
             }
         }
         self.sas.insert(id, sa);
-        self.carry_out(id, step.effects)
+        self.carry_out(id, step.effects, now)
     }
 
-    fn carry_out(&mut self, id: SaId, effects: Vec<Effect>) -> Vec<Vec<u8>> {
+    /// Answers a question about a certificate, or for a signature.
+    pub(super) fn answer(
+        &mut self,
+        id: SaId,
+        question: &Question,
+        now: UnixMillis,
+    ) -> Vec<Vec<u8>> {
+        let input = match question {
+            Question::Verify(question) => {
+                let answer = question.run(&self.policy, now, None);
+                Input::Verified(answer.map(Box::new))
+            }
+            Question::Sign { key, octets, .. } => {
+                let signed = self.keys.get(key).map(|k| k.sign(octets).unwrap());
+                Input::Signed(signed)
+            }
+            Question::Addresses { .. } => return vec![],
+        };
+        self.step(id, input, now)
+    }
+
+    fn carry_out(&mut self, id: SaId, effects: Vec<Effect>, now: UnixMillis) -> Vec<Vec<u8>> {
         let mut out = Vec::new();
         for effect in effects {
             match effect {
@@ -518,6 +548,10 @@ impl End {
                     self.sas.remove(&id);
                     self.committed.remove(&id);
                 }
+                Effect::Ask(question) if self.answers => {
+                    out.extend(self.answer(id, &question, now))
+                }
+                Effect::Ask(question) => self.questions.push((id, question)),
                 _ => {}
             }
         }
@@ -535,7 +569,7 @@ impl End {
     }
 }
 
-fn policy(local: &str, remote: &str, n: u8) -> Policy {
+pub(super) fn policy(local: &str, remote: &str, n: u8) -> Policy {
     let other = 3 - n;
     let ts = |n: u8| vec![format!("10.{n}.0.0/16").parse().unwrap()];
     Policy {
@@ -548,6 +582,7 @@ fn policy(local: &str, remote: &str, n: u8) -> Policy {
             proposals: vec!["aes256gcm16-prfsha384-x25519-ecp256".parse().unwrap()],
             local_id: Some(local.parse::<Identity>().unwrap()),
             remote_id: IdPattern::Exact(remote.parse().unwrap()),
+            auth: crate::config::Authentication::default(),
             encap: false,
             vips: vec![],
             pools: vec![],

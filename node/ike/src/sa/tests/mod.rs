@@ -2,9 +2,16 @@
 
 mod basics;
 mod bench;
+mod certificates;
 mod collisions;
 mod hybrid;
 mod initiation;
 mod mobike;
+mod ppk;
 mod suites;
 mod takeover;
+
+/// The policy of one end, for other tests.
+pub(crate) fn testing_policy() -> crate::config::Policy {
+    bench::policy("b.test", "a.test", 2)
+}

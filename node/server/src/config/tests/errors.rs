@@ -19,11 +19,11 @@ fn unknown_keys_are_refused_where_they_stand() {
         ),
         (
             "[connections.a.local]\ncert = ''",
-            "2:1: error: unknown field `cert`, expected `auth` or `id`",
+            "2:1: error: unknown field `cert`, expected one of `auth`, `id`, `certs`",
         ),
         (
             "[connections.a.remote]\ncert = ''",
-            "2:1: error: unknown field `cert`, expected `auth` or `id`",
+            "2:1: error: unknown field `cert`, expected one of `auth`, `id`, `certs`",
         ),
         (
             "[connections.a.children.b]\nts = 1",
@@ -96,9 +96,9 @@ fn wrong_values_are_refused_where_they_stand() {
             "\"rot13\": ",
         ),
         (
-            "local = { auth = 'pubkey' }",
+            "local = { auth = 'eap' }",
             18,
-            "\"pubkey\" is not a method of authentication that is supported, expected \"psk\"",
+            "\"eap\" is not a method of authentication that is supported, expected \"psk\"",
         ),
         (
             "remote_port = 70000",

@@ -1,3 +1,4 @@
+mod credentials;
 mod errors;
 
 use super::*;

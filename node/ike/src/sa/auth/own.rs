@@ -1,0 +1,165 @@
+//! Our own AUTH payload (RFC 7296 §2.15, RFC 7427), and the certificates that go with it.
+
+use super::{octets_of_responder, parked::Answer, payloads::requested_authorities};
+use crate::{
+    certificate::encoding,
+    config::{Connection, Credential, LocalAuth, SendCert},
+    crypto,
+    identity::Identity,
+    record::Negotiated,
+    sa::{
+        Failure, Question,
+        turn::{Refused, Turn, find_notify},
+    },
+    signature::{Choice, Hash},
+    wire::{Auth, AuthMethod, Message, NotifyType, Payload},
+};
+
+/// Our AUTH payload, or what is needed to make it.
+#[derive(Debug)]
+pub(in crate::sa) enum Own {
+    /// It is made.
+    Ready(Auth),
+    /// A signature is asked for.
+    Signature {
+        choice: Choice,
+        credential: Box<Credential>,
+        /// Whether the certificate goes with it.
+        send: bool,
+        signature: Answer<Option<Vec<u8>>>,
+    },
+}
+
+impl Own {
+    pub(in crate::sa) fn is_waiting(&self) -> bool {
+        matches!(
+            self,
+            Self::Signature {
+                signature: Answer::Open,
+                ..
+            }
+        )
+    }
+
+    /// The signature is there; or there is none.
+    pub(super) fn signed(&mut self, answer: Option<Vec<u8>>) {
+        if let Self::Signature { signature, .. } = self {
+            *signature = Answer::Given(answer);
+        }
+    }
+
+    /// CERT and AUTH payloads; `None` if there is no signature.
+    pub(in crate::sa) fn payloads(self) -> Option<Vec<Payload>> {
+        let (choice, credential, send, signature) = match self {
+            Self::Ready(auth) => return Some(vec![Payload::Auth(auth)]),
+            Self::Signature {
+                choice,
+                credential,
+                send,
+                signature,
+            } => (choice, credential, send, signature.given()??),
+        };
+        let mut payloads = Vec::new();
+        if send {
+            let certificates = credential.chain.iter().map(|der| Payload::Cert {
+                encoding: encoding::X509,
+                data: der.clone(),
+            });
+            payloads.extend(certificates);
+        }
+        payloads.push(Payload::Auth(Auth {
+            method: choice.method,
+            data: choice.auth_data(credential.key, &signature)?,
+        }));
+        Some(payloads)
+    }
+}
+
+/// The hashes that an IKE_SA_INIT message announces for signatures; `None` if it does not (RFC 7427 §4).
+pub(in crate::sa) fn announced_hashes(init: &[u8]) -> Option<Vec<Hash>> {
+    let message = Message::parse(init).ok()?;
+    let notify = find_notify(&message.payloads, NotifyType::SIGNATURE_HASH_ALGORITHMS)?;
+    Some(Hash::announced(&notify.data))
+}
+
+impl Turn<'_, '_> {
+    /// Our AUTH payload as responder.
+    pub(super) fn own_auth_as_responder(
+        &mut self,
+        connection: &Connection,
+        negotiated: &Negotiated,
+        local_id: &Identity,
+        request: &[Payload],
+    ) -> Result<Own, Refused> {
+        let denied = |failure| Refused::new(NotifyType::AUTHENTICATION_FAILED, failure);
+        let octets = octets_of_responder(negotiated, &local_id.to_wire());
+        match &connection.auth.local {
+            LocalAuth::Psk => {
+                let remote = super::peer::claimed(request).map_err(Refused::syntax)?;
+                let psk = self.env.policy.secret(local_id, &remote).ok_or_else(|| {
+                    denied(Failure::NoSecret {
+                        local: local_id.clone(),
+                        remote,
+                    })
+                })?;
+                let auth = crypto::psk_auth(negotiated.suite.prf, psk, &octets);
+                Ok(Own::Ready(Auth {
+                    method: AuthMethod::PSK,
+                    data: auth.expose().to_vec(),
+                }))
+            }
+            LocalAuth::Pubkey { .. } => {
+                let hashes = announced_hashes(&negotiated.init_request);
+                let asked = requested_authorities(request);
+                self.ask_for_signature(connection, octets, hashes.as_deref(), asked.as_deref())
+                    .map_err(denied)
+            }
+        }
+    }
+
+    /// Asks for a signature over `octets` that the peer can verify. `asked` are the authorities in its CERTREQ payloads, if it sent any.
+    pub(in crate::sa) fn ask_for_signature(
+        &mut self,
+        connection: &Connection,
+        octets: Vec<u8>,
+        hashes: Option<&[Hash]>,
+        asked: Option<&[[u8; crate::certificate::KEY_HASH_LEN]]>,
+    ) -> Result<Own, Failure> {
+        let LocalAuth::Pubkey {
+            constraint,
+            credentials,
+        } = &connection.auth.local
+        else {
+            return Err(Failure::NoScheme);
+        };
+        let usable = || {
+            credentials.iter().filter_map(|credential| {
+                let choice = Choice::make(credential.key, hashes, constraint)?;
+                Some((credential, choice))
+            })
+        };
+        let wanted = |credential: &Credential| {
+            asked.is_some_and(|asked| credential.issuers.iter().any(|i| asked.contains(i)))
+        };
+        let (credential, choice) = usable()
+            .find(|(credential, _)| wanted(credential))
+            .or_else(|| usable().next())
+            .ok_or(Failure::NoScheme)?;
+        let send = match connection.auth.send_cert {
+            SendCert::Always => true,
+            SendCert::IfAsked => asked.is_some(),
+            SendCert::Never => false,
+        };
+        self.ask(Question::Sign {
+            key: credential.private_key.clone(),
+            scheme: choice.scheme,
+            octets,
+        });
+        Ok(Own::Signature {
+            choice,
+            credential: Box::new(credential.clone()),
+            send,
+            signature: Answer::Open,
+        })
+    }
+}

@@ -1,0 +1,167 @@
+//! Certificates and private keys in configurations.
+
+use super::super::{Config, Problem, parse};
+use evergate_ike::config::{LocalAuth, RemoteAuth, RevocationPolicy, SendCert};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use std::{fs, path::Path};
+
+/// A directory with a root, an intermediate authority, and a certificate of each kind of mistake.
+fn files() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: String| fs::write(dir.path().join(name), text).unwrap();
+    let authority = |name: &str| {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        (params, KeyPair::generate().unwrap())
+    };
+    let (root, root_key) = authority("root");
+    let (between, between_key) = authority("between");
+    let root_pem = root.self_signed(&root_key).unwrap().pem();
+    let issuer = Issuer::from_params(&root, &root_key);
+    let between_pem = between.signed_by(&between_key, &issuer).unwrap().pem();
+    let issuer = Issuer::from_params(&between, &between_key);
+    let mut own = CertificateParams::new(vec!["gw.test".to_owned()]).unwrap();
+    let own_key = KeyPair::generate().unwrap();
+    let own_pem = own.signed_by(&own_key, &issuer).unwrap().pem();
+    own.key_usages = vec![KeyUsagePurpose::KeyEncipherment];
+    let no_sign = own.signed_by(&own_key, &issuer).unwrap();
+    write("chain.pem", format!("{own_pem}{between_pem}"));
+    write("own.pem", own_pem);
+    write("no-sign.pem", no_sign.pem());
+    fs::write(dir.path().join("no-sign.der"), no_sign.der()).unwrap();
+    write("gw.key", own_key.serialize_pem());
+    write("other.key", KeyPair::generate().unwrap().serialize_pem());
+    write("root.pem", root_pem);
+    write("between.pem", between_pem);
+    write("empty.pem", String::new());
+    write("passphrase", "secret\n".to_owned());
+    dir
+}
+
+fn read(dir: &Path, text: &str) -> Result<Config, Vec<Problem>> {
+    parse(text, dir)
+}
+
+const CONNECTION: &str = "[connections.c]
+send_cert = 'always'
+local = { auth = 'pubkey', certs = ['chain.pem'] }
+remote = { auth = 'ecdsa-sha256', id = 'C=CH, CN=*' }
+[connections.c.children.c]
+";
+
+#[test]
+fn certificates_keys_and_authorities_are_matched() {
+    let dir = files();
+    let text = format!(
+        "{CONNECTION}[secrets.gw]\nfile = 'gw.key'\n[authorities.root]\ncacert = 'root.pem'\n"
+    );
+    let config = read(dir.path(), &text).unwrap();
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    let auth = &config.policy.connections[0].auth;
+    let LocalAuth::Pubkey { credentials, .. } = &auth.local else {
+        panic!("{auth:?}");
+    };
+    assert_eq!(credentials[0].chain.len(), 2);
+    assert_eq!(credentials[0].private_key, "gw");
+    assert_eq!(
+        credentials[0].issuers.len(),
+        2,
+        "the intermediate and the root"
+    );
+    assert_eq!(auth.send_cert, SendCert::Always);
+    assert!(auth.send_certreq);
+    assert!(
+        matches!(&auth.remote, RemoteAuth::Pubkey { constraint, .. } if constraint.to_string() == "ecdsa-sha256")
+    );
+    assert_eq!(config.policy.authorities.len(), 1);
+    let more = format!("{text}crl_uris = ['http://crl.test/root.crl', 'file:/root.crl']\n");
+    let more = read(
+        dir.path(),
+        &more.replace("id = 'C=CH", "revocation = 'strict', id = 'C=CH"),
+    )
+    .unwrap();
+    assert_eq!(more.policy.authorities[0].crl_uris.len(), 2);
+    let strict = matches!(&more.policy.connections[0].auth.remote, RemoteAuth::Pubkey { revocation, .. } if *revocation == RevocationPolicy::Strict);
+    assert!(strict);
+    assert!(config.policy.secrets.is_empty());
+    // The same with the intermediate among the authorities.
+    let text =
+        text.replace("chain.pem", "own.pem") + "[authorities.between]\ncacert = 'between.pem'\n";
+    let config = read(dir.path(), &text).unwrap();
+    let LocalAuth::Pubkey { credentials, .. } = &config.policy.connections[0].auth.local else {
+        panic!();
+    };
+    assert_eq!(credentials[0].chain.len(), 2);
+    let anchors: Vec<_> = config.policy.anchors().map(|a| &a.name[..]).collect();
+    assert_eq!(anchors, ["root"]);
+}
+
+#[test]
+fn what_does_not_fit_together_is_said() {
+    let dir = files();
+    let key = "[secrets.gw]\nfile = 'gw.key'\n";
+    let root = "[authorities.root]\ncacert = 'root.pem'\n";
+    let good = format!("{CONNECTION}{key}{root}");
+    for (text, expected) in [
+        (
+            good.replace("gw.key", "other.key"),
+            "no private key belongs to chain.pem",
+        ),
+        (good.replace("gw.key", "missing.key"), "cannot read"),
+        (
+            good.replace("gw.key", "root.pem"),
+            "root.pem is no private key that can be used",
+        ),
+        (good.replace("chain.pem", "gw.key"), "the certificate in"),
+        (good.replace("chain.pem", "empty.pem"), "the certificate in"),
+        (
+            good.replace("chain.pem", "no-sign.pem"),
+            "the key usage of no-sign.pem",
+        ),
+        (
+            good.replace("chain.pem", "no-sign.der"),
+            "the key usage of no-sign.der",
+        ),
+        (
+            good.replace("root.pem", "own.pem"),
+            "own.pem is no authority",
+        ),
+        (
+            good.replace("certs = ['chain.pem']", "certs = []"),
+            "there is no certificate",
+        ),
+        (format!("{CONNECTION}{key}"), "trusts no certificate"),
+        (
+            good.replace("'pubkey'", "'psk'"),
+            "certs are for signatures",
+        ),
+        (
+            good.replace("'pubkey'", "'eap'"),
+            "not a method of authentication",
+        ),
+        (
+            good.replace("'always'", "'perhaps'"),
+            "does not say when to send certificates",
+        ),
+        (
+            good.replace("file = 'gw.key'", "file = 'gw.key'\nids = ['a']"),
+            "expected no ids",
+        ),
+        (
+            good.replace(
+                "file = 'gw.key'",
+                "file = 'gw.key'\nsecret = 'a'\nsecret_file = 'passphrase'",
+            ),
+            "expected the passphrase in either",
+        ),
+    ] {
+        let problems = read(dir.path(), &text).expect_err(expected);
+        let said: Vec<&str> = problems.iter().map(|p| &p.message[..]).collect();
+        assert!(
+            said.iter().any(|s| s.contains(expected)),
+            "{expected}: {said:?}"
+        );
+        assert!(said.iter().all(|s| !s.contains("PRIVATE KEY")));
+    }
+}

@@ -1,0 +1,69 @@
+//! One HTTP request, bounded in time and size. Redirects are not followed.
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::{Request, Uri, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
+use std::time::Duration;
+use tokio::{net::TcpStream, time::timeout};
+
+/// A request takes no longer than this: the peer whose certificate is in question waits.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why nothing was fetched.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FetchError {
+    #[error("the URI is not one of HTTP")]
+    Uri,
+    #[error("no answer within {TIMEOUT:?}")]
+    Timeout,
+    #[error("cannot connect: {0}")]
+    Connect(#[from] std::io::Error),
+    #[error("{0}")]
+    Http(#[from] hyper::Error),
+    #[error("the server answers {0}")]
+    Status(u16),
+    #[error("the answer is cut, or too long")]
+    Body,
+}
+
+/// Gets what is there, up to `limit` bytes.
+pub(super) async fn get(uri: &str, limit: usize) -> Result<Vec<u8>, FetchError> {
+    timeout(TIMEOUT, exchange(uri, limit))
+        .await
+        .map_err(|_| FetchError::Timeout)?
+}
+
+async fn exchange(uri: &str, limit: usize) -> Result<Vec<u8>, FetchError> {
+    let uri: Uri = uri.parse().map_err(|_| FetchError::Uri)?;
+    let authority = uri.authority().ok_or(FetchError::Uri)?;
+    let port = authority.port_u16().unwrap_or(80);
+    let host = authority
+        .host()
+        .trim_start_matches('[')
+        .trim_end_matches(']');
+    let stream = TcpStream::connect((host, port)).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let path = uri.path_and_query().map_or("/", |p| p.as_str());
+    let request = Request::get(path)
+        .header(header::HOST, authority.as_str())
+        .body(Empty::<Bytes>::new())
+        .map_err(|_| FetchError::Uri)?;
+    let answer = async {
+        let response = sender.send_request(request).await?;
+        if response.status() != hyper::StatusCode::OK {
+            return Err(FetchError::Status(response.status().as_u16()));
+        }
+        let body = Limited::new(response.into_body(), limit).collect().await;
+        Ok(body.map_err(|_| FetchError::Body)?.to_bytes().to_vec())
+    };
+    // The connection is driven here, and ends with the answer.
+    tokio::pin!(connection, answer);
+    tokio::select! {
+        answer = &mut answer => answer,
+        ended = &mut connection => {
+            ended?;
+            answer.await
+        }
+    }
+}
