@@ -24,6 +24,12 @@ enum Key {
     Ike(IpAddr, (u64, u64), bool),
 }
 
+/// Number and total of a fragment of an IKE message.
+type Place = Option<(u16, u16)>;
+
+/// What an IKE message, or a fragment of one, is known by: key, exchange, whether it is a response, Message ID, and which fragment.
+type Name = (Key, u8, bool, u32, Place);
+
 /// What was found. Empty lists mean that the invariants held.
 #[derive(Debug, Default)]
 pub struct Findings {
@@ -39,6 +45,8 @@ pub struct Findings {
     pub ike_sealed: u64,
     /// Messages by (source, exchange type, is a response), retransmissions too.
     pub exchanges: BTreeMap<(IpAddr, u8, bool), u64>,
+    /// Those of them that are fragments (RFC 7383).
+    pub ike_fragments: BTreeMap<(IpAddr, u8, bool), u64>,
     /// When each was on the wire, in microseconds of Unix time.
     pub times: Vec<(u64, IpAddr, u8, bool)>,
     /// Two different ciphertexts under one key and IV.
@@ -63,7 +71,7 @@ pub struct Checker {
     parser: Parser,
     ivs: HashMap<(Key, [u8; 8]), (u64, usize)>,
     sequences: HashMap<(Key, u32), (u64, usize)>,
-    messages: HashMap<(Key, u8, bool, u32), (u64, usize)>,
+    messages: HashMap<Name, (u64, usize)>,
     /// Hosts that send what they like.
     hostile: BTreeSet<IpAddr>,
     findings: Findings,
@@ -154,6 +162,10 @@ impl Checker {
         self.findings
             .times
             .push((packet.at, count.0, count.1, count.2));
+        let place = header.fragment(message);
+        if place.is_some() {
+            *self.findings.ike_fragments.entry(count).or_default() += 1;
+        }
         let key = Key::Ike(packet.src, header.spis, header.initiator);
         if let Some((iv, ciphertext)) = header.sealed(message) {
             self.findings.ike_sealed += 1;
@@ -164,7 +176,7 @@ impl Checker {
             return;
         }
         let known = self.messages.len();
-        let name = (key, header.exchange, header.response, header.id);
+        let name = (key, header.exchange, header.response, header.id, place);
         if differs(&mut self.messages, name, message) {
             if !header.is_empty_informational(message) {
                 let text = format!("{name:?} changed its bytes");
@@ -215,6 +227,16 @@ impl Findings {
         };
         let key = (from, exchange as u8, kind == Kind::Response);
         self.exchanges.get(&key).copied().unwrap_or(0)
+    }
+
+    /// How many fragments of such messages `from` sent, retransmissions too.
+    #[must_use]
+    pub fn fragments_of(&self, from: &str, exchange: Exchange, kind: Kind) -> u64 {
+        let Ok(from) = from.parse::<IpAddr>() else {
+            return 0;
+        };
+        let key = (from, exchange as u8, kind == Kind::Response);
+        self.ike_fragments.get(&key).copied().unwrap_or(0)
     }
 
     /// How many IKE_SA_INIT and IKE_AUTH messages, by anyone, were on the wire

@@ -42,6 +42,8 @@ pub struct Connection {
     pub local_ts: Vec<String>,
     /// Remote selectors; empty means `dynamic`.
     pub remote_ts: Vec<String>,
+    /// A child of its own for what is IPv6, named as the other with "-v6".
+    pub split: bool,
     /// Force UDP encapsulation.
     pub encap: bool,
     /// Addresses to ask for.
@@ -52,6 +54,8 @@ pub struct Connection {
     pub rekey: u32,
     /// Seconds between rekeys of the child; 0 for never.
     pub child_rekey: u32,
+    /// Packets after which the child is rekeyed, on a member; 0 for any number.
+    pub child_rekey_packets: u32,
     /// Seconds between liveness checks; 0 for none.
     pub dpd: u32,
     /// RFC 6311, on a member.
@@ -62,6 +66,14 @@ pub struct Connection {
     pub actions: String,
     /// A member's `[retransmit]`.
     pub retransmit: String,
+    /// `childless` of swanctl.
+    pub childless: &'static str,
+    /// `unique` of swanctl.
+    pub unique: &'static str,
+    /// The longest IP packet with an IKE message; longer ones are fragmented.
+    pub fragment_size: u16,
+    /// `fragmentation` of swanctl: yes, no or accept.
+    pub fragmentation: &'static str,
 }
 
 /// The post-quantum pre-shared key of every drill, and its name.
@@ -142,16 +154,22 @@ impl Connection {
             esp: vec![PROPOSALS.1.into()],
             local_ts: vec![format!("{v4}/32"), format!("{v6}/128")],
             remote_ts: vec!["10.10.2.0/24".into(), "fd00:10:2::/64".into()],
+            split: false,
             encap: false,
             vips: Vec::new(),
             pools: Vec::new(),
             rekey: 0,
             child_rekey: 0,
+            child_rekey_packets: 0,
             dpd: 0,
             message_id_sync: true,
             mobike: false,
             actions: "start_action = \"none\"".into(),
             retransmit: String::new(),
+            childless: "allow",
+            unique: "no",
+            fragment_size: 1280,
+            fragmentation: "yes",
         }
     }
 
@@ -179,6 +197,24 @@ impl Connection {
         }
     }
 
+    /// The children: their names and selectors, local and remote.
+    fn children(&self) -> Vec<(String, Vec<String>, Vec<String>)> {
+        if !self.split {
+            let (local, remote) = (self.local_ts.clone(), self.remote_ts.clone());
+            return vec![(self.name.clone(), local, remote)];
+        }
+        let of = |list: &[String], v6: bool| {
+            let kept = list.iter().filter(|ts| ts.contains(':') == v6);
+            kept.cloned().collect::<Vec<_>>()
+        };
+        [
+            (self.name.clone(), false),
+            (format!("{}-v6", self.name), true),
+        ]
+        .map(|(name, v6)| (name, of(&self.local_ts, v6), of(&self.remote_ts, v6)))
+        .into()
+    }
+
     /// For swanctl.conf, inside `connections {}` and `secrets {}`.
     #[must_use]
     pub fn swanctl(&self) -> (String, String) {
@@ -190,17 +226,29 @@ impl Connection {
         if !self.vips.is_empty() {
             vips = format!("vips = {}", self.vips.join(","));
         }
+        let mut children = String::new();
+        for (name, local, remote) in self.children() {
+            let _ = write!(
+                children,
+                " {name} {{\n local_ts = {}\n remote_ts = {}\n esp_proposals = {}\n \
+                 rekey_time = {}s\n rand_time = 0s\n life_time = {}s\n start_action = none\n }}\n",
+                selectors(&local),
+                selectors(&remote),
+                self.esp.join(","),
+                self.child_rekey,
+                self.child_life()
+            );
+        }
         let ppk = self.ppk.map_or(String::new(), |required| {
             let required = if required { "yes" } else { "no" };
             format!("ppk_id = {}\n ppk_required = {required}", PPK.0)
         });
         let connection = format!(
             "{name} {{\n version = 2\n mobike = {mobike}\n local_addrs = {local}\n remote_addrs = {remote}\n proposals = {ike}\n encap = {encap}\n \
-             rekey_time = {rekey}s\n rand_time = 0s\n over_time = 30s\n dpd_delay = {dpd}s\n {vips}\n {ppk}\n \
+             rekey_time = {rekey}s\n rand_time = 0s\n over_time = 30s\n dpd_delay = {dpd}s\n fragmentation = {fragmentation}\n childless = {childless}\n unique = {unique}\n {vips}\n {ppk}\n \
              local {{\n auth = {local_auth}\n id = \"{local_id}\"\n {certs}\n }}\n \
              remote {{\n auth = {remote_auth}\n id = \"{remote_id}\"\n }}\n \
-             children {{\n {name} {{\n local_ts = {local_ts}\n remote_ts = {remote_ts}\n esp_proposals = {esp}\n \
-             rekey_time = {child}s\n rand_time = 0s\n life_time = {life}s\n start_action = none\n }}\n }}\n}}\n",
+             children {{\n{children} }}\n}}\n",
             name = self.name,
             local = self.local,
             remote = self.remote,
@@ -209,6 +257,9 @@ impl Connection {
             encap = if self.encap { "yes" } else { "no" },
             rekey = self.rekey,
             dpd = self.dpd,
+            fragmentation = self.fragmentation,
+            childless = self.childless,
+            unique = self.unique,
             local_id = self.local_id,
             local_auth = self.local_auth.in_swanctl(),
             certs = match self.local_auth {
@@ -221,15 +272,17 @@ impl Connection {
                 Auth::Psk => "psk",
                 Auth::Certificate { .. } => "pubkey",
             },
-            local_ts = selectors(&self.local_ts),
-            remote_ts = selectors(&self.remote_ts),
-            esp = self.esp.join(","),
-            child = self.child_rekey,
-            life = self.child_life(),
         );
+        // charon keeps no more than 255 bytes of an owner: a key without one is for anyone.
+        let mut owners = String::new();
+        for (n, id) in [(1, &self.local_id), (2, &self.remote_id)] {
+            if id.len() < 256 {
+                let _ = writeln!(owners, " id-{n} = \"{id}\"");
+            }
+        }
         let secret = format!(
-            "ike-{} {{\n id-1 = \"{}\"\n id-2 = \"{}\"\n secret = \"{}\"\n}}\n",
-            self.name, self.local_id, self.remote_id, self.secret
+            "ike-{} {{\n{owners} secret = \"{}\"\n}}\n",
+            self.name, self.secret
         );
         let ppk = self.ppk.map_or(String::new(), |_| {
             format!(
@@ -267,6 +320,10 @@ impl Connection {
         let _ = writeln!(out, "vips = {}", array(&self.vips));
         let _ = writeln!(out, "message_id_sync = {}", self.message_id_sync);
         let _ = writeln!(out, "mobike = {}", self.mobike);
+        let _ = writeln!(out, "fragmentation = \"{}\"", self.fragmentation);
+        let _ = writeln!(out, "childless = \"{}\"", self.childless);
+        let _ = writeln!(out, "unique = \"{}\"", self.unique);
+        let _ = writeln!(out, "fragment_size = {}", self.fragment_size);
         if let Some(required) = self.ppk {
             let _ = writeln!(out, "ppk_id = \"{}\"\nppk_required = {required}", PPK.0);
         }
@@ -286,20 +343,9 @@ impl Connection {
                 let _ = writeln!(out, "revocation = \"{policy}\"");
             }
         }
-        let _ = writeln!(out, "[connections.{name}.children.{name}]");
-        for (key, list) in [("local_ts", &self.local_ts), ("remote_ts", &self.remote_ts)] {
-            let dynamic = vec!["dynamic".to_owned()];
-            let list = if list.is_empty() { &dynamic } else { list };
-            let _ = writeln!(out, "{key} = {}", array(list));
+        for (child, local, remote) in self.children() {
+            self.child_toml(&mut out, &child, &local, &remote);
         }
-        let _ = writeln!(out, "esp_proposals = {}", array(&self.esp));
-        let _ = writeln!(
-            out,
-            "rekey_time = \"{}s\"\nlife_time = \"{}s\"\n{}",
-            self.child_rekey,
-            self.child_life(),
-            self.actions
-        );
         if !self.retransmit.is_empty() {
             let _ = writeln!(out, "[retransmit]\n{}", self.retransmit);
         }
@@ -331,6 +377,28 @@ impl Connection {
         );
         let _ = writeln!(out, "secret = \"{}\"", self.secret);
         out
+    }
+
+    fn child_toml(&self, out: &mut String, child: &str, local: &[String], remote: &[String]) {
+        let _ = writeln!(out, "[connections.{}.children.{child}]", self.name);
+        for (key, list) in [("local_ts", local), ("remote_ts", remote)] {
+            let dynamic = ["dynamic".to_owned()];
+            let list = if list.is_empty() { &dynamic[..] } else { list };
+            let _ = writeln!(out, "{key} = {}", array(list));
+        }
+        let _ = writeln!(out, "esp_proposals = {}", array(&self.esp));
+        let _ = writeln!(
+            out,
+            "rekey_packets = {}\nlife_packets = 0\nrand_packets = 0",
+            self.child_rekey_packets
+        );
+        let _ = writeln!(
+            out,
+            "rekey_time = \"{}s\"\nlife_time = \"{}s\"\n{}",
+            self.child_rekey,
+            self.child_life(),
+            self.actions
+        );
     }
 }
 

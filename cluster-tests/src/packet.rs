@@ -235,6 +235,13 @@ impl IkeHeader {
         ))
     }
 
+    /// Fragment Number and Total Fragments, of a fragment (RFC 7383 §2.5).
+    #[must_use]
+    pub fn fragment(&self, message: &[u8]) -> Option<(u16, u16)> {
+        (self.next == SK[1]).then_some(())?;
+        Some((be16(message, 32)?, be16(message, 34)?))
+    }
+
     /// An INFORMATIONAL whose protected payload is empty.
     #[must_use]
     pub fn is_empty_informational(&self, message: &[u8]) -> bool {

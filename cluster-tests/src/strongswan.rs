@@ -56,7 +56,10 @@ impl StrongSwan {
     ) -> Result<Self> {
         let dir = lab.dir_of(host)?;
         let vici = format!("unix://{}/vici.sock", dir.display());
-        std::fs::write(dir.join("strongswan.conf"), conf(&dir, &vici, esp, charon))?;
+        std::fs::write(
+            dir.join("strongswan.conf"),
+            conf(&dir, &vici, esp, connections, charon),
+        )?;
         let namespace = lab.namespace(host);
         let root = forky_root();
         let lab_dir = lab.dir().to_str().context("path")?;
@@ -66,6 +69,8 @@ impl StrongSwan {
             command.extend(["unshare", "-m", "sh", "-c", IN_ROOT, "-", root, lab_dir]);
         }
         command.push("/usr/sbin/charon-systemd");
+        // Of a charon that was killed.
+        let _ = std::fs::remove_file(dir.join("vici.sock"));
         let conf = dir.join("strongswan.conf");
         let env = [("STRONGSWAN_CONF", conf.to_str().context("path")?)];
         let process = Process::start(&command, &env, &dir.join("charon-out.log"))?;
@@ -184,17 +189,20 @@ pub fn forky_root() -> PathBuf {
     }
 }
 
-fn conf(dir: &Path, vici: &str, esp: Esp, charon: &[String]) -> String {
+fn conf(dir: &Path, vici: &str, esp: Esp, connections: &[Connection], charon: &[String]) -> String {
+    // One for all connections.
+    let fragment_size = connections.iter().map(|c| c.fragment_size).min();
     let raw = if esp == Esp::Plain { "yes" } else { "no" };
     // Without systemd there is no journal: the log is a file. Retransmissions
     // come fast and for long, so that a drill need not wait for them.
     format!(
         "charon-systemd {{\n load = {PLUGINS}\n retransmit_tries = 12\n retransmit_timeout = 1.0\n retransmit_base = 1.2\n \
-         half_open_timeout = 60\n {charon}\n \
+         half_open_timeout = 60\n fragment_size = {fragment_size}\n {charon}\n \
          filelog {{\n log {{\n path = {dir}/charon.log\n time_format = %H:%M:%S\n time_add_ms = yes\n default = 1\n flush_line = yes\n }}\n }}\n \
          journal {{\n default = -1\n }}\n \
          plugins {{\n vici {{\n socket = {vici}\n }}\n kernel-libipsec {{\n allow_peer_ts = yes\n raw_esp = {raw}\n }}\n }}\n}}\n\
          swanctl {{\n load = pem pkcs1 x509 pubkey pkcs8 openssl random nonce sha1 sha2\n}}\n",
+        fragment_size = fragment_size.unwrap_or(1280),
         charon = charon.join("\n "),
         dir = dir.display()
     )

@@ -80,6 +80,15 @@ pub fn lose(lab: &Lab, losses: &[Loss<'_>]) -> Result<()> {
     apply(lab, &rules)
 }
 
+/// Drops all fragments of IP packets on the segment, as many networks do.
+pub fn drop_ip_fragments(lab: &Lab) -> Result<()> {
+    apply(
+        lab,
+        "table bridge fragments {\n chain forward {\n  type filter hook forward priority 0;\n  \
+         ip frag-off & 0x3fff != 0 counter drop\n  ether type ip6 @nh,48,8 44 counter drop\n }\n}\n",
+    )
+}
+
 /// Cuts everything between `a` and the rest of the segment (or heals it).
 pub fn cut(lab: &Lab, a: &str, cut: bool) -> Result<()> {
     let family = if a.contains(':') { "ip6" } else { "ip" };

@@ -9,6 +9,7 @@ use evergate_cluster_tests::lab::Family::V4;
 use evergate_cluster_tests::pki::{Certificate, Key, Pki};
 use evergate_cluster_tests::sa::{Endpoint, Spis};
 use evergate_cluster_tests::strongswan::Esp::{self, InUdp, Plain};
+use evergate_cluster_tests::wire::{Exchange, Kind, drop_ip_fragments};
 use evergate_cluster_tests::{Result, millis, secs};
 use rcgen::CrlDistributionPoint;
 use std::io::{Read, Write};
@@ -80,6 +81,32 @@ matrix! {
     ecdsa_p521_by_member: Member, Key::P521, "ecdsa", Plain;
     ed25519_by_peer: Peer, Key::Ed25519, "pubkey", InUdp;
     ed25519_by_member: Member, Key::Ed25519, "ed25519", Plain;
+}
+
+/// On a path that carries no more than 1280 bytes at a time, and no fragment of an IP packet: certificates arrive in fragments of IKE.
+#[test]
+fn certificates_go_in_fragments() -> Result<()> {
+    for by in [Peer, Member] {
+        let pki = Pki::new("root", Key::Rsa)?;
+        let mut setup = Setup::new(V4);
+        (setup.esp, setup.mtu) = (InUdp, 1280);
+        certified(&mut setup, &pki, Key::Rsa, "pubkey")?;
+        let duo = Duo::start(&setup)?;
+        drop_ip_fragments(&duo.lab)?;
+        match by {
+            Peer => duo.peer.initiate(C1, C1)?,
+            Member => duo.member.initiate(C1, C1)?,
+        }
+        duo.agree(1)?;
+        both_families(&duo)?;
+        let found = duo.finish()?;
+        let of = |n, kind| found.fragments_of(&V4.outer(n), Exchange::Auth, kind);
+        let (asks, answers) = if by == Peer { (1, 2) } else { (2, 1) };
+        let sent = (of(asks, Kind::Request), of(answers, Kind::Response));
+        assert!(sent.0 >= 2 && sent.1 >= 2, "{sent:?}");
+        assert_eq!(found.fragments, 0);
+    }
+    Ok(())
 }
 
 #[test]

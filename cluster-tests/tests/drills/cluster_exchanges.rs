@@ -19,14 +19,14 @@ use nix::sys::signal::Signal;
 const G: &str = "g1";
 
 #[derive(Clone, Copy, PartialEq, Debug)]
-enum By {
+pub(crate) enum By {
     Peer,
     Member,
 }
 
 /// What goes on when the member kills itself.
 #[derive(Clone, Copy, PartialEq, Debug)]
-enum During {
+pub(crate) enum During {
     Establish,
     RekeyChild,
     RekeyIke,
@@ -46,12 +46,7 @@ fn drive(side: &dyn Endpoint, during: During) -> Result<()> {
 
 /// Three members, of which the active one, whose number is returned, is going to die at `point`. It has to know
 /// that from its start, and nothing is established before that.
-fn armed(point: &str) -> Result<(Trio, usize)> {
-    armed_with(point, &|_| {})
-}
-
-/// The same with another connection.
-fn armed_with(point: &str, change: &dyn Fn(&mut Connection)) -> Result<(Trio, usize)> {
+pub(crate) fn armed(point: &str, change: impl Fn(&mut Connection)) -> Result<(Trio, usize)> {
     let mut trio = Trio::start(Esp::InUdp, &[Gateway::usual()], change)?;
     let doomed = (trio.active(G)? + 1) % trio.members.len();
     trio.members[doomed].stop()?;
@@ -72,18 +67,18 @@ const ATTEMPTS: usize = 4;
 
 /// The active member kills itself at `point` of an exchange.
 fn at_failpoint(by: By, during: During, point: &str) -> Result<()> {
-    at_failpoint_with(by, during, point, &|_| {})
+    at_failpoint_with(by, during, point, |_| {})
 }
 
-/// The same with another connection.
-fn at_failpoint_with(
+/// The same with a connection that is not the usual one.
+pub(crate) fn at_failpoint_with(
     by: By,
     during: During,
     point: &str,
-    change: &dyn Fn(&mut Connection),
+    change: impl Fn(&mut Connection),
 ) -> Result<()> {
     for attempt in 1..=ATTEMPTS {
-        let (mut trio, doomed) = armed_with(point, change)?;
+        let (mut trio, doomed) = armed(point, &change)?;
         match until_dead(&mut trio, doomed, by, during) {
             Ok((flow, before)) => return afterwards(trio, doomed, by, during, flow, before),
             Err(error) => {
@@ -268,7 +263,7 @@ fn certified(by: By, point: &str) -> Result<()> {
         pki.issue("peer1.test", Key::P256)?,
         pki.issue("gw.test", Key::P256)?,
     );
-    at_failpoint_with(by, During::Establish, point, &|c| {
+    at_failpoint_with(by, During::Establish, point, |c| {
         c.local_auth = Auth::pubkey(peer.clone());
         c.remote_auth = Auth::pubkey(member.clone());
     })
@@ -297,7 +292,7 @@ fn own_auth_with_certificates_after_commit() -> Result<()> {
 #[test]
 fn a_half_open_sa_that_died_with_its_member_costs_the_peer_another_attempt() -> Result<()> {
     // IKE_AUTH comes at once, before the half-open SA is committed.
-    let (mut trio, doomed) = armed("request-arrived:IKE_AUTH:1")?;
+    let (mut trio, doomed) = armed("request-arrived:IKE_AUTH:1", |_| {})?;
     let first = trio.peer.initiate_within(C1, 3);
     trio.members[doomed].wait_for_failpoint()?;
     trio.active(G)?;

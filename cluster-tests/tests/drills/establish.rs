@@ -149,3 +149,78 @@ fn udp_encapsulation_that_the_member_forces() -> Result<()> {
     assert_eq!(found.esp_plain, 0);
     Ok(())
 }
+
+fn childless(by: By, esp: Esp) -> Result<()> {
+    // strongSwan 5.9 knows no "prefer".
+    let mut setup = Setup::new(V4);
+    match by {
+        Peer => setup.peer.childless = "force",
+        Member => setup.gateway.childless = "prefer",
+    }
+    setup.esp = esp;
+    let duo = Duo::start(&setup)?;
+    match by {
+        Peer => duo.peer.initiate(C1, C1)?,
+        Member => duo.member.initiate(C1, C1)?,
+    }
+    duo.agree(1)?;
+    both_families(&duo)?;
+    let found = duo.finish()?;
+    let asks = V4.outer(if by == Peer { 1 } else { 2 });
+    assert_eq!(
+        found.count(&asks, Exchange::CreateChild, Kind::Request),
+        1,
+        "the Child SA came with the IKE SA"
+    );
+    Ok(())
+}
+
+#[test]
+fn childless_by_the_peer() -> Result<()> {
+    childless(Peer, InUdp)
+}
+
+#[test]
+fn childless_by_the_member() -> Result<()> {
+    childless(Member, Plain)
+}
+
+/// Two Child SAs of one IKE SA, the second one asked for by either side; each is replaced and deleted without the other.
+fn two_children(second_by: By, esp: Esp) -> Result<()> {
+    let mut setup = Setup::new(V4).both(|c| c.split = true);
+    setup.esp = esp;
+    let duo = Duo::start(&setup)?;
+    duo.peer.initiate(C1, C1)?;
+    let one = duo.agree(1)?;
+    let second = "c1-v6";
+    match second_by {
+        Peer => duo.peer.initiate(C1, second)?,
+        Member => duo.member.initiate(C1, second)?,
+    }
+    let two = duo.agree(2)?;
+    assert_eq!((&two.ike, two.ike.len()), (&one.ike, 1));
+    both_families(&duo)?;
+    duo.peer.rekey_child(second)?;
+    let rekeyed = duo.agree(2)?;
+    assert_eq!(rekeyed.child.intersection(&two.child).count(), 1);
+    duo.member.rekey_ike(C1)?;
+    until(secs(10), "the IKE SA is another", || {
+        Ok(duo.spis()?.ike.is_disjoint(&one.ike))
+    })?;
+    assert_eq!(duo.agree(2)?.child, rekeyed.child);
+    both_families(&duo)?;
+    duo.member.terminate_child(second)?;
+    assert_eq!(duo.agree(1)?.child, one.child);
+    duo.finish()?;
+    Ok(())
+}
+
+#[test]
+fn a_second_child_by_the_peer() -> Result<()> {
+    two_children(Peer, InUdp)
+}
+
+#[test]
+fn a_second_child_by_the_member() -> Result<()> {
+    two_children(Member, Plain)
+}

@@ -49,10 +49,11 @@ fn record(id: u64) -> Arc<Record> {
             nat_local: false,
             nat_remote: false,
         },
+        fragmentation: false,
         created: UnixMillis(0),
         inbound: InboundWindow {
             next: 1,
-            last_response: Some(vec![1; 300]),
+            last_response: Some(vec![vec![1; 300]]),
         },
         outbound: OutboundWindow::default(),
         phase: Phase::Closed(Box::new(Closed {

@@ -99,7 +99,15 @@ impl Retransmit {
         }
         Some(wait)
     }
+
+    /// How long a request is repeated until the peer is given up.
+    pub fn total(&self) -> Duration {
+        (1..).map_while(|sent| self.wait(sent)).sum()
+    }
 }
+
+/// The longest IP packet that an IKE message makes before it is sent in fragments, unless configured otherwise: what every IPv6 link carries.
+pub const FRAGMENT_SIZE: u16 = 1280;
 
 /// A connection: which peers, how they authenticate, which Child SAs they may have.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,6 +152,14 @@ pub struct Connection {
     pub mobike: bool,
     /// Whether Child SAs go to a new address of the peer only after it has answered from there (RFC 4555 §3.7).
     pub return_routability: bool,
+    /// Whether IKE SAs are set up without a Child SA.
+    pub childless: Childless,
+    /// How many IKE SAs a peer may have.
+    pub unique: Unique,
+    /// Whether long messages are sent in fragments, and taken (RFC 7383).
+    pub fragmentation: Fragmentation,
+    /// The longest IP packet that a message of ours may make before it is sent in fragments, in bytes.
+    pub fragment_size: u16,
     /// The Child SAs that it may have.
     pub children: Vec<ChildConfig>,
 }
@@ -165,6 +181,10 @@ pub struct ChildConfig {
     pub life_time: Duration,
     /// Subtract up to this much from the rekey time, at random.
     pub rand_time: Duration,
+    /// How many bytes it may carry in either direction.
+    pub bytes: Volume,
+    /// How many packets it may carry in either direction.
+    pub packets: Volume,
     /// What to do when the configuration is loaded.
     pub start_action: StartAction,
     /// What to do when it was closed, but not by us.
@@ -175,6 +195,57 @@ pub struct ChildConfig {
     pub replay_window: u32,
     /// Copy DSCP to the outer header on encapsulation (RFC 2983 uniform model).
     pub copy_dscp: bool,
+}
+
+/// How much a Child SA may carry; zero means any amount.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// Rekey after so much.
+    pub rekey: u64,
+    /// Delete after so much.
+    pub life: u64,
+    /// Subtract up to so much from what it is rekeyed after, at random.
+    pub rand: u64,
+}
+
+/// Whether IKE_AUTH may be without a Child SA, which then comes with a CREATE_CHILD_SA (RFC 6023).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Childless {
+    /// The peer may do so.
+    #[default]
+    Allow,
+    /// The peer may, and we do where the peer supports it.
+    Prefer,
+    /// The peer must, and so do we.
+    Force,
+    /// Nobody may.
+    Never,
+}
+
+/// What happens to the IKE SAs that a peer has when it authenticates anew: SAs between the same two identities, of the same virtual gateway.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Unique {
+    /// They stay, unless the peer says that it has no other (INITIAL_CONTACT, RFC 7296 §2.4).
+    #[default]
+    No,
+    /// They stay, and the new one is refused, unless the peer says that it has no other.
+    Keep,
+    /// They go.
+    Replace,
+    /// They stay, whatever the peer says.
+    Never,
+}
+
+/// Whether IKE messages are fragmented (RFC 7383).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fragmentation {
+    /// Long ones are sent in fragments if the peer takes them.
+    #[default]
+    Yes,
+    /// Fragments are taken, but none are sent.
+    Accept,
+    /// Neither is announced, taken or sent.
+    No,
 }
 
 /// What to do about a Child SA that is not up.

@@ -89,6 +89,8 @@ pub struct Record {
     pub connection: String,
     /// Addresses.
     pub path: Path,
+    /// Whether both ends take messages in fragments (RFC 7383).
+    pub fragmentation: bool,
     /// When it was created.
     pub created: UnixMillis,
     /// The peer's requests.
@@ -99,13 +101,16 @@ pub struct Record {
     pub phase: Phase,
 }
 
+/// A message of ours as it was sent: one datagram, or its fragments in their order (RFC 7383). Repeating it is sending all of them again.
+pub type Datagrams = Vec<Vec<u8>>;
+
 /// Message IDs of the peer's requests, and the response that may be asked for again (RFC 7296 §2.2, §2.3).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InboundWindow {
     /// The Message ID that we expect next.
     pub next: u32,
     /// The response to request `next - 1`, whole. Absent for harmless exchanges of a former epoch.
-    pub last_response: Option<Vec<u8>>,
+    pub last_response: Option<Datagrams>,
 }
 
 /// Message IDs of our requests (RFC 7296 §2.2). The window is one request.
@@ -123,7 +128,7 @@ pub struct PendingRequest {
     /// Its Message ID.
     pub id: u32,
     /// The whole message; a successor sends the same bytes.
-    pub datagram: Vec<u8>,
+    pub datagrams: Datagrams,
     /// What it is for.
     pub task: Task,
 }
@@ -207,6 +212,8 @@ pub struct InitSent {
     pub key: KeyPair,
     /// Our nonce.
     pub nonce: Vec<u8>,
+    /// We have no other IKE SA with this peer, and will say so (RFC 7296 §2.4).
+    pub initial_contact: bool,
     /// The cookie that the responder asked us to return.
     pub cookie: Option<Vec<u8>>,
     /// How often the request was made anew (cookie or other group); bounded.
@@ -250,10 +257,21 @@ pub struct Intermediates {
 pub struct Intermediate {
     /// What was negotiated.
     pub negotiated: Negotiated,
-    /// The child to set up with the SA, by name.
-    pub child: String,
+    /// What IKE_AUTH will ask for.
+    pub intent: Intent,
     /// Our key pair.
     pub key: KeyPair,
+}
+
+/// What IKE_AUTH will ask for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Intent {
+    /// The child to set up with the SA, by name.
+    pub child: String,
+    /// Whether to say that this is our only IKE SA with the peer (INITIAL_CONTACT).
+    pub alone: bool,
+    /// Whether to do without a Child SA (RFC 6023).
+    pub childless: bool,
 }
 
 /// A CREATE_CHILD_SA with additional key exchanges that is not finished (RFC 9370 §2.2.4).
@@ -332,6 +350,10 @@ pub struct AuthSent {
     pub negotiated: Negotiated,
     /// What we called ourselves.
     pub local_id: Identity,
+    /// We have no other IKE SA with this peer, and say so.
+    pub initial_contact: bool,
+    /// The child is asked for once the IKE SA is there (RFC 6023), not with it.
+    pub childless: bool,
     /// The child that we asked for with it.
     pub child: ChildOffer,
 }
@@ -347,6 +369,8 @@ pub struct Established {
     pub local_id: Identity,
     /// What the peer called itself.
     pub remote_id: Identity,
+    /// The peer said, when it authenticated, that it has no other IKE SA with us (RFC 7296 §2.4).
+    pub initial_contact: bool,
     /// When both ends were authenticated; an IKE rekey does not change it.
     pub authenticated: UnixMillis,
     /// When to rekey it, if ever.
@@ -464,6 +488,8 @@ pub enum CloseReason {
     PeerSilent,
     /// Another IKE SA took its place.
     Rekeyed,
+    /// The peer authenticated anew, and has no use for this one.
+    Displaced,
     /// Its lifetime ended.
     Expired,
     /// Setting it up failed.
@@ -519,6 +545,22 @@ impl Record {
             _ => None,
         }
         .unwrap_or(self.path)
+    }
+
+    /// The identities of both ends, ours first, while the SA is established and nothing has replaced it.
+    pub fn identities(&self) -> Option<(&Identity, &Identity)> {
+        match &self.phase {
+            Phase::Established(e) if e.replaced_by.is_none() => Some((&e.local_id, &e.remote_id)),
+            _ => None,
+        }
+    }
+
+    /// The IKE SA that has replaced this one by a rekey.
+    pub fn replaced_by(&self) -> Option<SaId> {
+        match &self.phase {
+            Phase::Established(e) => e.replaced_by,
+            _ => None,
+        }
     }
 
     /// The Child SAs; none unless established.

@@ -13,7 +13,7 @@ use crate::{
     node::{Node, Ports, Setup},
     policy, received,
     shared::Shared,
-    starter,
+    starter, volume,
     worker::{self, Message, Worker, worker_of},
 };
 use anyhow::{Context, bail};
@@ -292,6 +292,7 @@ impl Prepared {
             tasks.spawn(worker.run(inbox, stop.clone()));
         }
         tasks.spawn(starter::run(Arc::clone(&self.shared), stop.clone()));
+        tasks.spawn(volume::run(Arc::clone(&self.shared), stop.clone()));
         tasks.spawn(received::run(self.shared, stop.clone()));
     }
 }

@@ -29,6 +29,7 @@ mod run;
 mod shared;
 mod starter;
 mod trap;
+mod volume;
 mod wishes;
 mod worker;
 

@@ -14,7 +14,7 @@ use evergate_ike::{
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 /// The records of one [`Command::PutSas`]: the last one of each SA.
-type Batch<'a> = BTreeMap<SaId, &'a Arc<Record>>;
+pub(crate) type Batch<'a> = BTreeMap<SaId, &'a Arc<Record>>;
 
 /// An SPI of ours that a record has.
 #[derive(Clone, Copy)]
@@ -117,6 +117,7 @@ impl State {
                 pools,
                 v4,
                 v6,
+                takes_over,
             } => {
                 let policy = Arc::clone(&self.body.policy);
                 let existing = pools
@@ -130,6 +131,7 @@ impl State {
                     names: pools,
                     v4: *v4,
                     v6: *v6,
+                    takes_over: *takes_over,
                 };
                 self.lease(*gateway, *epoch, &wish)
             }
@@ -167,6 +169,7 @@ impl State {
         self.body
             .leases
             .check(&claims, &batch.keys().copied().collect())?;
+        let displaced = self.check_unique(&batch)?;
 
         self.move_spis(gateway, epoch, &batch, &spis);
         // First what is held, then what is released, so that an address that moves between records is never free.
@@ -175,6 +178,7 @@ impl State {
         }
         for (id, record) in batch {
             let before = self.body.sas.insert(id, Arc::clone(record));
+            self.peers.replace(before.as_deref(), record);
             let dropped = before
                 .iter()
                 .flat_map(|b| b.peer_vips())
@@ -183,10 +187,11 @@ impl State {
                 self.body.leases.release(id, *address);
             }
             if matches!(record.phase, Phase::Closed(_)) {
+                self.body.displaced.remove(&id);
                 self.body.leases.release_all(id);
             }
         }
-        Ok(Outcome::Applied)
+        Ok(self.displace(displaced))
     }
 
     /// Gateways, revisions and limits. Returns the last record of each SA.
@@ -335,6 +340,8 @@ impl State {
             let Some(record) = self.body.sas.remove(&sa) else {
                 continue;
             };
+            self.peers.remove(&record);
+            self.body.displaced.remove(&sa);
             for used in spis_of(&record) {
                 self.spis.remove(&used.spi);
                 self.body.reservations.remove(&used.spi);

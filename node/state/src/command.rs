@@ -124,6 +124,8 @@ pub enum Command {
         v4: Option<IpAddr>,
         /// Whether an IPv6 address is wanted, and which (unspecified: any).
         v6: Option<IpAddr>,
+        /// Whether the SA will displace those of the same peer, so that it may have an address that they hold.
+        takes_over: bool,
     },
     /// A new policy document.
     SetPolicy {
@@ -152,6 +154,8 @@ pub struct Counters {
 pub enum Outcome {
     /// It was applied.
     Applied,
+    /// Records were written, and with that these SAs are displaced: their peer has authenticated anew.
+    Displaced(Vec<SaId>),
     /// The gateway was assigned.
     Epoch {
         /// The new epoch.
@@ -205,6 +209,9 @@ pub enum Refusal {
         /// What is there.
         current: u64,
     },
+    /// The peer has another SA, and its connection keeps that ([`Unique::Keep`](evergate_ike::config::Unique)).
+    #[error("SA {0} is of the same peer, and kept")]
+    NotUnique(SaId),
     /// An SPI is in use by another SA.
     #[error("SPI {0:08x} is in use")]
     SpiInUse(u32),

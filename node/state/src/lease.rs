@@ -70,6 +70,8 @@ pub(crate) struct Wish<'a> {
     pub(crate) names: &'a [String],
     pub(crate) v4: Option<IpAddr>,
     pub(crate) v6: Option<IpAddr>,
+    /// It may have an address that other SAs of the identity hold.
+    pub(crate) takes_over: bool,
 }
 
 /// What an identity had last.
@@ -263,9 +265,12 @@ impl Leases {
                 .iter()
                 .filter(|p| family(&p.first) && family(&p.last))
         };
-        let usable = |a: &IpAddr| {
-            pools().any(|p| p.first <= *a && *a <= p.last) && !self.by_address.contains_key(a)
+        // An SA that displaces others of its peer gets what they had: to the peer it is the same tunnel.
+        let free = |a: &IpAddr| match self.by_address.get(a) {
+            None => true,
+            Some(lease) => wish.takes_over && lease.identity == *wish.identity,
         };
+        let usable = |a: &IpAddr| pools().any(|p| p.first <= *a && *a <= p.last) && free(a);
         let former = self.former.get(wish.identity).and_then(|f| match wanted {
             IpAddr::V4(_) => f.v4.map(IpAddr::V4),
             IpAddr::V6(_) => f.v6.map(IpAddr::V6),

@@ -9,6 +9,7 @@ mod intervals;
 mod lease;
 mod limits;
 mod ownership;
+mod peers;
 mod reservation;
 mod snapshot;
 mod state;

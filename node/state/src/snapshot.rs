@@ -8,7 +8,7 @@ use crate::state::{Body, State};
 const MAGIC: [u8; 4] = *b"EVGS";
 
 /// The format that is written. Others are refused: a member never guesses at state.
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 
 /// Why bytes are not a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -67,6 +67,7 @@ impl State {
     /// Makes anew what follows from the records.
     fn reindex(&mut self) -> Result<(), SnapshotError> {
         for record in self.body.sas.values() {
+            self.peers.add(record);
             for used in crate::apply::spis_of(record) {
                 let owner = self.spis.insert(used.spi, record.id);
                 if owner.is_some_and(|o| o != record.id) {

@@ -3,11 +3,13 @@
 use crate::{
     command::Refusal,
     lease::{Lease, Leases},
+    peers::Peers,
     reservation::Reservation,
 };
 use evergate_ike::{
     config::Policy,
     env::UnixMillis,
+    identity::Identity,
     record::{GatewayId, Record, SaId},
     sa::CookieSecrets,
 };
@@ -49,6 +51,8 @@ pub struct State {
     pub(crate) body: Body,
     /// Which SA has an SPI of ours, as a Child SA or as an offer under way. Follows from the records.
     pub(crate) spis: BTreeMap<u32, SaId>,
+    /// The established SAs between two identities. Follows from the records.
+    pub(crate) peers: Peers,
 }
 
 /// What a snapshot holds.
@@ -61,6 +65,8 @@ pub(crate) struct Body {
     pub(crate) reservations: BTreeMap<u32, Reservation>,
     /// The highest sequence numbers that were received, by our inbound SPIs; for Child SAs that have a reservation.
     pub(crate) received: BTreeMap<u32, u64>,
+    /// SAs that are to go, because their peer has authenticated anew; and whether it said that it knows nothing of them.
+    pub(crate) displaced: BTreeMap<SaId, bool>,
     pub(crate) leases: Leases,
     pub(crate) policy: Arc<Policy>,
     pub(crate) policy_version: u64,
@@ -146,6 +152,16 @@ impl State {
     /// All reservations, by our inbound SPIs.
     pub fn reservations(&self) -> impl Iterator<Item = (u32, &Reservation)> {
         self.body.reservations.iter().map(|(spi, r)| (*spi, r))
+    }
+
+    /// Whether an SA is to go because its peer has authenticated anew; and then, whether the peer said that it knows nothing of it.
+    pub fn displaced(&self, id: SaId) -> Option<bool> {
+        self.body.displaced.get(&id).copied()
+    }
+
+    /// The established SAs between these identities, ours first, of any gateway.
+    pub fn between(&self, local: &Identity, remote: &Identity) -> impl Iterator<Item = SaId> {
+        self.peers.between(local, remote)
     }
 
     /// The policy document.

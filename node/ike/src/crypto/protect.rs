@@ -9,6 +9,8 @@ use zeroize::Zeroizing;
 
 /// Length of a generic payload header (RFC 7296 §3.2).
 const GENERIC_LEN: usize = 4;
+/// Length of Fragment Number and Total Fragments (RFC 7383 §2.5).
+const FRAGMENT_LEN: usize = 4;
 /// Where the IKE header names the first payload.
 const NEXT_PAYLOAD: usize = 16;
 /// Where the IKE header holds the length of the message.
@@ -38,7 +40,56 @@ pub fn seal(
     payloads: &[Payload],
 ) -> Vec<u8> {
     let (first, chain) = wire::emit_chain(payloads);
-    seal_content(cipher.into(), key, iv, header, first, Zeroizing::new(chain))
+    seal_content(
+        cipher.into(),
+        key,
+        iv,
+        header,
+        first,
+        None,
+        Zeroizing::new(chain),
+    )
+}
+
+/// Seals one fragment of a message (RFC 7383 §2.5): `number` of `total`, from 1, with its part of the payloads, the first of which in all is
+/// `first`. `iv` must never have been used with `key` for other bytes; each fragment has its own.
+///
+/// # Panics
+/// As [`seal`].
+pub fn seal_fragment(
+    cipher: impl Into<Cipher>,
+    key: &Secret,
+    iv: [u8; 8],
+    header: &Header,
+    first: PayloadType,
+    (number, total): (u16, u16),
+    content: &[u8],
+) -> Vec<u8> {
+    // Only the first one says what the payloads begin with.
+    let next = if number == 1 {
+        first
+    } else {
+        PayloadType::NONE
+    };
+    let content = Zeroizing::new(content.to_vec());
+    seal_content(
+        cipher.into(),
+        key,
+        iv,
+        header,
+        next,
+        Some((number, total)),
+        content,
+    )
+}
+
+/// How much of the payloads one fragment can carry in a message of `len` bytes.
+pub fn fragment_capacity(cipher: impl Into<Cipher>, len: usize) -> usize {
+    let cipher = cipher.into();
+    let around = HEADER_LEN + GENERIC_LEN + FRAGMENT_LEN;
+    let room = len.saturating_sub(around + cipher.iv_len() + cipher.icv_len());
+    // Whole blocks, the last byte of which is the Pad Length.
+    (room - room % cipher.block()).saturating_sub(1)
 }
 
 fn seal_content(
@@ -47,20 +98,29 @@ fn seal_content(
     iv: [u8; 8],
     header: &Header,
     first: PayloadType,
+    fragment: Option<(u16, u16)>,
     mut content: Zeroizing<Vec<u8>>,
 ) -> Vec<u8> {
     let key =
         Key::new(cipher, key.expose()).expect("the key schedule yields keys of the suite's length");
     pad(&mut content, cipher.block());
     let (iv_len, icv_len) = (cipher.iv_len(), cipher.icv_len());
-    let payload_len = GENERIC_LEN + iv_len + content.len() + icv_len;
+    let fields = fragment.map_or(0, |_| FRAGMENT_LEN);
+    let payload_len = GENERIC_LEN + fields + iv_len + content.len() + icv_len;
     let mut message = wire::emit(header, &[]);
-    message[NEXT_PAYLOAD] = PayloadType::SK.0;
+    message[NEXT_PAYLOAD] = match fragment {
+        None => PayloadType::SK.0,
+        Some(_) => PayloadType::SKF.0,
+    };
     message[LENGTH..LENGTH + 4]
         .copy_from_slice(&saturate_u32(HEADER_LEN + payload_len).to_be_bytes());
     message.reserve(payload_len);
     message.extend_from_slice(&[first.0, 0]);
     message.extend_from_slice(&saturate_u16(payload_len).to_be_bytes());
+    if let Some((number, total)) = fragment {
+        message.extend_from_slice(&number.to_be_bytes());
+        message.extend_from_slice(&total.to_be_bytes());
+    }
 
     let head_len = message.len();
     message.resize(head_len + iv_len, 0);
@@ -95,7 +155,8 @@ fn associated(head: &[u8]) -> Associated<'_> {
     }
 }
 
-/// Opens the protected part of a message. Of fragments (RFC 7383) only a message in one piece is opened.
+/// Opens the protected part of a message in one piece. Of fragments (RFC 7383) only one that is a whole message is opened; for others there is
+/// [`open_content`].
 ///
 /// # Errors
 /// See [`OpenError`].
@@ -111,7 +172,7 @@ pub fn open(
     Ok(parse_content(protected.first, &content)?)
 }
 
-/// Opens the protected part of a message, and leaves the payloads in it as bytes.
+/// Opens the protected part of a message, or of one fragment, and leaves the payloads in it as bytes.
 ///
 /// # Errors
 /// See [`OpenError`].

@@ -22,7 +22,7 @@ use super::{
     turn::{Refused, Turn, at_most_one, find_notify, notify},
 };
 use crate::{
-    config::Connection,
+    config::{Childless, Connection, Unique},
     crypto::{self, IkeSuite},
     env::{Entropy, UnixMillis},
     identity::Identity,
@@ -72,7 +72,7 @@ pub(super) fn octets_of_responder(n: &Negotiated, id: &Identification) -> Vec<u8
 impl<'e> Turn<'_, 'e> {
     pub(super) fn auth_request(
         &mut self,
-        payloads: &[Payload],
+        payloads: Vec<Payload>,
         local: SocketAddr,
         remote: SocketAddr,
     ) {
@@ -91,21 +91,31 @@ impl<'e> Turn<'_, 'e> {
         self.record.path.local = local;
         self.record.path.remote = remote;
         let identified = self
-            .unexpected_nat(payloads)
+            .unexpected_nat(&payloads)
             .and_then(|()| at_most_one!(payloads, Auth).map_err(Refused::syntax))
-            .and_then(|auth| ppk::of_request(&negotiated, self.env.policy, payloads, auth))
-            .and_then(|(mixed, auth)| Ok((self.identify(&mixed, payloads, auth.as_ref())?, mixed)));
+            .and_then(|auth| ppk::of_request(&negotiated, self.env.policy, &payloads, auth))
+            .and_then(|(mixed, auth)| {
+                Ok((self.identify(&mixed, &payloads, auth.as_ref())?, mixed))
+            });
         let (identified, mixed) = match identified {
             Ok(identified) => identified,
             Err(refused) => return self.refuse(ExchangeType::IKE_AUTH, id, refused),
         };
-        let request = Request::new(payloads.to_vec(), mixed, local, remote);
+        let request = Request::new(payloads, mixed, local, remote);
         match identified {
             Identified::Peer(peer) => self.proceed(request, peer),
             Identified::Question(verification) => {
                 self.ask(Question::Verify(verification));
                 self.park(Parked::Request(request));
             }
+        }
+    }
+
+    /// Authenticated, but the peer has another IKE SA, which is kept.
+    pub(super) fn not_unique(&mut self) {
+        if matches!(self.record.phase, Phase::HalfOpen(_)) {
+            let refused = Refused::new(NotifyType::AUTHENTICATION_FAILED, Failure::NotUnique);
+            self.refuse(ExchangeType::IKE_AUTH, self.record.inbound.next, refused);
         }
     }
 
@@ -202,11 +212,18 @@ impl<'e> Turn<'_, 'e> {
         if v4.is_none() && v6.is_none() {
             return Ok(false);
         }
+        let alone = find_notify(payloads, NotifyType::INITIAL_CONTACT).is_some();
+        let takes_over = match connection.unique {
+            Unique::Never => false,
+            Unique::Replace => true,
+            Unique::No | Unique::Keep => alone,
+        };
         self.ask(Question::Addresses {
             pools: connection.pools.clone(),
             identity: identity.clone(),
             v4,
             v6,
+            takes_over,
         });
         Ok(true)
     }
@@ -231,12 +248,16 @@ impl<'e> Turn<'_, 'e> {
             && find_notify(payloads, NotifyType::IKEV2_MESSAGE_ID_SYNC_SUPPORTED).is_some();
         let (nonce_i, nonce_r) = (negotiated.nonce_i.clone(), negotiated.nonce_r.clone());
         self.establish(connection, negotiated, local_id, remote_id.clone(), sync);
+        self.established().initial_contact =
+            find_notify(payloads, NotifyType::INITIAL_CONTACT).is_some();
         let asked = payloads
             .iter()
             .any(|p| matches!(p, Payload::Cp(c) if c.kind == CfgType::REQUEST && configuration::wants_address(c)));
         let addresses = match leased {
             Some(Ok(addresses)) => Ok(addresses),
-            None if !asked && connection.pools.is_empty() => Ok(Vec::new()),
+            None if !asked && (connection.pools.is_empty() || is_childless(payloads)) => {
+                Ok(Vec::new())
+            }
             None if !asked => Err(NotifyType::FAILED_CP_REQUIRED),
             _ => Err(NotifyType::INTERNAL_ADDRESS_FAILURE),
         };
@@ -257,7 +278,7 @@ impl<'e> Turn<'_, 'e> {
                     in_auth: true,
                     replaces: None,
                 };
-                self.accept_child(&request, connection.children.iter())
+                self.first_child(connection, &request)
             }
             Err(kind) => Err(Refused::new(kind, Failure::NoAddress(remote_id))),
         };
@@ -279,6 +300,23 @@ impl<'e> Turn<'_, 'e> {
         answer
     }
 
+    /// The Child SA that is asked for with IKE_AUTH, or none if none is (RFC 6023 §3).
+    fn first_child(
+        &mut self,
+        connection: &'e Connection,
+        request: &ChildRequest<'_>,
+    ) -> Result<Vec<Payload>, Refused> {
+        match (is_childless(request.payloads), connection.childless) {
+            (true, Childless::Never) => Err(Refused::syntax("no SA payload")),
+            (true, _) => Ok(Vec::new()),
+            (false, Childless::Force) => {
+                let failure = Failure::Invalid("it asks for a Child SA in IKE_AUTH");
+                Err(Refused::new(NotifyType::NO_ADDITIONAL_SAS, failure))
+            }
+            (false, _) => self.accept_child(request, connection.children.iter()),
+        }
+    }
+
     /// Both ends are authenticated.
     pub(super) fn establish(
         &mut self,
@@ -295,6 +333,7 @@ impl<'e> Turn<'_, 'e> {
             keys: negotiated.keys,
             local_id,
             remote_id: remote_id.clone(),
+            initial_contact: false,
             authenticated: self.env.now,
             rekey_at,
             expires_at,
@@ -326,6 +365,12 @@ impl<'e> Turn<'_, 'e> {
             Some(self.env.now + c.rekey_time + c.over_time),
         )
     }
+}
+
+/// Whether an IKE_AUTH request has nothing of a Child SA (RFC 6023 §5).
+fn is_childless(payloads: &[Payload]) -> bool {
+    let of_child = |p: &Payload| matches!(p, Payload::Sa(_) | Payload::TsI(_) | Payload::TsR(_));
+    !payloads.iter().any(of_child)
 }
 
 /// `time` less a random part of up to `spread`, at most half of it: so that not all SAs are rekeyed at once.

@@ -1,7 +1,7 @@
 //! IKE_AUTH as initiator (RFC 7296 §1.2, §2.15, §2.21.2).
 
 use super::{
-    Effect, Failure, Question,
+    Command, Effect, Failure, Question,
     auth::{
         Own, Parked, accepts, announced_hashes, certificate_request, octets_of_initiator,
         octets_of_responder, ppk, requested_authorities, verification,
@@ -32,7 +32,13 @@ enum Responder {
 
 impl Turn<'_, '_> {
     /// IKE_SA_INIT is done: what we will ask for in IKE_AUTH.
-    pub(super) fn prepare_auth(&mut self, negotiated: Negotiated, child: &str) {
+    pub(super) fn prepare_auth(
+        &mut self,
+        negotiated: Negotiated,
+        child: &str,
+        alone: bool,
+        childless: bool,
+    ) {
         let policy = self.env.policy;
         let Some(config) = policy.connection(&self.record.connection) else {
             return;
@@ -58,6 +64,8 @@ impl Turn<'_, '_> {
         self.record.phase = Phase::AuthSent(Box::new(AuthSent {
             negotiated,
             local_id,
+            initial_contact: alone,
+            childless,
             child,
         }));
     }
@@ -65,7 +73,8 @@ impl Turn<'_, '_> {
     /// Makes our AUTH payload and sends IKE_AUTH; or asks for a signature first.
     pub(super) fn auth_start(&mut self, config: &Connection) {
         if self.session.parked.is_some() {
-            return; // the same response again, while the request that follows it waits for a signature
+            // The same response again, while the request that follows it waits for a signature.
+            return self.repeat_from_now();
         }
         let own = match self.own_auth_as_initiator(config) {
             Ok(own) => own,
@@ -73,6 +82,8 @@ impl Turn<'_, '_> {
         };
         if own.is_waiting() {
             let record = Box::new(self.record.clone());
+            // Until it is there the request before is still the pending one.
+            self.repeat_from_now();
             return self.park(Parked::Unsent(record, own));
         }
         self.auth_send(own);
@@ -171,11 +182,14 @@ impl Turn<'_, '_> {
         let Some(own) = own.payloads() else {
             return self.give_up(Failure::Signing);
         };
-        // The order is that of RFC 7296 §1.2: ID, CERT, CERTREQ, ID of the responder, AUTH.
+        // The order is that of RFC 7296 §1.2: ID, CERT, INITIAL_CONTACT, CERTREQ, ID of the responder, AUTH.
         let mut payloads = vec![Payload::IdI(state.local_id.to_wire())];
         let (auth, certificates): (Vec<_>, Vec<_>) =
             own.into_iter().partition(|p| matches!(p, Payload::Auth(_)));
         payloads.extend(certificates);
+        if state.initial_contact {
+            payloads.push(notify(NotifyType::INITIAL_CONTACT, Vec::new()));
+        }
         payloads.extend(certificate_request(policy, std::iter::once(config)));
         if let IdPattern::Exact(id) = &config.remote_id {
             payloads.push(Payload::IdR(id.to_wire()));
@@ -185,13 +199,15 @@ impl Turn<'_, '_> {
         if !config.vips.is_empty() {
             payloads.push(Payload::Cp(configuration::request(&config.vips)));
         }
-        payloads.push(Payload::Sa(proposal::offer_esp(
-            &child.esp_proposals,
-            state.child.spi_in,
-            false,
-        )));
-        payloads.push(Payload::TsI(state.child.local_ts.clone()));
-        payloads.push(Payload::TsR(state.child.remote_ts.clone()));
+        if !state.childless {
+            payloads.push(Payload::Sa(proposal::offer_esp(
+                &child.esp_proposals,
+                state.child.spi_in,
+                false,
+            )));
+            payloads.push(Payload::TsI(state.child.local_ts.clone()));
+            payloads.push(Payload::TsR(state.child.remote_ts.clone()));
+        }
         payloads.extend(self.offer_mobike(config));
         if config.message_id_sync {
             payloads.push(notify(
@@ -321,6 +337,8 @@ impl Turn<'_, '_> {
             negotiated,
             local_id,
             child,
+            childless,
+            ..
         } = state;
         let nonce_r = negotiated.nonce_r.clone();
         let sync = config.message_id_sync
@@ -335,6 +353,11 @@ impl Turn<'_, '_> {
                 self.effects
                     .push(Effect::AssignAddresses { addresses, dns });
             }
+        }
+        if childless {
+            // It is asked for in the same step, so that it is committed with the IKE SA.
+            self.session.want(Command::CreateChild(child.name));
+            return;
         }
         let spi_in = child.spi_in;
         if let Err(failure) = self.complete_child(child, payloads, &nonce_r, true) {

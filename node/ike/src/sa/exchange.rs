@@ -5,12 +5,11 @@ use super::{
     turn::{Refused, Turn},
 };
 use crate::{
-    crypto::{self, OpenError},
+    crypto,
     record::{CloseReason, PendingRequest, Phase, Role, Task},
-    wire::{ExchangeType, Message, NotifyType, ParseError, Payload, PayloadType},
+    wire::{ExchangeType, Message, NotifyType, ParseError, Payload},
 };
 use std::net::SocketAddr;
-use zeroize::Zeroizing;
 
 impl Turn<'_, '_> {
     /// A datagram came for this SA.
@@ -36,50 +35,6 @@ impl Turn<'_, '_> {
         } else {
             self.arrived = Some((local, remote));
             self.request_from_peer(&message, local, remote);
-        }
-    }
-
-    /// Opens the protected part. What cannot be verified is reported and ignored.
-    pub(super) fn open(
-        &mut self,
-        message: &Message<'_>,
-    ) -> Option<Result<Vec<Payload>, ParseError>> {
-        let Some(protected) = message.protected.as_ref().filter(|p| p.fragment.is_none()) else {
-            self.ignore(Failure::Invalid("the message is not protected"));
-            return None;
-        };
-        let (suite, keys) = self.protection()?;
-        let opened = crypto::open(suite.cipher(), self.opening_key(keys), protected);
-        match opened {
-            Ok(payloads) => Some(Ok(payloads)),
-            Err(OpenError::Content(error)) => Some(Err(error)),
-            Err(OpenError::Integrity) => {
-                self.ignore(Failure::Integrity);
-                None
-            }
-        }
-    }
-
-    /// The same, with the payloads as bytes: the type of the first, and all.
-    pub(super) fn open_whole(
-        &mut self,
-        message: &Message<'_>,
-    ) -> Option<(PayloadType, Zeroizing<Vec<u8>>)> {
-        let Some(protected) = message.protected.as_ref().filter(|p| p.fragment.is_none()) else {
-            self.ignore(Failure::Invalid("the message is not protected"));
-            return None;
-        };
-        let (suite, keys) = self.protection()?;
-        match crypto::open_content(suite.cipher(), self.opening_key(keys), protected) {
-            Ok(content) => Some((protected.first, content)),
-            Err(OpenError::Integrity) => {
-                self.ignore(Failure::Integrity);
-                None
-            }
-            Err(OpenError::Content(error)) => {
-                self.ignore(Failure::Malformed(error));
-                None
-            }
         }
     }
 
@@ -183,6 +138,7 @@ impl Turn<'_, '_> {
         if ahead > self.session.ahead {
             if !self.session.synced
                 && ahead < u32::MAX / 2
+                && !message.is_fragment()
                 && self.open(message).is_some_and(|opened| opened.is_ok())
             {
                 self.start_sync();
@@ -209,7 +165,7 @@ impl Turn<'_, '_> {
         };
         match (&self.record.phase, message.header.exchange) {
             (Phase::HalfOpen(_), ExchangeType::IKE_AUTH) => {
-                self.auth_request(&payloads, local, remote)
+                self.auth_request(payloads, local, remote)
             }
             (Phase::Established(_), ExchangeType::INFORMATIONAL) => {
                 self.follow(local, remote);
@@ -234,8 +190,22 @@ impl Turn<'_, '_> {
         {
             return self.repeat_response(local, remote);
         }
+        let first = message
+            .protected
+            .and_then(|p| p.fragment)
+            .is_none_or(|(number, _)| number == 1);
         if self.is_repeated_intermediate(message) {
-            return self.repeat_response(local, remote);
+            if first {
+                self.repeat_response(local, remote);
+            }
+            return;
+        }
+        // Of a message in fragments the first one asks for the response, so that it goes out once (RFC 7383 §2.6.1).
+        if let Some((number, _)) = message.protected.and_then(|p| p.fragment) {
+            if number == 1 && message.protected.is_some_and(|p| self.is_authentic(&p)) {
+                self.repeat_response(local, remote);
+            }
+            return;
         }
         let Some(opened) = self.open(message) else {
             return;
@@ -257,12 +227,8 @@ impl Turn<'_, '_> {
     }
 
     fn repeat_response(&mut self, local: SocketAddr, remote: SocketAddr) {
-        if let Some(datagram) = self.record.inbound.last_response.clone() {
-            self.effects.push(Effect::Send {
-                datagram,
-                local,
-                remote,
-            });
+        if let Some(datagrams) = self.record.inbound.last_response.clone() {
+            self.send_to(&datagrams, local, remote);
         }
     }
 
@@ -332,7 +298,7 @@ impl Turn<'_, '_> {
         let Some(pending) = &self.record.outbound.pending else {
             return;
         };
-        let datagram = pending.datagram.clone();
+        let datagrams = pending.datagrams.clone();
         let probe = pending.task == Task::Liveness;
         if repeat.sent >= super::mobike::UNANSWERED {
             self.find_ways();
@@ -346,7 +312,7 @@ impl Turn<'_, '_> {
                     sent: repeat.sent + 1,
                     at: self.env.now + wait,
                 });
-                self.send(datagram);
+                self.send(&datagrams);
             }
             None => {
                 let setting_up = !matches!(self.record.phase, Phase::Established(_));

@@ -313,6 +313,7 @@ impl Turn<'_, '_> {
             remote_spi: new.remote_spi,
             connection: self.record.connection.clone(),
             path: self.record.path,
+            fragmentation: self.record.fragmentation,
             created: self.env.now,
             inbound: InboundWindow::default(),
             outbound: OutboundWindow::default(),

@@ -7,9 +7,9 @@ use super::{
     turn::{find_notify, header, notify, only},
 };
 use crate::{
-    config::Connection,
+    config::{Childless, Connection, Fragmentation},
     crypto::{Exchanged, Group, IkeKeys, IkeSuite, Prf},
-    env::Entropy,
+    env::{Entropy, UnixMillis},
     proposal::{self, Chosen},
     record::{
         GatewayId, HalfOpen, InboundWindow, Intermediates, Negotiated, OutboundWindow, Path, Phase,
@@ -22,9 +22,6 @@ use crate::{
 use serde::{Deserialize, Serialize};
 use std::{net::SocketAddr, time::Duration};
 use subtle::ConstantTimeEq;
-
-/// How long a half-open SA waits for IKE_AUTH.
-const HALF_OPEN: Duration = Duration::from_secs(30);
 
 /// Length of our nonces: enough for every PRF (RFC 7296 §2.10).
 pub(super) const NONCE_LEN: usize = 32;
@@ -85,11 +82,13 @@ struct Request<'a> {
 }
 
 /// Answers an IKE_SA_INIT request (RFC 7296 §1.2). With `demand_cookie`, a request without a valid cookie only gets one.
+/// A half-open SA waits for IKE_AUTH for `patience`.
 pub fn answer_init(
     bytes: &[u8],
     (local, remote): (SocketAddr, SocketAddr),
     gateway: GatewayId,
     demand_cookie: bool,
+    patience: Duration,
     cookies: &CookieSecrets,
     env: &mut Env<'_>,
 ) -> InitAnswer {
@@ -123,7 +122,10 @@ pub fn answer_init(
         let wanted = chosen.suite.group.id().to_be_bytes().to_vec();
         return request.refuse(NotifyType::INVALID_KE_PAYLOAD, wanted, None);
     }
-    match half_open(&request, bytes, connection, &chosen, gateway, env) {
+    let expires_at = env.now + patience;
+    match half_open(
+        &request, bytes, connection, &chosen, gateway, expires_at, env,
+    ) {
         Ok(record) => InitAnswer::HalfOpen(Box::new(record)),
         Err(failure) => InitAnswer::Silent(failure),
     }
@@ -278,6 +280,7 @@ fn half_open(
     connection: &Connection,
     chosen: &Chosen<IkeSuite>,
     gateway: GatewayId,
+    expires_at: UnixMillis,
     env: &mut Env<'_>,
 ) -> Result<Record, Failure> {
     let suite = chosen.suite;
@@ -314,6 +317,8 @@ fn half_open(
             nat_local: nat_local || connection.encap,
             nat_remote,
         },
+        fragmentation: connection.fragmentation != Fragmentation::No
+            && find_notify(request.payloads, NotifyType::IKEV2_FRAGMENTATION_SUPPORTED).is_some(),
         created: env.now,
         inbound: InboundWindow::default(),
         outbound: OutboundWindow::default(),
@@ -327,7 +332,7 @@ fn half_open(
                 init_response: Vec::new(),
                 intermediates: Intermediates::default(),
             },
-            expires_at: env.now + HALF_OPEN,
+            expires_at,
         })),
     };
     let header = header(&record, ExchangeType::IKE_SA_INIT, true, 0);
@@ -352,6 +357,7 @@ fn half_open(
         connection.encap,
         env.rng,
     ));
+    payloads.extend(capabilities(connection, record.fragmentation));
     payloads.extend(authentication(request, env));
     let response = wire::emit(&header, &payloads);
     if let Phase::HalfOpen(h) = &mut record.phase {
@@ -359,9 +365,18 @@ fn half_open(
     }
     record.inbound = InboundWindow {
         next: 1,
-        last_response: Some(response),
+        last_response: Some(vec![response]),
     };
     Ok(record)
+}
+
+/// What else we take from the peer: IKE_AUTH without a Child SA (RFC 6023 §3), and messages in fragments (RFC 7383 §2.3).
+fn capabilities(connection: &Connection, fragmentation: bool) -> impl Iterator<Item = Payload> {
+    let childless =
+        (connection.childless != Childless::Never).then_some(NotifyType::CHILDLESS_IKEV2_SUPPORTED);
+    let fragmentation = fragmentation.then_some(NotifyType::IKEV2_FRAGMENTATION_SUPPORTED);
+    let supported = childless.into_iter().chain(fragmentation);
+    supported.map(|kind| notify(kind, Vec::new()))
 }
 
 /// What the peer has to know before it authenticates, where signatures are possible: which hashes we know (RFC 7427 §4), and which authorities

@@ -5,16 +5,16 @@ use super::{
     auth::ppk,
     init::{named_group, nonce, signature_hashes},
     nat,
-    turn::{Turn, find_error, find_notify, header, only},
+    turn::{Turn, find_error, find_notify, header, notify, only},
 };
 use crate::{
-    config::Connection,
+    config::{Childless, Connection, Fragmentation, Unique},
     crypto::{Exchanged, Group, IkeKeys, KeyPair},
     env::Entropy,
     proposal::{self, IkeProposal},
     record::{
-        CloseReason, GatewayId, InboundWindow, InitSent, Intermediates, Negotiated, OutboundWindow,
-        Path, PendingRequest, Phase, Record, Role, Task,
+        CloseReason, GatewayId, InboundWindow, InitSent, Intent, Intermediates, Negotiated,
+        OutboundWindow, Path, PendingRequest, Phase, Record, Role, Task,
     },
     wire::{self, ExchangeType, KeyExchange, Message, NotifyType, Payload},
 };
@@ -28,7 +28,8 @@ const MAX_RESTARTS: u8 = 4;
 const MAX_OTHERS: usize = 15;
 
 /// Starts an SA of our own: a record whose pending request is to be committed and then sent. `pairs` are addresses of ours and the peer's, to be tried
-/// in this order; `ike_port` is our port.
+/// in this order; `ike_port` is our port. `alone` says that nobody in the
+/// cluster has an IKE SA with the peer, which it will be told.
 ///
 /// # Errors
 /// If the connection or the child does not exist, or it is not clear from where to where.
@@ -38,6 +39,7 @@ pub fn initiate(
     pairs: &[(IpAddr, IpAddr)],
     ike_port: u16,
     gateway: GatewayId,
+    alone: bool,
     env: &mut Env<'_>,
 ) -> Result<Record, Failure> {
     let config = env
@@ -71,6 +73,7 @@ pub fn initiate(
             nat_local: config.encap,
             nat_remote: false,
         },
+        fragmentation: false,
         created: env.now,
         inbound: InboundWindow::default(),
         outbound: OutboundWindow::default(),
@@ -79,12 +82,18 @@ pub fn initiate(
             others: others.iter().copied().take(MAX_OTHERS).collect(),
             key: KeyPair::generate(group, env.rng),
             nonce: nonce(env.rng),
+            initial_contact: alone && config.unique != Unique::Never,
             cookie: None,
             restarts: 0,
         })),
     };
     make_request(&mut record, config, env.rng);
     Ok(record)
+}
+
+/// Whether the responder takes IKE_AUTH without a Child SA (RFC 6023 §3).
+fn supports_childless(payloads: &[Payload]) -> bool {
+    find_notify(payloads, NotifyType::CHILDLESS_IKEV2_SUPPORTED).is_some()
 }
 
 /// The address that a network of one address stands for.
@@ -106,7 +115,7 @@ pub(super) fn make_request(record: &mut Record, config: &Connection, rng: &mut d
     };
     let mut payloads = Vec::new();
     if let Some(cookie) = &init.cookie {
-        payloads.push(super::turn::notify(NotifyType::COOKIE, cookie.clone())); // must be the first (RFC 7296 §2.6)
+        payloads.push(notify(NotifyType::COOKIE, cookie.clone())); // must be the first (RFC 7296 §2.6)
     }
     payloads.push(Payload::Sa(proposal::offer_ike(
         &config.proposals,
@@ -120,7 +129,7 @@ pub(super) fn make_request(record: &mut Record, config: &Connection, rng: &mut d
     payloads.push(Payload::Nonce(init.nonce.clone()));
     let additional = |p: &IkeProposal| p.additional.iter().any(|menu| !menu.is_empty());
     if config.proposals.iter().any(additional) {
-        payloads.push(super::turn::notify(
+        payloads.push(notify(
             NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED,
             Vec::new(),
         ));
@@ -133,6 +142,12 @@ pub(super) fn make_request(record: &mut Record, config: &Connection, rng: &mut d
         config.encap,
         rng,
     ));
+    if config.fragmentation != Fragmentation::No {
+        payloads.push(notify(
+            NotifyType::IKEV2_FRAGMENTATION_SUPPORTED,
+            Vec::new(),
+        ));
+    }
     if config.auth.has_signatures() {
         payloads.push(signature_hashes());
     }
@@ -144,7 +159,7 @@ pub(super) fn make_request(record: &mut Record, config: &Connection, rng: &mut d
         next: 0,
         pending: Some(PendingRequest {
             id: 0,
-            datagram,
+            datagrams: vec![datagram],
             task: Task::Connect,
         }),
     };
@@ -191,7 +206,7 @@ impl Turn<'_, '_> {
             };
         }
         match self.negotiate(config, message, bytes, local, remote) {
-            Ok((negotiated, child)) => self.proceed_to_auth(config, negotiated, &child),
+            Ok((negotiated, intent)) => self.proceed_to_auth(config, negotiated, intent),
             Err(failure) => self.ignore(failure),
         }
     }
@@ -217,8 +232,8 @@ impl Turn<'_, '_> {
         self.commit();
         self.repeat_from_now();
         if let Some(pending) = &self.record.outbound.pending {
-            let datagram = pending.datagram.clone();
-            self.send(datagram);
+            let datagrams = pending.datagrams.clone();
+            self.send(&datagrams);
         }
     }
 
@@ -239,7 +254,7 @@ impl Turn<'_, '_> {
         bytes: &[u8],
         local: SocketAddr,
         remote: SocketAddr,
-    ) -> Result<(Negotiated, String), Failure> {
+    ) -> Result<(Negotiated, Intent), Failure> {
         let payloads = &message.payloads;
         let answer = only!(payloads, Sa).map_err(Failure::Invalid)?;
         let ke = only!(payloads, Ke).map_err(Failure::Invalid)?;
@@ -284,14 +299,22 @@ impl Turn<'_, '_> {
                 .outbound
                 .pending
                 .as_ref()
-                .map(|p| p.datagram.clone())
+                .and_then(|p| p.datagrams.first().cloned())
                 .unwrap_or_default(),
             init_response: bytes.to_vec(),
             intermediates: Intermediates::default(),
         };
-        let child = init.child.clone();
+        let (child, alone) = (init.child.clone(), init.initial_contact);
+        let childless = match config.childless {
+            Childless::Allow | Childless::Never => false,
+            Childless::Prefer => supports_childless(payloads),
+            Childless::Force if supports_childless(payloads) => true,
+            Childless::Force => return Err(Failure::NoChildless),
+        };
         let (nat_local, nat_remote) = nat::detect(&message.header, payloads, local, remote);
         self.record.remote_spi = spi_r;
+        self.record.fragmentation = config.fragmentation != Fragmentation::No
+            && find_notify(payloads, NotifyType::IKEV2_FRAGMENTATION_SUPPORTED).is_some();
         self.record.path.nat_local |= nat_local;
         self.record.path.nat_remote |= nat_remote;
         // A peer that may support MOBIKE is met at the NAT traversal port at once, NAT or not (RFC 4555 §3.3).
@@ -303,6 +326,11 @@ impl Turn<'_, '_> {
                 self.record.path.remote.set_port(4500);
             }
         }
-        Ok((negotiated, child))
+        let intent = Intent {
+            child,
+            alone,
+            childless,
+        };
+        Ok((negotiated, intent))
     }
 }

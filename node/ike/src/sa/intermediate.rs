@@ -10,7 +10,7 @@ use super::{
 use crate::{
     config::Connection,
     crypto::{self, Exchanged, Group, KeyPair},
-    record::{Intermediate, Negotiated, Phase, Task},
+    record::{Intent, Intermediate, Negotiated, Phase, Task},
     secret::Secret,
     wire::{self, ExchangeType, KeyExchange, Message, ParseError, Payload},
 };
@@ -178,10 +178,10 @@ impl Turn<'_, '_> {
         &mut self,
         config: &Connection,
         negotiated: Negotiated,
-        child: &str,
+        intent: Intent,
     ) {
         let Some(group) = negotiated.next_exchange() else {
-            self.prepare_auth(negotiated, child);
+            self.prepare_auth(negotiated, &intent.child, intent.alone, intent.childless);
             return self.auth_start(config);
         };
         let key = KeyPair::generate(group, self.env.rng);
@@ -189,7 +189,7 @@ impl Turn<'_, '_> {
         self.record.outbound.next = negotiated.auth_id();
         self.record.phase = Phase::Intermediate(Box::new(Intermediate {
             negotiated,
-            child: child.to_owned(),
+            intent,
             key,
         }));
         self.request(ExchangeType::IKE_INTERMEDIATE, &payloads, Task::Connect);
@@ -218,7 +218,7 @@ impl Turn<'_, '_> {
             Err(error) => return self.give_up(Failure::Malformed(error)),
         };
         match self.complete_intermediate(pending.id, &state, octets, &payloads) {
-            Ok(negotiated) => self.proceed_to_auth(config, negotiated, &state.child),
+            Ok(negotiated) => self.proceed_to_auth(config, negotiated, state.intent),
             Err(failure) => self.give_up(failure),
         }
     }

@@ -11,6 +11,7 @@ mod child_client;
 mod configuration;
 mod exchange;
 mod follow_up;
+mod fragments;
 mod ike_rekey;
 mod informational;
 mod init;
@@ -87,6 +88,8 @@ pub enum Input<'a> {
     },
     /// The time that [`IkeSa::next_timeout`] named has come.
     Timeout,
+    /// The change was refused because the peer has another IKE SA, which is to be kept ([`Unique::Keep`](crate::config::Unique)).
+    NotUnique,
     /// The answer to [`Question::Addresses`].
     Addresses(Result<Vec<IpAddr>, NoAddress>),
     /// The answer to [`Question::Verify`].
@@ -118,6 +121,11 @@ pub enum Command {
     DeleteChild(u32),
     /// Delete the IKE SA.
     Delete,
+    /// The peer has authenticated anew, on another IKE SA: this one goes.
+    Displace {
+        /// It said that it does not know of this one any more, so there is nobody to tell.
+        forgotten: bool,
+    },
 }
 
 /// What a step wants.
@@ -224,6 +232,8 @@ pub enum Question {
         v4: Option<IpAddr>,
         /// Whether an IPv6 address is wanted, and which.
         v6: Option<IpAddr>,
+        /// The SA will displace those that the peer has, so it may have their addresses.
+        takes_over: bool,
     },
     /// Whether a peer is who it says; answered by [`Input::Verified`].
     Verify(Box<Verification>),
@@ -278,6 +288,8 @@ pub enum Event {
         /// Why.
         reason: CloseReason,
     },
+    /// The peer has authenticated anew, and this IKE SA goes.
+    Displaced,
     /// The peer's address changed.
     PeerMoved {
         /// The new one.
@@ -382,6 +394,12 @@ pub enum Failure {
     /// No traffic selectors are acceptable.
     #[error("no acceptable traffic selectors")]
     NoSelectors,
+    /// The peer has an IKE SA already, and may have one only.
+    #[error("the peer has an IKE SA already, which is kept")]
+    NotUnique,
+    /// The peer takes no IKE_AUTH without a Child SA, which the connection asks for.
+    #[error("the peer does not support IKE SAs without a Child SA, which the connection asks for")]
+    NoChildless,
     /// No virtual address is left, or none is configured.
     #[error("no virtual address for {0}")]
     NoAddress(Identity),

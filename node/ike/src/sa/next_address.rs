@@ -1,6 +1,6 @@
 //! An initiator that tries several addresses of its peer, one after the other (RFC 7296 §2.1, RFC 4555 §3.1).
 
-use super::{Effect, Event, Failure, init_client::make_request, turn::Turn};
+use super::{Event, Failure, init_client::make_request, turn::Turn};
 use crate::record::Phase;
 use std::net::SocketAddr;
 
@@ -33,12 +33,8 @@ impl Turn<'_, '_> {
             why: failed,
         });
         if let Some(pending) = &self.record.outbound.pending {
-            let path = self.record.path;
-            self.effects.push(Effect::Send {
-                datagram: pending.datagram.clone(),
-                local: path.local,
-                remote: path.remote,
-            });
+            let datagrams = pending.datagrams.clone();
+            self.send(&datagrams);
         }
         Ok(())
     }

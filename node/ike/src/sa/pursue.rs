@@ -1,6 +1,6 @@
 //! What an SA does by itself, and when: one agenda, from which both the next wake-up and what is done at it are taken.
 
-use super::{Command, Effect, Failure, Timer, session::Session, turn::Turn};
+use super::{Command, Effect, Event, Failure, Timer, session::Session, turn::Turn};
 use crate::{
     config::Policy,
     env::UnixMillis,
@@ -20,6 +20,8 @@ enum Due {
     Retransmit,
     Sync,
     Keepalive,
+    /// Fragments of a message that is incomplete for too long.
+    DropFragments,
     /// A half-open SA, or a tombstone.
     Forget,
     Command,
@@ -39,7 +41,9 @@ impl Due {
         match self {
             Self::Retransmit | Self::Sync => Timer::Retransmit,
             Self::Keepalive => Timer::Keepalive,
-            Self::Forget | Self::DeleteIke | Self::DeleteChildren(_) => Timer::Expire,
+            Self::DropFragments | Self::Forget | Self::DeleteIke | Self::DeleteChildren(_) => {
+                Timer::Expire
+            }
             Self::Command | Self::Mobike(_) | Self::Follow => Timer::Retry,
             Self::RekeyIke => Timer::RekeyIke,
             Self::RekeyChild(_) => Timer::RekeyChild,
@@ -53,6 +57,9 @@ fn agenda(record: &Record, session: &Session, policy: &Policy) -> Vec<(UnixMilli
     let mut due = Vec::new();
     if let (Some(repeat), Some(_)) = (session.repeat, &record.outbound.pending) {
         due.push((repeat.at, Due::Retransmit));
+    }
+    if let Some(at) = session.reassembly.expires_at() {
+        due.push((at, Due::DropFragments));
     }
     match &record.phase {
         Phase::HalfOpen(h) => due.push((h.expires_at, Due::Forget)),
@@ -154,6 +161,7 @@ impl Turn<'_, '_> {
         self.repeat_sync();
         self.follow_esp();
         let now = self.env.now;
+        self.session.reassembly.expire(now);
         if self.session.keepalive_at.is_some_and(|at| at <= now) {
             let path = self.record.path;
             self.session.keepalive_at = path.nat_local.then(|| now + KEEPALIVE);
@@ -174,6 +182,8 @@ impl Turn<'_, '_> {
     /// An operator wants something.
     pub(super) fn command(&mut self, command: Command) {
         match (&self.record.phase, &command) {
+            (Phase::Established(_), Command::Displace { forgotten }) => self.displace(*forgotten),
+            (_, Command::Displace { .. }) => {}
             (Phase::Established(_), _) => {
                 if !self.session.want(command) {
                     self.fail(Failure::Command("too many commands wait for this SA"));
@@ -186,6 +196,16 @@ impl Turn<'_, '_> {
             }
             _ => self.fail(Failure::Command("the SA is not established yet")),
         }
+    }
+
+    /// The peer has another IKE SA, which takes the place of this one. If it has forgotten this one, nobody would answer a deletion.
+    fn displace(&mut self, forgotten: bool) {
+        self.report(Event::Displaced);
+        if forgotten {
+            return self.close(CloseReason::Displaced);
+        }
+        self.session.wanted.clear();
+        self.session.want(Command::Delete);
     }
 
     /// Starts the most important request that is due, if none is under way.
@@ -204,7 +224,12 @@ impl Turn<'_, '_> {
             let Some((_, due)) = due.find(|(_, d)| {
                 !matches!(
                     d,
-                    Due::Retransmit | Due::Sync | Due::Keepalive | Due::Forget | Due::Follow
+                    Due::Retransmit
+                        | Due::Sync
+                        | Due::Keepalive
+                        | Due::DropFragments
+                        | Due::Forget
+                        | Due::Follow
                 )
             }) else {
                 return;
@@ -222,7 +247,12 @@ impl Turn<'_, '_> {
                 // Behind a NAT the same question shows whether its mapping is still the same (RFC 4555 §3.8).
                 Due::Liveness if self.watches_nat() => self.ask_mobike(MobikePurpose::NatProbe),
                 Due::Liveness => return self.liveness_if_allowed(),
-                Due::Retransmit | Due::Sync | Due::Keepalive | Due::Forget | Due::Follow => {}
+                Due::Retransmit
+                | Due::Sync
+                | Due::Keepalive
+                | Due::DropFragments
+                | Due::Forget
+                | Due::Follow => {}
             }
         }
     }
@@ -264,7 +294,7 @@ impl Turn<'_, '_> {
                 }
             }
             Some(Command::Delete) => self.delete_ike(),
-            None => {}
+            Some(Command::Displace { .. }) | None => {}
         }
     }
 }

@@ -1,6 +1,6 @@
 //! One IKE SA on the member that serves it: the record, and what only this member knows.
 
-use super::{Command, Env, Input, Step, Timer, auth::Parked, turn::Turn};
+use super::{Command, Env, Input, Step, Timer, auth::Parked, fragments::Reassembly, turn::Turn};
 use crate::{
     env::UnixMillis,
     record::{Phase, Record},
@@ -83,6 +83,8 @@ pub(super) struct Session {
     pub(super) keepalive_at: Option<UnixMillis>,
     /// The group that the peer wants in our next CREATE_CHILD_SA.
     pub(super) group_hint: Option<u16>,
+    /// Messages of which not all fragments are here.
+    pub(super) reassembly: Reassembly,
     /// IKE_AUTH, while it waits for answers from outside.
     pub(super) parked: Option<Parked>,
     /// Where the peer and we are, as far as only this process knows.
@@ -136,6 +138,7 @@ impl IkeSa {
             blocked_until: None,
             keepalive_at: record.path.nat_local.then_some(now),
             group_hint: None,
+            reassembly: Reassembly::default(),
             parked: None,
             roaming: super::mobike::Roaming::default(),
         };
@@ -157,6 +160,7 @@ impl IkeSa {
                 remote,
             } => turn.datagram(bytes, local, remote),
             Input::Timeout => turn.timeout(),
+            Input::NotUnique => turn.not_unique(),
             Input::Addresses(answer) => turn.addresses(answer),
             Input::Verified(answer) => turn.verified(answer),
             Input::Signed(answer) => turn.signed(answer),

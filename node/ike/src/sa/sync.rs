@@ -94,7 +94,8 @@ impl Turn<'_, '_> {
             send,
             receive: self.record.inbound.next,
         };
-        let Some(datagram) = self.seal(ExchangeType::INFORMATIONAL, false, 0, &[data.payload()])
+        let Some(datagram) =
+            self.seal_whole(ExchangeType::INFORMATIONAL, false, 0, &[data.payload()])
         else {
             return false;
         };
@@ -108,7 +109,7 @@ impl Turn<'_, '_> {
             at: self.env.now + self.env.policy.retransmit.timeout,
         });
         self.commit();
-        self.send(datagram);
+        self.send(&[datagram]);
         true
     }
 
@@ -130,7 +131,7 @@ impl Turn<'_, '_> {
             sent: repeat.sent + 1,
             at: self.env.now + wait,
         });
-        self.send(datagram);
+        self.send(&[datagram]);
     }
 
     /// The peer's answer to our synchronisation: both windows start anew.
@@ -162,7 +163,8 @@ impl Turn<'_, '_> {
     /// A synchronisation request, if this is one. It stands outside the windows: its Message ID is zero.
     pub(super) fn sync_request(&mut self, message: &Message<'_>) -> bool {
         let zero = message.header.message_id == 0
-            && message.header.exchange == ExchangeType::INFORMATIONAL;
+            && message.header.exchange == ExchangeType::INFORMATIONAL
+            && !message.is_fragment();
         if !zero || !self.can_sync() {
             return false;
         }
@@ -174,7 +176,7 @@ impl Turn<'_, '_> {
         };
         let answered = self.established().sync_answer.clone();
         if let Some(answer) = answered.filter(|a| a.nonce == data.nonce && a.send == data.send) {
-            self.send(answer.datagram); // repeated: the response was lost
+            self.send(&[answer.datagram]); // repeated: the response was lost
             return true;
         }
         // At most what was seen already: a replay.
@@ -194,7 +196,8 @@ impl Turn<'_, '_> {
             send: next.max(data.receive),
             receive: data.send,
         };
-        let Some(datagram) = self.seal(ExchangeType::INFORMATIONAL, true, 0, &[answer.payload()])
+        let Some(datagram) =
+            self.seal_whole(ExchangeType::INFORMATIONAL, true, 0, &[answer.payload()])
         else {
             return true;
         };
@@ -209,7 +212,7 @@ impl Turn<'_, '_> {
             datagram: datagram.clone(),
         });
         self.commit();
-        self.send(datagram);
+        self.send(&[datagram]);
         true
     }
 

@@ -126,8 +126,8 @@ impl<'t, 'e> Turn<'t, 'e> {
         }
     }
 
-    /// Seals a message of ours. `None` if there are no keys, or no IVs left: then nothing may be sent.
-    pub(super) fn seal(
+    /// Seals a message of ours in one piece. `None` if there are no keys, or no IVs left: then nothing may be sent.
+    pub(super) fn seal_whole(
         &mut self,
         exchange: ExchangeType,
         is_response: bool,
@@ -148,44 +148,46 @@ impl<'t, 'e> Turn<'t, 'e> {
     }
 
     /// Queues a message to the peer for sending.
-    pub(super) fn send(&mut self, datagram: Vec<u8>) {
+    pub(super) fn send(&mut self, datagrams: &[Vec<u8>]) {
         let path = self.record.path;
-        self.effects.push(Effect::Send {
-            datagram,
-            local: path.local,
-            remote: path.remote,
+        self.send_to(datagrams, path.local, path.remote);
+    }
+
+    /// Queues a message for sending between these addresses.
+    pub(super) fn send_to(&mut self, datagrams: &[Vec<u8>], local: SocketAddr, remote: SocketAddr) {
+        let each = datagrams.iter().map(|datagram| Effect::Send {
+            datagram: datagram.clone(),
+            local,
+            remote,
         });
+        self.effects.extend(each);
     }
 
     /// Answers the peer's request `id`: the response is kept for retransmissions.
     pub(super) fn respond(&mut self, exchange: ExchangeType, id: u32, payloads: &[Payload]) {
-        let Some(datagram) = self.seal(exchange, true, id, payloads) else {
+        let Some(datagrams) = self.seal(exchange, true, id, payloads) else {
             return;
         };
         self.record.inbound.next = id.wrapping_add(1);
-        self.record.inbound.last_response = Some(datagram.clone());
         let path = self.record.path;
         let (local, remote) = self.arrived.unwrap_or((path.local, path.remote));
-        self.effects.push(Effect::Send {
-            datagram,
-            local,
-            remote,
-        });
+        self.send_to(&datagrams, local, remote);
+        self.record.inbound.last_response = Some(datagrams);
     }
 
     /// Sends a request of ours: committed whole before it is first sent (the caller commits).
     pub(super) fn request(&mut self, exchange: ExchangeType, payloads: &[Payload], task: Task) {
         let id = self.record.outbound.next;
-        let Some(datagram) = self.seal(exchange, false, id, payloads) else {
+        let Some(datagrams) = self.seal(exchange, false, id, payloads) else {
             return;
         };
+        self.send(&datagrams);
         self.record.outbound.pending = Some(PendingRequest {
             id,
-            datagram: datagram.clone(),
+            datagrams,
             task,
         });
         self.repeat_from_now();
-        self.send(datagram);
     }
 
     /// The pending request is being sent for the first time: wait for the answer from now.

@@ -215,6 +215,13 @@ pub struct Message<'a> {
     pub protected: Option<Protected<'a>>,
 }
 
+impl Message<'_> {
+    /// Whether it is a fragment of a message (RFC 7383 §2.5).
+    pub fn is_fragment(&self) -> bool {
+        self.protected.is_some_and(|p| p.fragment.is_some())
+    }
+}
+
 /// An Encrypted payload (RFC 7296 §3.14), or a fragment of one (RFC 7383), not yet opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Protected<'a> {

@@ -168,6 +168,8 @@ iana! {
         COOKIE2 = 16401,
         /// The addresses that the sender put into the IP header (RFC 4555 §4.2.6).
         NO_NATS_ALLOWED = 16402,
+        /// IKE_AUTH without a Child SA is supported (RFC 6023).
+        CHILDLESS_IKEV2_SUPPORTED = 16418,
         /// IKEv2 fragmentation (RFC 7383).
         IKEV2_FRAGMENTATION_SUPPORTED = 16430,
         /// Hash algorithms for signatures (RFC 7427).

@@ -1,7 +1,10 @@
 //! The clients that the load pretends to be: one configuration, many identities.
 
 use evergate_ike::{
-    config::{ChildConfig, Connection, Policy, Retransmit, SharedSecret, StartAction},
+    config::{
+        ChildConfig, Childless, Connection, FRAGMENT_SIZE, Fragmentation, Policy, Retransmit,
+        SharedSecret, StartAction, Unique, Volume,
+    },
     env::Entropy,
     identity::{IdPattern, Identity, IdentityError},
     proposal::{EspProposal, IkeProposal},
@@ -93,6 +96,8 @@ impl Clients {
             rekey_time: Duration::ZERO,
             life_time: Duration::ZERO,
             rand_time: Duration::ZERO,
+            bytes: Volume::default(),
+            packets: Volume::default(),
             start_action: StartAction::None,
             close_action: StartAction::None,
             dpd_action: StartAction::None,
@@ -124,6 +129,10 @@ impl Clients {
             keyingtries: 0,
             mobike: false,
             return_routability: true,
+            childless: Childless::Allow,
+            unique: Unique::Never,
+            fragmentation: Fragmentation::Yes,
+            fragment_size: FRAGMENT_SIZE,
             children: vec![child],
         };
         let policy = Policy {

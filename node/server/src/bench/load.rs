@@ -200,7 +200,15 @@ impl<'s> Load<'s> {
             addresses: &[],
         };
         let port = self.links[link].ike_port();
-        let record = initiate(CONNECTION, CHILD, &pairs, port, GatewayId(0), &mut env)?;
+        let record = initiate(
+            CONNECTION,
+            CHILD,
+            &pairs,
+            port,
+            GatewayId(0),
+            false,
+            &mut env,
+        )?;
         let id = record.id;
         self.insert(record, number, link, Stage::Connecting);
         self.busy += 1;

@@ -4,7 +4,10 @@ use super::handshake::{Options, measure};
 use crate::clock::{Clock, SystemEntropy};
 use clap::Parser;
 use evergate_ike::{
-    config::{ChildConfig, Connection, Policy, SharedSecret, StartAction},
+    config::{
+        ChildConfig, Childless, Connection, FRAGMENT_SIZE, Fragmentation, Policy, SharedSecret,
+        StartAction, Unique, Volume,
+    },
     env::Entropy,
     proposal::{default_esp, default_ike},
     record::{GatewayId, SaId},
@@ -87,6 +90,8 @@ impl Responder {
             rekey_time: Duration::ZERO,
             life_time: Duration::ZERO,
             rand_time: Duration::ZERO,
+            bytes: Volume::default(),
+            packets: Volume::default(),
             start_action: StartAction::None,
             close_action: StartAction::None,
             dpd_action: StartAction::None,
@@ -114,6 +119,10 @@ impl Responder {
             keyingtries: 0,
             mobike: false,
             return_routability: true,
+            childless: Childless::Allow,
+            unique: Unique::Never,
+            fragmentation: Fragmentation::Yes,
+            fragment_size: FRAGMENT_SIZE,
             children: vec![child],
         };
         Self {
@@ -187,12 +196,20 @@ impl Responder {
                 previous: Secret::new(vec![2; 32]),
             };
             let cookies = self.quirks.cookies;
-            return match answer_init(bytes, path, GatewayId(0), cookies, &secrets, &mut env) {
+            return match answer_init(
+                bytes,
+                path,
+                GatewayId(0),
+                cookies,
+                Duration::from_secs(30),
+                &secrets,
+                &mut env,
+            ) {
                 InitAnswer::Stateless { datagram, .. } => vec![datagram],
                 InitAnswer::HalfOpen(record) => {
                     let response = record.inbound.last_response.clone();
                     self.sas.insert(record.id, IkeSa::created(*record, now));
-                    response.into_iter().collect()
+                    response.unwrap_or_default()
                 }
                 InitAnswer::Silent(_) => vec![],
             };

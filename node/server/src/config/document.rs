@@ -2,7 +2,7 @@
 
 use super::values::{Auth, CrlUri, DpdAction, Named, Outer, PoolRange, Proposals, Remote, Text};
 use evergate_ike::{
-    config::{RevocationPolicy, SendCert, StartAction},
+    config::{Childless, Fragmentation, RevocationPolicy, SendCert, StartAction, Unique},
     identity::{IdPattern, Identity},
     proposal::{EspProposal, IkeProposal},
     secret::Secret,
@@ -142,6 +142,8 @@ pub(crate) struct Limits {
     pub(crate) block_threshold: usize,
     /// So many half-open IKE SAs there may be in all.
     pub(crate) half_open: usize,
+    /// So long one waits for IKE_AUTH.
+    pub(crate) half_open_timeout: Text<Duration>,
 }
 
 /// `[retransmit]`: how requests are repeated; replicated with the policy.
@@ -174,6 +176,7 @@ impl Default for Limits {
             cookie_threshold: 30,
             block_threshold: 10,
             half_open: 10_000,
+            half_open_timeout: Text(Duration::from_secs(30)),
         }
     }
 }
@@ -200,6 +203,10 @@ pub(super) struct Connection {
     pub(super) dpd_delay: Option<Text<Duration>>,
     #[serde(default = "yes")]
     pub(super) message_id_sync: bool,
+    pub(super) childless: Option<Text<Childless>>,
+    pub(super) unique: Option<Text<Unique>>,
+    pub(super) fragmentation: Option<Text<Fragmentation>>,
+    pub(super) fragment_size: Option<Spanned<u16>>,
     pub(super) send_cert: Option<Text<SendCert>>,
     #[serde(default = "yes")]
     pub(super) send_certreq: bool,
@@ -253,6 +260,12 @@ pub(super) struct Child {
     pub(super) rekey_time: Option<Text<Duration>>,
     pub(super) life_time: Option<Spanned<Text<Duration>>>,
     pub(super) rand_time: Option<Spanned<Text<Duration>>>,
+    pub(super) rekey_bytes: Option<Spanned<u64>>,
+    pub(super) life_bytes: Option<Spanned<u64>>,
+    pub(super) rand_bytes: Option<Spanned<u64>>,
+    pub(super) rekey_packets: Option<Spanned<u64>>,
+    pub(super) life_packets: Option<Spanned<u64>>,
+    pub(super) rand_packets: Option<Spanned<u64>>,
     pub(super) start_action: Option<Spanned<Text<StartAction>>>,
     pub(super) close_action: Option<Spanned<Text<StartAction>>>,
     pub(super) dpd_action: Option<Spanned<Text<DpdAction>>>,

@@ -8,8 +8,8 @@ use super::{
 };
 use evergate_ike::{
     config::{
-        ChildConfig, Connection, LocalAuth, Policy, Pool, PrivateKey, RemoteAuth, Retransmit,
-        SharedSecret, StartAction,
+        ChildConfig, Childless, Connection, FRAGMENT_SIZE, Fragmentation, LocalAuth, Policy, Pool,
+        PrivateKey, RemoteAuth, Retransmit, SharedSecret, StartAction, Unique, Volume,
     },
     identity::IdPattern,
     proposal::{default_esp, default_ike},
@@ -30,6 +30,11 @@ use toml::Spanned;
 const REPLAY_WINDOW: RangeInclusive<u32> = 64..=4096;
 /// What the MTU of the TUN device may be: IPv6 needs 1280 (RFC 8200 §5).
 const MTU: RangeInclusive<u16> = 1280..=65_000;
+/// What the size of fragments may be, in bytes: every IPv4 host takes a packet of 576 (RFC 791 §3.1).
+const FRAGMENT_SIZES: RangeInclusive<u16> = 576..=u16::MAX;
+/// How long a half-open IKE SA may wait for IKE_AUTH.
+const HALF_OPEN_TIMEOUT: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(600);
 /// Longest name of anything, in characters.
 const MAX_NAME: usize = 64;
 /// Longest name of a network device, in bytes (IFNAMSIZ without its end).
@@ -144,6 +149,13 @@ impl Check<'_> {
                 );
                 self.error(span, what);
             }
+        }
+        if let Some(limits) = &document.limits
+            && !HALF_OPEN_TIMEOUT.contains(&limits.get_ref().half_open_timeout.0)
+        {
+            let (low, high) = (HALF_OPEN_TIMEOUT.start(), HALF_OPEN_TIMEOUT.end());
+            let what = format!("half_open_timeout is out of range, expected {low:?} to {high:?}");
+            self.error(limits.span(), what);
         }
         if let Some(limits) = &document.limits
             && limits.get_ref().half_open == 0
@@ -384,6 +396,15 @@ impl Check<'_> {
             keyingtries: c.keyingtries,
             mobike: c.mobike,
             return_routability: c.return_routability,
+            childless: c.childless.map_or_else(Childless::default, |c| c.0),
+            unique: c.unique.map_or_else(Unique::default, |u| u.0),
+            fragmentation: c.fragmentation.map_or_else(Fragmentation::default, |f| f.0),
+            fragment_size: self.within(
+                c.fragment_size,
+                "fragment_size",
+                FRAGMENT_SIZES,
+                FRAGMENT_SIZE,
+            ),
             children,
         };
         let keyed =
@@ -450,16 +471,7 @@ impl Check<'_> {
             .dpd_action
             .map(|a| Spanned::new(a.span(), Text(a.into_inner().0.0)));
         let dpd_action = self.action(dpd_action, start_action, "dpd", reachable);
-        let replay_window = c.replay_window.map_or(1024, |window| {
-            if !REPLAY_WINDOW.contains(window.get_ref()) {
-                let (low, high) = (REPLAY_WINDOW.start(), REPLAY_WINDOW.end());
-                self.error(
-                    window.span(),
-                    format!("replay_window is out of range, expected {low} to {high}"),
-                );
-            }
-            window.into_inner()
-        });
+        let replay_window = self.within(c.replay_window, "replay_window", REPLAY_WINDOW, 1024);
         ChildConfig {
             name: name.into_inner(),
             local_ts: self.list(c.local_ts, dynamic, "traffic selector"),
@@ -468,6 +480,8 @@ impl Check<'_> {
             rekey_time,
             life_time,
             rand_time,
+            bytes: self.volume("bytes", c.rekey_bytes, c.life_bytes, c.rand_bytes),
+            packets: self.volume("packets", c.rekey_packets, c.life_packets, c.rand_packets),
             start_action,
             close_action,
             dpd_action,
@@ -495,6 +509,54 @@ impl Check<'_> {
             self.error(given.span(), message);
         }
         action
+    }
+
+    /// How much a Child SA may carry, in `unit`; the defaults are as those of times.
+    fn volume(
+        &mut self,
+        unit: &str,
+        rekey: Option<Spanned<u64>>,
+        life: Option<Spanned<u64>>,
+        rand: Option<Spanned<u64>>,
+    ) -> Volume {
+        let rekey = rekey.map_or(0, Spanned::into_inner);
+        let default = rekey.saturating_add(rekey / 10);
+        if let Some(life) = &life
+            && (1..=rekey).contains(life.get_ref())
+        {
+            let what = format!(
+                "life_{unit} is not more than rekey_{unit}, expected something left to rekey"
+            );
+            self.error(life.span(), what);
+        }
+        let life = life.map_or(default, Spanned::into_inner);
+        if let Some(rand) = &rand
+            && *rand.get_ref() > rekey
+        {
+            let what = format!("rand_{unit} is more than rekey_{unit}, expected less");
+            self.error(rand.span(), what);
+        }
+        let rand = rand.map_or(life.saturating_sub(rekey).min(rekey), Spanned::into_inner);
+        Volume { rekey, life, rand }
+    }
+
+    /// A number that must be in a range.
+    fn within<T: Copy + PartialOrd + std::fmt::Display>(
+        &mut self,
+        given: Option<Spanned<T>>,
+        name: &str,
+        range: RangeInclusive<T>,
+        default: T,
+    ) -> T {
+        let Some(given) = given else {
+            return default;
+        };
+        if !range.contains(given.get_ref()) {
+            let (low, high) = (range.start(), range.end());
+            let what = format!("{name} is out of range, expected {low} to {high}");
+            self.error(given.span(), what);
+        }
+        given.into_inner()
     }
 
     fn rand_time(

@@ -1,7 +1,7 @@
 //! Values that are written as text, each parsed once into what it means.
 
 use evergate_ike::{
-    config::{RevocationPolicy, SendCert, StartAction},
+    config::{Childless, Fragmentation, RevocationPolicy, SendCert, StartAction, Unique},
     identity::{IdPattern, Identity},
     proposal::{EspProposal, IkeProposal, parse_esp, parse_ike},
     secret::Secret,
@@ -32,7 +32,7 @@ pub(super) trait Textual: Sized {
 
 /// A value that is written as a text.
 #[derive(Clone, Debug)]
-pub(super) struct Text<T>(pub(super) T);
+pub(crate) struct Text<T>(pub(crate) T);
 
 impl<'de, T: Textual> Deserialize<'de> for Text<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -282,6 +282,20 @@ impl Textual for Auth {
     }
 }
 
+impl Textual for Childless {
+    const EXPECTED: &'static str = "\"allow\", \"prefer\", \"force\" or \"never\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        match text {
+            "allow" => Ok(Self::Allow),
+            "prefer" => Ok(Self::Prefer),
+            "force" => Ok(Self::Force),
+            "never" => Ok(Self::Never),
+            _ => Err(format!("{text:?} is no way to set up IKE SAs")),
+        }
+    }
+}
+
 impl Textual for SendCert {
     const EXPECTED: &'static str = "\"always\", \"ifasked\" or \"never\"";
 
@@ -295,6 +309,20 @@ impl Textual for SendCert {
     }
 }
 
+impl Textual for Unique {
+    const EXPECTED: &'static str = "\"no\", \"keep\", \"replace\" or \"never\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        match text {
+            "no" => Ok(Self::No),
+            "keep" => Ok(Self::Keep),
+            "replace" => Ok(Self::Replace),
+            "never" => Ok(Self::Never),
+            _ => Err(format!("{text:?} is not a policy of uniqueness")),
+        }
+    }
+}
+
 impl Textual for RevocationPolicy {
     const EXPECTED: &'static str = "\"strict\", \"ifuri\" or \"relaxed\"";
 
@@ -304,6 +332,20 @@ impl Textual for RevocationPolicy {
             "ifuri" => Ok(Self::IfUri),
             "relaxed" => Ok(Self::Relaxed),
             _ => Err(format!("{text:?} is no policy for revocations")),
+        }
+    }
+}
+
+impl Textual for Fragmentation {
+    const EXPECTED: &'static str = "\"yes\", \"no\", \"accept\" or \"force\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        match text {
+            // Forcing it is about IKEv1: in IKEv2 the first messages are never fragmented (RFC 7383 §2.1).
+            "yes" | "force" => Ok(Self::Yes),
+            "accept" => Ok(Self::Accept),
+            "no" => Ok(Self::No),
+            _ => Err(format!("{text:?} is not a way to fragment")),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Commit before reply: what is proposed, and what happens when it was decided.
 
 use super::{
-    Worker,
+    Message, Worker,
     slot::{Committing, Queued},
 };
 use crate::{drills, node::LogFailed};
@@ -143,6 +143,7 @@ impl Worker {
                 identity,
                 v4,
                 v6,
+                takes_over,
             } => self
                 .shared
                 .propose(Command::LeaseAddresses {
@@ -153,6 +154,7 @@ impl Worker {
                     pools,
                     v4,
                     v6,
+                    takes_over,
                 })
                 .map(move |outcome| Done::Leased { sa: id, outcome })
                 .boxed(),
@@ -176,7 +178,12 @@ impl Worker {
     pub(super) fn done(&mut self, done: Done) {
         match done {
             Done::Put { sa, outcome } => match self.decided(outcome) {
-                Some(Ok(_)) => self.applied(sa),
+                Some(Ok(outcome)) => {
+                    self.applied(sa);
+                    if let Outcome::Displaced(sas) = outcome {
+                        self.displace(&sas);
+                    }
+                }
                 Some(Err(refusal)) => self.refused(sa, &refusal),
                 None => {}
             },
@@ -254,15 +261,38 @@ impl Worker {
         let Some(slot) = self.slots.get_mut(&id) else {
             return;
         };
+        slot.committing = None;
+        // No accident: the policy says so, and the peer is told.
+        if matches!(refusal, Refusal::NotUnique(_)) {
+            self.feed(id, Queued::NotUnique);
+            return self.resume_inputs(id);
+        }
         let record = slot.sa.record();
         warn!(event = "refused", sa = %id, connection = record.connection, peer = %record.path.remote, "a change was refused: {refusal}");
-        slot.committing = None;
         slot.not_before = rest_until;
         // What this process just made up and nobody has heard of is gone with its first record.
         if self.shared.read(|state| state.sa(id).is_none()) {
             return self.remove(id);
         }
         self.resume_inputs(id);
+    }
+
+    /// Tells SAs that their peer has authenticated anew; each to the worker that has it.
+    pub(super) fn displace(&self, sas: &[SaId]) {
+        for &sa in sas {
+            let forgotten = self.shared.read(|state| state.displaced(sa));
+            let (Some(forgotten), Some(worker)) = (forgotten, self.shared.worker(sa)) else {
+                continue;
+            };
+            let worker = worker.clone();
+            let message = Message::Command {
+                sa,
+                command: evergate_ike::sa::Command::Displace { forgotten },
+                watcher: None,
+                reply: None,
+            };
+            tokio::spawn(async move { worker.send(message).await });
+        }
     }
 
     fn resume_inputs(&mut self, id: SaId) {

@@ -84,10 +84,12 @@ impl Worker {
             self.shared.dropped(IkeDrop::SendFailed, local, remote, &e);
             return;
         }
-        if let Ok(header) = Header::parse(datagram)
-            && !header.is_response
-        {
-            drills::pass("request-sent", Some(header.exchange));
+        if let Ok(header) = Header::parse(datagram) {
+            let point = match header.is_response {
+                false => "request-sent",
+                true => "response-sent",
+            };
+            drills::pass(point, Some(header.exchange));
         }
     }
 

@@ -8,11 +8,13 @@ use super::{
 };
 use crate::{counters::IkeDrop, drills};
 use evergate_ike::{
+    config::Policy,
+    identity::{IdPattern, Identity},
     record::{Phase, Record, SaId},
     sa::{Effect, Env, Failure, IkeSa, InitAnswer, answer_init, initiate},
     wire::{ExchangeType, Header},
 };
-use evergate_state::Command;
+use evergate_state::{Command, State};
 use futures::FutureExt;
 use std::{
     net::{IpAddr, SocketAddr},
@@ -67,6 +69,7 @@ impl Worker {
             (local, remote),
             shared.gateway,
             demand_cookie,
+            shared.half_open.patience(),
             &cookies,
             &mut env,
         );
@@ -117,13 +120,13 @@ impl Worker {
     /// dies in between. It costs a moment, but no more writes: what comes at the same time goes into one.
     fn half_open(&mut self, record: Record, local: SocketAddr, remote: SocketAddr) {
         let response = record.inbound.last_response.clone();
-        let effects = response.map(|datagram| Effect::Send {
+        let effects = response.into_iter().flatten().map(|datagram| Effect::Send {
             datagram,
             local,
             remote,
         });
         let slot = Slot::new(IkeSa::created(record.clone(), self.shared.clock.now()));
-        self.propose_new(slot, record, effects.into_iter().collect());
+        self.propose_new(slot, record, effects.collect());
     }
 
     /// An SA that starts with the commit of its first record.
@@ -160,6 +163,12 @@ impl Worker {
         let shared = Arc::clone(&self.shared);
         let policy = shared.policy.load_full();
         let addresses = shared.outer_addresses(&policy);
+        // All attempts of a connection come to this worker: two at the same time must not both say that there is no other.
+        let attempted = self.slots.values().map(|slot| slot.sa.record()).any(|r| {
+            r.connection == connection && matches!(r.phase, Phase::InitSent(_) | Phase::AuthSent(_))
+        });
+        let local = pairs.first().map(|(local, _)| *local);
+        let alone = !attempted && shared.read(|state| is_alone(state, &policy, connection, local));
         let mut env = Env {
             now: shared.clock.now(),
             ivs: &shared.ivs,
@@ -175,6 +184,7 @@ impl Worker {
             pairs,
             shared.ports.ike,
             shared.gateway,
+            alone,
             &mut env,
         );
         let record = match started {
@@ -197,5 +207,18 @@ impl Worker {
         // Once it is committed the SA's own timer sends the message.
         self.propose_new(slot, record, Vec::new());
         let _ = reply.send(Ok(id));
+    }
+}
+
+/// Whether nobody has an IKE SA with the peer of a connection, as far as its identity is known before it has authenticated: then the peer may forget
+/// those that it believes to have (RFC 7296 §2.4).
+fn is_alone(state: &State, policy: &Policy, connection: &str, local: Option<IpAddr>) -> bool {
+    let Some(connection) = policy.connection(connection) else {
+        return false;
+    };
+    let ours = connection.local_id.clone().or(local.map(Identity::Address));
+    match (ours, &connection.remote_id) {
+        (Some(ours), IdPattern::Exact(theirs)) => state.between(&ours, theirs).next().is_none(),
+        _ => false,
     }
 }

@@ -47,6 +47,11 @@ impl HalfOpenLimits {
         })
     }
 
+    /// How long a half-open IKE SA waits for IKE_AUTH.
+    pub(super) fn patience(&self) -> Duration {
+        self.limits.half_open_timeout.0
+    }
+
     /// How a request from `source` is to be served.
     pub(super) fn admission(&self, source: IpAddr) -> Admission {
         let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -142,6 +147,7 @@ mod tests {
             cookie_threshold: cookie,
             block_threshold: block,
             half_open: all,
+            ..Limits::default()
         })
     }
 

@@ -163,6 +163,9 @@ impl Worker {
     /// Serves until told to stop, or until somebody else serves the gateway.
     pub(crate) async fn run(mut self, mut inbox: mpsc::Receiver<Message>, stop: CancellationToken) {
         let shared = Arc::clone(&self.shared);
+        // A former process may have died before it told them.
+        let all: Vec<SaId> = self.slots.keys().copied().collect();
+        self.displace(&all);
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Since its predecessor looked, this host may have got other addresses; or it is another host.

@@ -52,6 +52,9 @@ pub(super) fn report(shared: &Shared, record: &Record, event: &Event) {
             let reason = reason_name(*reason);
             info!(event = "ike-closed", %sa, connection, %peer, reason, "IKE SA closed");
         }
+        Event::Displaced => {
+            info!(event = "ike-displaced", %sa, connection, %peer, "the peer has authenticated anew; this IKE SA goes")
+        }
         Event::PeerMoved { to } => {
             info!(event = "peer-moved", %sa, connection, %peer, %to, "the peer's address changed")
         }
@@ -78,6 +81,7 @@ pub(crate) fn reason_name(reason: CloseReason) -> &'static str {
         CloseReason::DeletedByUs => "deleted-by-us",
         CloseReason::PeerSilent => "peer-silent",
         CloseReason::Rekeyed => "rekeyed",
+        CloseReason::Displaced => "displaced",
         CloseReason::Expired => "expired",
         CloseReason::SetupFailed => "setup-failed",
     }

@@ -47,6 +47,7 @@ pub(super) enum Queued {
     Command(sa::Command),
     Roam(Ways),
     EspFrom(SocketAddr),
+    NotUnique,
 }
 
 impl Queued {
@@ -67,6 +68,7 @@ impl Queued {
             Self::Command(command) => Input::Command(command.clone()),
             Self::Roam(ways) => Input::Roam(ways.clone()),
             Self::EspFrom(remote) => Input::EspFrom(*remote),
+            Self::NotUnique => Input::NotUnique,
         }
     }
 }

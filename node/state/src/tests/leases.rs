@@ -13,6 +13,7 @@ fn ask(sa: u64, who: &str, v4: Option<IpAddr>, v6: Option<IpAddr>) -> Command {
         pools: vec!["p4".into(), "p6".into()],
         v4,
         v6,
+        takes_over: false,
     }
 }
 

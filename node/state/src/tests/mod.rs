@@ -4,6 +4,7 @@ mod leases;
 mod ownership;
 mod properties;
 mod rules;
+mod unique;
 
 use crate::{Command, Entry, Outcome, State};
 use evergate_ike::{
@@ -134,6 +135,7 @@ fn established(
         keys: keys(),
         local_id: identity("us.example"),
         remote_id: identity(who),
+        initial_contact: false,
         authenticated: UnixMillis(0),
         rekey_at: None,
         expires_at: None,
@@ -174,10 +176,11 @@ fn record(id: u64, revision: u64, phase: Phase) -> Record {
             nat_local: false,
             nat_remote: false,
         },
+        fragmentation: false,
         created: UnixMillis(0),
         inbound: InboundWindow {
             next: 2,
-            last_response: Some(vec![9; 80]),
+            last_response: Some(vec![vec![9; 80]]),
         },
         outbound: OutboundWindow {
             next: 0,
@@ -190,7 +193,7 @@ fn record(id: u64, revision: u64, phase: Phase) -> Record {
 fn pending(id: u32, task: Task) -> Option<PendingRequest> {
     Some(PendingRequest {
         id,
-        datagram: vec![8; 40],
+        datagrams: vec![vec![8; 40]],
         task,
     })
 }

@@ -169,6 +169,7 @@ fn quiet_command(state: &State, wish: &Wish) -> Command {
             pools: vec!["p4".into(), "p6".into()],
             v4: v4.then(|| ip("0.0.0.0")),
             v6: v6.then(|| ip("::")),
+            takes_over: false,
         },
         Wish::Count(sa, inbound_next, outbound_next) => {
             let gateway = gateway_of(sa);

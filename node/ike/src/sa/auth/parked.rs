@@ -96,6 +96,7 @@ impl Turn<'_, '_> {
     pub(in crate::sa) fn addresses(&mut self, answer: Result<Vec<IpAddr>, NoAddress>) {
         match self.session.parked.take() {
             Some(Parked::Request(mut request)) if request.addresses.is_some() => {
+                self.arrived = Some((request.local, request.remote));
                 request.addresses = Some(Answer::Given(answer));
                 self.complete_request(request);
             }
@@ -107,6 +108,7 @@ impl Turn<'_, '_> {
     pub(in crate::sa) fn verified(&mut self, answer: Result<Box<Verified>, CertificateError>) {
         match self.session.parked.take() {
             Some(Parked::Request(request)) if request.peer.is_none() => {
+                self.arrived = Some((request.local, request.remote));
                 match self.verified_initiator(&request, answer) {
                     Ok(peer) => self.proceed(request, peer),
                     Err(refused) => {
@@ -124,6 +126,7 @@ impl Turn<'_, '_> {
     pub(in crate::sa) fn signed(&mut self, answer: Option<Vec<u8>>) {
         match self.session.parked.take() {
             Some(Parked::Request(mut request)) => {
+                self.arrived = Some((request.local, request.remote));
                 if let Some(own) = &mut request.own {
                     own.signed(answer);
                 }

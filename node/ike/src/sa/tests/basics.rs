@@ -2,6 +2,7 @@
 
 use super::bench::Pair;
 use crate::{
+    config::Childless,
     record::{CloseReason, Fate, Phase},
     sa::{Command, Event, Failure},
     secret::Secret,
@@ -330,4 +331,64 @@ fn strays_are_answered_only_where_the_rfc_says_so() {
         "a first message is no stray"
     );
     assert_eq!(kinds(&[0; 27]), None);
+}
+
+#[test]
+fn a_child_may_come_after_the_ike_sa() {
+    for way in [Childless::Prefer, Childless::Force] {
+        let mut pair = Pair::with(|a| a.childless = way, |_| {});
+        pair.connect();
+        let exchanges: Vec<_> = pair.sent.iter().map(|p| p.exchange()).collect();
+        assert_eq!(
+            exchanges[4..],
+            [ExchangeType::CREATE_CHILD_SA, ExchangeType::CREATE_CHILD_SA]
+        );
+    }
+}
+
+/// Whoever dies between IKE_AUTH and CREATE_CHILD_SA, the child comes.
+#[test]
+fn a_child_after_the_ike_sa_survives_a_takeover() {
+    for b in [false, true] {
+        for after in 3..6 {
+            let mut pair = Pair::with(|a| a.childless = Childless::Force, |_| {});
+            pair.start();
+            for _ in 0..after {
+                let packet = pair.wire.pop_front().unwrap();
+                pair.deliver(&packet);
+            }
+            let now = pair.now;
+            pair.wire.clear();
+            pair.end(b).take_over(now);
+            pair.pass(Duration::from_secs(60));
+            pair.check_agreement();
+            assert_eq!(pair.a.children().len(), 1, "{b} {after}");
+        }
+    }
+}
+
+#[test]
+fn who_never_wants_it_is_not_asked_without_a_child() {
+    let mut pair = Pair::with(
+        |a| a.childless = Childless::Prefer,
+        |b| b.childless = Childless::Never,
+    );
+    pair.connect();
+    assert_eq!(pair.sent.len(), 4);
+    // And who insists does not go on.
+    let mut pair = Pair::with(
+        |a| a.childless = Childless::Force,
+        |b| b.childless = Childless::Never,
+    );
+    pair.start();
+    pair.settle();
+    let ignored = Event::Ignored {
+        what: Failure::NoChildless,
+    };
+    assert!(pair.a.events.contains(&ignored), "{:?}", pair.a.events);
+    // Who is asked with one and insists on none refuses the child.
+    let mut pair = Pair::with(|_| {}, |b| b.childless = Childless::Force);
+    pair.start();
+    pair.settle();
+    assert!(pair.a.children().is_empty() && pair.b.children().is_empty());
 }

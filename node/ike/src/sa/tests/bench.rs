@@ -1,7 +1,10 @@
 //! Two ends and the wire between them.
 
 use crate::{
-    config::{ChildConfig, Connection, Policy, SharedSecret, StartAction},
+    config::{
+        ChildConfig, Childless, Connection, FRAGMENT_SIZE, Fragmentation, Policy, SharedSecret,
+        StartAction, Unique, Volume,
+    },
     env::{Entropy, UnixMillis},
     identity::{IdPattern, Identity},
     record::{Child, GatewayId, Path, Phase, Record, SaId},
@@ -217,13 +220,15 @@ impl Pair {
         let record = self
             .a
             .with_env(now, |env| {
-                initiate("c", "net", pairs, 500, GatewayId(0), env)
+                initiate("c", "net", pairs, 500, GatewayId(0), true, env)
             })
             .unwrap();
         self.a.committed.insert(record.id, record.clone());
-        let datagram = record.outbound.pending.as_ref().unwrap().datagram.clone();
+        let datagrams = record.outbound.pending.as_ref().unwrap().datagrams.clone();
         self.a.sas.insert(record.id, IkeSa::created(record, now));
-        self.transmit(false, datagram);
+        for datagram in datagrams {
+            self.transmit(false, datagram);
+        }
     }
 
     pub(super) fn transmit(&mut self, from_b: bool, bytes: Vec<u8>) {
@@ -450,14 +455,22 @@ impl End {
             previous: Secret::new(vec![2; 32]),
         };
         match self.with_env(now, |env| {
-            answer_init(bytes, path, GatewayId(0), false, &cookies, env)
+            answer_init(
+                bytes,
+                path,
+                GatewayId(0),
+                false,
+                Duration::from_secs(30),
+                &cookies,
+                env,
+            )
         }) {
             InitAnswer::Stateless { datagram, .. } => vec![datagram],
             InitAnswer::HalfOpen(record) => {
                 let response = record.inbound.last_response.clone().unwrap();
                 self.committed.insert(record.id, (*record).clone());
                 self.sas.insert(record.id, IkeSa::created(*record, now));
-                vec![response]
+                response
             }
             InitAnswer::Silent(_) => vec![],
         }
@@ -594,6 +607,10 @@ pub(super) fn policy(local: &str, remote: &str, n: u8) -> Policy {
             keyingtries: 0,
             mobike: false,
             return_routability: true,
+            childless: Childless::Allow,
+            unique: Unique::No,
+            fragmentation: Fragmentation::Yes,
+            fragment_size: FRAGMENT_SIZE,
             children: vec![ChildConfig {
                 name: "net".into(),
                 local_ts: ts(n),
@@ -602,6 +619,8 @@ pub(super) fn policy(local: &str, remote: &str, n: u8) -> Policy {
                 rekey_time: Duration::ZERO,
                 life_time: Duration::ZERO,
                 rand_time: Duration::ZERO,
+                bytes: Volume::default(),
+                packets: Volume::default(),
                 start_action: StartAction::None,
                 close_action: StartAction::None,
                 dpd_action: StartAction::None,

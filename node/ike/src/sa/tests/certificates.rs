@@ -1,6 +1,6 @@
 //! IKE_AUTH with certificates.
 
-use super::bench::Pair;
+use super::bench::{Packet, Pair};
 use crate::{
     certificate::{
         CertificateError,
@@ -8,6 +8,7 @@ use crate::{
     },
     config::{LocalAuth, RemoteAuth, SendCert},
     identity::{IdPattern, Identity},
+    proposal::parse_ike,
     sa::{Event, Failure},
     signature::KeyKind,
     wire::{ExchangeType, Message, NotifyType},
@@ -41,6 +42,36 @@ fn failures(events: &[Event]) -> Vec<&Failure> {
         _ => None,
     });
     failed.collect()
+}
+
+/// How many fragments the first of these packets is one of.
+fn fragments(packets: &[&Packet]) -> usize {
+    let message = Message::parse(&packets[0].bytes).unwrap();
+    let fragment = message.protected.and_then(|p| p.fragment);
+    fragment.map_or(1, |(_, total)| usize::from(total))
+}
+
+/// The same with small fragments, and more key exchanges before IKE_AUTH.
+fn fragmented_pair() -> Pair {
+    let mut pair = pair(KeyKind::Rsa, KeyKind::P256);
+    for at_b in [false, true] {
+        let connection = &mut pair.end(at_b).policy.connections[0];
+        connection.fragment_size = 576;
+        let suite = "aes256gcm16-prfsha384-x25519-ke1_mlkem768-ke3_x448";
+        connection.proposals = parse_ike(suite).unwrap();
+    }
+    pair
+}
+
+/// Pairs in which messages are in one piece, or not, and either end as the one that something happens to.
+fn every_pair() -> [(fn() -> Pair, bool); 4] {
+    let plain: fn() -> Pair = || pair(KeyKind::P256, KeyKind::P256);
+    [
+        (plain, false),
+        (plain, true),
+        (fragmented_pair, false),
+        (fragmented_pair, true),
+    ]
 }
 
 /// The pair does not connect: why, at each end.
@@ -209,11 +240,24 @@ fn hashes_are_announced_and_authorities_asked_for_only_where_somebody_signs() {
     assert_eq!(announced(&mut pair(KeyKind::P256, KeyKind::P256)), (2, 1));
 }
 
+#[test]
+fn certificates_go_in_fragments() {
+    let mut pair = fragmented_pair();
+    pair.connect();
+    for is_response in [false, true] {
+        let auth =
+            |p: &&Packet| p.exchange() == ExchangeType::IKE_AUTH && p.is_response() == is_response;
+        let sent: Vec<&Packet> = pair.sent.iter().filter(auth).collect();
+        assert!(sent.len() > 1, "{is_response}");
+        assert_eq!(sent.len(), fragments(&sent));
+    }
+}
+
 /// What waits for an answer is not repeated, and a late answer is one.
 #[test]
 fn while_a_question_is_open_repetitions_change_nothing() {
-    for at_b in [false, true] {
-        let mut pair = pair(KeyKind::P256, KeyKind::P256);
+    for (make, at_b) in every_pair() {
+        let mut pair = make();
         pair.end(at_b).answers = false;
         pair.start();
         for _ in 0..6 {
@@ -236,9 +280,9 @@ fn while_a_question_is_open_repetitions_change_nothing() {
 /// Whoever takes over while certificates are being verified, or signatures made, goes on with what the peer sends again.
 #[test]
 fn a_successor_goes_on_wherever_the_question_was_left() {
-    for at_b in [false, true] {
+    for (make, at_b) in every_pair() {
         for answered in 0..2 {
-            let mut pair = pair(KeyKind::P256, KeyKind::P256);
+            let mut pair = make();
             pair.end(at_b).answers = false;
             pair.start();
             pair.settle();
@@ -279,13 +323,16 @@ fn the_response_is_the_same_after_a_takeover() {
     let now = pair.now;
     pair.b.take_over(now);
     pair.pass(Duration::from_secs(5));
-    let responses: Vec<&Vec<u8>> = pair
+    let responses: Vec<&Packet> = pair
         .sent
         .iter()
         .filter(|p| p.exchange() == ExchangeType::IKE_AUTH && p.is_response())
-        .map(|p| &p.bytes)
         .collect();
-    assert!(responses.len() > 1 && responses.windows(2).all(|w| w[0] == w[1]));
+    let (first, again) = responses.split_at(fragments(&responses));
+    assert!(!again.is_empty());
+    for (n, packet) in again.iter().enumerate() {
+        assert_eq!(packet.bytes, first[n % first.len()].bytes);
+    }
     pair.check_agreement();
 }
 

@@ -4,6 +4,7 @@ mod basics;
 mod bench;
 mod certificates;
 mod collisions;
+mod fragments;
 mod hybrid;
 mod initiation;
 mod mobike;

@@ -214,6 +214,26 @@ fn wrong_documents_are_refused_where_they_are_wrong() {
             "1:1: error: tun is not the name of a device, expected up to 15 characters",
         ),
         (
+            "[limits]\nhalf_open_timeout = '0'",
+            "1:1: error: half_open_timeout is out of range, expected 1s to 600s",
+        ),
+        (
+            "[connections.c]\nfragment_size = 575",
+            "2:17: error: fragment_size is out of range, expected 576 to 65535",
+        ),
+        (
+            "[connections.c]\nunique = 'yes'",
+            "2:10: error: \"yes\" is not a policy of uniqueness, expected",
+        ),
+        (
+            "[connections.c.children.n]\nrekey_packets = 9\nlife_packets = 9",
+            "3:16: error: life_packets is not more than rekey_packets, expected",
+        ),
+        (
+            "[connections.c.children.n]\nrand_bytes = 9",
+            "2:14: error: rand_bytes is more than rekey_bytes, expected less",
+        ),
+        (
             "[limits]\nhalf_open = 0",
             "1:1: error: half_open is zero, expected how many",
         ),

@@ -3,7 +3,7 @@ mod errors;
 
 use super::*;
 use evergate_ike::{
-    config::StartAction,
+    config::{Childless, Fragmentation, StartAction, Unique, Volume},
     identity::{IdPattern, Identity},
 };
 use std::{net::IpAddr, time::Duration};
@@ -35,6 +35,7 @@ tries = 3
 cookie_threshold = 5
 block_threshold = 2
 half_open = 100
+half_open_timeout = "45s"
 
 [connections.zulu]
 local_addrs = ["192.0.2.1"]
@@ -49,6 +50,10 @@ over_time = "30m"
 rand_time = "10m"
 dpd_delay = "30s"
 message_id_sync = false
+unique = "keep"
+childless = "prefer"
+fragmentation = "accept"
+fragment_size = 1000
 local = { auth = "psk", id = "a.test" }
 remote = { auth = "psk", id = "*.test" }
 
@@ -59,6 +64,10 @@ esp_proposals = ["aes256gcm16-x25519"]
 rekey_time = "2h"
 life_time = "3h"
 rand_time = "7m"
+rekey_bytes = 1000000
+life_bytes = 2000000
+rand_bytes = 30000
+rekey_packets = 1000
 start_action = "start"
 replay_window = 2048
 copy_dscp = false
@@ -129,6 +138,7 @@ fn every_key_arrives() {
         ),
         (5, 2, 100)
     );
+    assert_eq!(limits.half_open_timeout.0, Duration::from_secs(45));
     let c = &config.policy.connections[0];
     assert_eq!(c.local_addrs, ["192.0.2.1/32".parse().unwrap()]);
     assert_eq!(
@@ -141,6 +151,11 @@ fn every_key_arrives() {
     assert_eq!(
         (c.remote_port, c.encap, c.message_id_sync),
         (1501, true, false)
+    );
+    assert_eq!(c.childless, Childless::Prefer);
+    assert_eq!(
+        (c.fragmentation, c.fragment_size, c.unique),
+        (Fragmentation::Accept, 1000, Unique::Keep)
     );
     assert_eq!(
         c.proposals,
@@ -164,6 +179,9 @@ fn every_key_arrives() {
     assert_eq!(child.rekey_time, Duration::from_secs(2 * 3600));
     assert_eq!(child.life_time, Duration::from_secs(3 * 3600));
     assert_eq!(child.rand_time, Duration::from_secs(7 * 60));
+    let volume = |rekey, life, rand| Volume { rekey, life, rand };
+    assert_eq!(child.bytes, volume(1_000_000, 2_000_000, 30_000));
+    assert_eq!(child.packets, volume(1000, 1100, 100));
     assert_eq!(child.start_action, StartAction::Start);
     assert_eq!((child.replay_window, child.copy_dscp), (2048, false));
     assert_eq!(config.policy.secrets[0].ids.len(), 2);

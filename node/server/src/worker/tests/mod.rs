@@ -129,12 +129,17 @@ async fn nothing_leaves_before_it_is_committed() {
             }
             let known = replica.read(|s| {
                 s.sa(sa_id(ours)).is_some_and(|r| match header.is_response {
-                    true => r.inbound.last_response.as_deref() == Some(message),
+                    true => r
+                        .inbound
+                        .last_response
+                        .iter()
+                        .flatten()
+                        .any(|d| d == message),
                     false => r
                         .outbound
                         .pending
                         .as_ref()
-                        .is_some_and(|p| p.datagram == message),
+                        .is_some_and(|p| p.datagrams.iter().any(|d| d == message)),
                 })
             });
             assert!(known, "{header:?} left before its commit");

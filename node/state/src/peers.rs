@@ -1,0 +1,146 @@
+//! How many IKE SAs a peer has, and which of them go when it authenticates anew. Decided here, in the one order that all members see, so that no two
+//! workers or members can decide differently.
+
+use crate::{
+    apply::Batch,
+    command::{Outcome, Refusal},
+    state::State,
+};
+use evergate_ike::{
+    config::Unique,
+    identity::Identity,
+    record::{Phase, Record, Role, SaId},
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The established SAs between two identities: by the peer's, then by ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Peers(BTreeMap<Identity, BTreeMap<Identity, BTreeSet<SaId>>>);
+
+impl Peers {
+    pub(crate) fn between(
+        &self,
+        local: &Identity,
+        remote: &Identity,
+    ) -> impl Iterator<Item = SaId> {
+        let found = self.0.get(remote).and_then(|all| all.get(local));
+        found.into_iter().flatten().copied()
+    }
+
+    pub(crate) fn add(&mut self, record: &Record) {
+        if let Some((local, remote)) = record.identities() {
+            let of_remote = self.0.entry(remote.clone()).or_default();
+            of_remote
+                .entry(local.clone())
+                .or_default()
+                .insert(record.id);
+        }
+    }
+
+    pub(crate) fn remove(&mut self, record: &Record) {
+        let Some((local, remote)) = record.identities() else {
+            return;
+        };
+        let Some(of_remote) = self.0.get_mut(remote) else {
+            return;
+        };
+        if let Some(sas) = of_remote.get_mut(local) {
+            sas.remove(&record.id);
+            if sas.is_empty() {
+                of_remote.remove(local);
+            }
+        }
+        if of_remote.is_empty() {
+            self.0.remove(remote);
+        }
+    }
+
+    /// A record takes the place of another version of itself.
+    pub(crate) fn replace(&mut self, before: Option<&Record>, after: &Record) {
+        if before.and_then(Record::identities) == after.identities() {
+            return;
+        }
+        if let Some(before) = before {
+            self.remove(before);
+        }
+        self.add(after);
+    }
+}
+
+impl State {
+    /// The SAs that a batch displaces, and whether their peer knows of them.
+    pub(crate) fn check_unique(&self, batch: &Batch<'_>) -> Result<BTreeMap<SaId, bool>, Refusal> {
+        let mut displaced = BTreeMap::new();
+        for record in batch.values() {
+            if self.authenticates(record) {
+                displaced.extend(self.displaced_by(record, batch)?);
+            }
+            // A rekey does not save an SA that is to go.
+            if let (Some(&forgotten), Some(new)) =
+                (self.body.displaced.get(&record.id), record.replaced_by())
+            {
+                displaced.insert(new, forgotten);
+            }
+        }
+        Ok(displaced)
+    }
+
+    /// Whether with this record both ends have just authenticated. What a rekey makes is no new authentication.
+    fn authenticates(&self, record: &Record) -> bool {
+        let before = self.sa(record.id).map(|r| &r.phase);
+        matches!(before, Some(Phase::HalfOpen(_) | Phase::AuthSent(_)))
+            && matches!(record.phase, Phase::Established(_))
+    }
+
+    fn displaced_by(
+        &self,
+        record: &Record,
+        batch: &Batch<'_>,
+    ) -> Result<Vec<(SaId, bool)>, Refusal> {
+        let (Some((local, remote)), Phase::Established(e)) = (record.identities(), &record.phase)
+        else {
+            return Ok(Vec::new());
+        };
+        let unique = self
+            .body
+            .policy
+            .connection(&record.connection)
+            .map_or(Unique::Never, |c| c.unique);
+        let mut others = self.between(local, remote).filter(|id| {
+            !batch.contains_key(id) && self.sa(*id).is_some_and(|r| r.gateway == record.gateway)
+        });
+        let forgotten = e.initial_contact;
+        match unique {
+            Unique::Never => Ok(Vec::new()),
+            Unique::No if !forgotten => Ok(Vec::new()),
+            Unique::Keep if !forgotten => {
+                let kept = others.find(|id| !self.body.displaced.contains_key(id));
+                match kept.filter(|_| record.role == Role::Responder) {
+                    Some(kept) => Err(Refusal::NotUnique(kept)),
+                    None => Ok(Vec::new()),
+                }
+            }
+            _ => Ok(others.map(|id| (id, forgotten)).collect()),
+        }
+    }
+
+    /// Marks SAs as displaced, those that still exist; they stay so until they are closed.
+    pub(crate) fn displace(&mut self, displaced: BTreeMap<SaId, bool>) -> Outcome {
+        let open = |state: &Self, id: &SaId| {
+            state
+                .sa(*id)
+                .is_some_and(|r| !matches!(r.phase, Phase::Closed(_)))
+        };
+        let displaced: BTreeMap<SaId, bool> = displaced
+            .into_iter()
+            .filter(|(id, _)| open(self, id))
+            .collect();
+        let ids: Vec<SaId> = displaced.keys().copied().collect();
+        self.body.displaced.extend(displaced);
+        if ids.is_empty() {
+            Outcome::Applied
+        } else {
+            Outcome::Displaced(ids)
+        }
+    }
+}
