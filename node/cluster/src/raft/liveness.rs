@@ -17,8 +17,9 @@ use tokio::{
 /// How often a connection that is not there is tried.
 const WARM: Duration = Duration::from_secs(1);
 
-/// After so many heartbeats to which no majority has answered, a leader stops sending them.
-const UNANSWERED: u32 = 4;
+/// After so many heartbeats to which no majority has answered, a leader stops sending them; and if nobody was elected meanwhile, after twice
+/// as many the next time, up to the last. A machine that is so slow that it cannot elect anybody must not be kept from working by that.
+const UNANSWERED: (u32, u32) = (10, 320);
 
 /// Starts what goes on as long as the member lives. `key_check` is what members say to each other when they meet.
 pub(super) fn spawn(tasks: &mut JoinSet<()>, cluster: &Cluster, key_check: [u8; 32]) {
@@ -59,15 +60,19 @@ async fn be_quiet(raft: Raft, cluster: Cluster) {
     let pace = cluster.timing();
     let mut beat = time::interval(pace.heartbeat);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut acked, mut unanswered) = (None, 0);
+    let (mut acked, mut unanswered, mut patience) = (None, 0, UNANSWERED.0);
     loop {
         beat.tick().await;
         // Answers are looked for, not their age: when a machine stood still for a while, they are waiting to be read.
         let latest = cluster.last_quorum_acked();
         let answered = !raft.is_leader() || alone(&raft) || latest > acked;
-        unanswered = if answered { 0 } else { unanswered + 1 };
         acked = latest;
-        if unanswered < UNANSWERED {
+        if answered {
+            (unanswered, patience) = (0, UNANSWERED.0);
+            continue;
+        }
+        unanswered += 1;
+        if unanswered < patience {
             continue;
         }
         tracing::info!(
@@ -79,7 +84,7 @@ async fn be_quiet(raft: Raft, cluster: Cluster) {
             beat.tick().await;
         }
         raft.runtime_config().heartbeat(true);
-        unanswered = 0;
+        (unanswered, patience) = (0, (patience * 2).min(UNANSWERED.1));
     }
 }
 
