@@ -13,6 +13,8 @@ mod play;
 mod process;
 mod progress;
 mod report;
+#[cfg(feature = "drills")]
+mod rollback;
 #[cfg(test)]
 mod tests;
 mod topology;
@@ -52,6 +54,10 @@ pub(crate) struct Args {
     /// Keep configurations, state and logs in this directory, instead of in memory only
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
+    /// Put back the state of an earlier moment at the second kill
+    #[cfg(feature = "drills")]
+    #[arg(long, hide = true)]
+    roll_back: bool,
     #[arg(long, hide = true)]
     inside: bool,
 }

@@ -1,5 +1,7 @@
 //! The course of events.
 
+#[cfg(feature = "drills")]
+use super::rollback::Rollback;
 use super::{
     Args,
     capture::Capture,
@@ -50,6 +52,8 @@ struct Stage {
     gap: Option<Duration>,
     active: Option<Active>,
     asked: Option<Instant>,
+    #[cfg(feature = "drills")]
+    rollback: Option<Rollback>,
 }
 
 /// Who serves the virtual gateway.
@@ -158,6 +162,10 @@ impl Stage {
             gap: None,
             active: None,
             asked: None,
+            #[cfg(feature = "drills")]
+            rollback: args
+                .roll_back
+                .then(|| Rollback::new(&root.join(&topology.members[0].name))),
         })
     }
 
@@ -255,6 +263,10 @@ impl Stage {
 
     /// A member that is alone comes back.
     async fn restarted(&mut self, active: Active, at: u64) -> Result<Kill> {
+        #[cfg(feature = "drills")]
+        if let Some(rollback) = &self.rollback {
+            rollback.play()?;
+        }
         let begun = self.now()?;
         self.members[active.index].start()?;
         self.wait_for_traffic_again(begun).await?;

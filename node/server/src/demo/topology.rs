@@ -34,6 +34,8 @@ pub(super) const CLUSTER_PREFIX: u8 = 24;
 pub(super) const CLUSTER_DIR: &str = "cluster";
 /// The cluster key.
 pub(super) const KEY_FILE: &str = "cluster.key";
+/// The name of a gateway's state directory in its own.
+pub(super) const STATE_DIR: &str = "state";
 
 /// Where members listen for each other.
 const CLUSTER_PORT: u16 = 4510;
@@ -282,7 +284,7 @@ fn local_part(name: &str, root: &Path, key_dir: &Path) -> String {
     let (dir, key_dir) = (root.join(name), key_dir.display());
     let dir = dir.display();
     format!(
-        "[member]\nname = \"{name}\"\nstate_dir = \"{dir}/state\"\nkey_file = \"{key_dir}/{KEY_FILE}\"\nadmin_socket = \"{dir}/admin.sock\"\nworkers = 1\n"
+        "[member]\nname = \"{name}\"\nstate_dir = \"{dir}/{STATE_DIR}\"\nkey_file = \"{key_dir}/{KEY_FILE}\"\nadmin_socket = \"{dir}/admin.sock\"\nworkers = 1\n"
     )
 }
 
