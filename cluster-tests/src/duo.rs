@@ -3,10 +3,11 @@
 
 use crate::capture::Capture;
 use crate::checker::Findings;
-use crate::connection::Connection;
+use crate::connection::{Auth, Connection};
 use crate::flow::{End, Flow};
 use crate::lab::{Family, Lab, PROTECTED, inside};
 use crate::member::{Member, Pool};
+use crate::pki::{Certificate, Key, Pki};
 use crate::sa::{Endpoint, Spis};
 use crate::strongswan::{Esp, StrongSwan};
 use crate::{Result, millis, secs, until};
@@ -49,6 +50,18 @@ impl Setup {
         change(&mut self.peer);
         change(&mut self.gateway);
         self
+    }
+
+    /// Both sides have certificates of these authorities, with keys of this kind; the way to sign is `auth`, named as in swanctl.conf.
+    pub fn certify(&mut self, pki: &Pki, key: Key, auth: &str) -> Result<()> {
+        let signs = |certificate: Certificate| Auth::Certificate {
+            auth: auth.to_owned(),
+            certificate,
+        };
+        self.peer.local_auth = signs(pki.issue("peer1.test", key)?);
+        self.peer.remote_auth = signs(pki.issue("gw.test", key)?);
+        self.gateway = self.peer.mirrored();
+        Ok(())
     }
 }
 

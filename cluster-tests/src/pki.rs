@@ -4,8 +4,8 @@ use crate::Result;
 use anyhow::Context;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName,
-    DnType, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType,
-    SignatureAlgorithm, date_time_ymd,
+    DnType, DnValue, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
+    SanType, SignatureAlgorithm, date_time_ymd,
 };
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -67,27 +67,29 @@ pub struct Pki {
     serial: AtomicU64,
 }
 
-fn params(name: &str) -> CertificateParams {
+fn params(name: &str) -> Result<CertificateParams> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
+    // A country is a PrintableString (RFC 5280 appendix A.1), and Wireshark insists on it.
+    let country = DnValue::PrintableString("CH".try_into()?);
     for (kind, value) in [
-        (DnType::CountryName, "CH"),
-        (DnType::OrganizationName, "Drill"),
-        (DnType::CommonName, name),
+        (DnType::CountryName, country),
+        (DnType::OrganizationName, "Drill".into()),
+        (DnType::CommonName, name.into()),
     ] {
         params.distinguished_name.push(kind, value);
     }
     params.not_before = date_time_ymd(2020, 1, 1);
     params.not_after = date_time_ymd(2120, 1, 1);
     params.use_authority_key_identifier_extension = true;
-    params
+    Ok(params)
 }
 
-fn authority(name: &str) -> CertificateParams {
-    let mut params = params(name);
+fn authority(name: &str) -> Result<CertificateParams> {
+    let mut params = params(name)?;
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params
+    Ok(params)
 }
 
 impl Pki {
@@ -95,10 +97,10 @@ impl Pki {
     pub fn new(name: &str, key: Key) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let root_key = KeyPair::generate_for(key.algorithm())?;
-        let root_params = authority(name);
+        let root_params = authority(name)?;
         let root = root_params.self_signed(&root_key)?;
         let between_key = KeyPair::generate_for(key.algorithm())?;
-        let between = authority(&format!("{name} between"));
+        let between = authority(&format!("{name} between"))?;
         let issuer = Issuer::from_params(&root_params, &root_key);
         let certificate = between.signed_by(&between_key, &issuer)?;
         std::fs::write(dir.path().join("root.pem"), root.pem())?;
@@ -130,7 +132,7 @@ impl Pki {
         key: Key,
         change: impl FnOnce(&mut CertificateParams),
     ) -> Result<Certificate> {
-        let mut params = params(name);
+        let mut params = params(name)?;
         params.subject_alt_names = vec![SanType::DnsName(name.try_into()?)];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);

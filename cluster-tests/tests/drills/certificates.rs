@@ -35,23 +35,11 @@ fn runs(by: By, setup: &Setup) -> Result<Duo> {
     Ok(duo)
 }
 
-/// Both sides have certificates of the same authorities; the way to sign is `auth`.
-fn certified(setup: &mut Setup, pki: &Pki, key: Key, auth: &str) -> Result<()> {
-    let signs = |certificate: Certificate| Auth::Certificate {
-        auth: auth.to_owned(),
-        certificate,
-    };
-    setup.peer.local_auth = signs(pki.issue("peer1.test", key)?);
-    setup.peer.remote_auth = signs(pki.issue("gw.test", key)?);
-    setup.gateway = setup.peer.mirrored();
-    Ok(())
-}
-
 fn row(by: By, key: Key, auth: &str, esp: Esp) -> Result<()> {
     let pki = Pki::new("root", key)?;
     let mut setup = Setup::new(V4);
     setup.esp = esp;
-    certified(&mut setup, &pki, key, auth)?;
+    setup.certify(&pki, key, auth)?;
     let duo = runs(by, &setup)?;
     let log = duo.peer.log()?;
     let verified = |line: &str| {
@@ -90,7 +78,7 @@ fn certificates_go_in_fragments() -> Result<()> {
         let pki = Pki::new("root", Key::Rsa)?;
         let mut setup = Setup::new(V4);
         (setup.esp, setup.mtu) = (InUdp, 1280);
-        certified(&mut setup, &pki, Key::Rsa, "pubkey")?;
+        setup.certify(&pki, Key::Rsa, "pubkey")?;
         let duo = Duo::start(&setup)?;
         drop_ip_fragments(&duo.lab)?;
         match by {
@@ -114,7 +102,7 @@ fn ecdsa_by_the_older_method() -> Result<()> {
     for by in [Peer, Member] {
         let pki = Pki::new("root", Key::P256)?;
         let mut setup = Setup::new(V4);
-        certified(&mut setup, &pki, Key::P256, "pubkey")?;
+        setup.certify(&pki, Key::P256, "pubkey")?;
         // strongSwan neither announces nor uses RFC 7427.
         setup.charon = vec!["signature_authentication = no".to_owned()];
         let duo = runs(by, &setup)?;
@@ -152,7 +140,7 @@ fn distinguished_names_as_identities() -> Result<()> {
     for by in [Peer, Member] {
         let pki = Pki::new("root", Key::P256)?;
         let mut setup = Setup::new(V4);
-        certified(&mut setup, &pki, Key::P256, "pubkey")?;
+        setup.certify(&pki, Key::P256, "pubkey")?;
         let names = ["C=CH, O=Drill, CN=peer1.test", "C=CH, O=Drill, CN=gw.test"];
         setup.peer.local_id = names[0].to_owned();
         setup.peer.remote_id = names[1].to_owned();
@@ -236,7 +224,7 @@ fn a_certificate_of_somebody_else() -> Result<()> {
 fn a_member_does_not_trust_a_responder_of_another_authority() -> Result<()> {
     let (ours, theirs) = (Pki::new("ours", Key::P256)?, Pki::new("theirs", Key::P256)?);
     let mut setup = Setup::new(V4);
-    certified(&mut setup, &theirs, Key::P256, "pubkey")?;
+    setup.certify(&theirs, Key::P256, "pubkey")?;
     setup.gateway.remote_auth = Auth::pubkey(ours.issue("peer1.test", Key::P256)?);
     let duo = Duo::start(&setup)?;
     assert!(duo.member.initiate(C1, C1).is_err(), "was not refused");

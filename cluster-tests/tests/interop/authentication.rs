@@ -1,8 +1,18 @@
 //! Who is who.
 
 use crate::scenario::Scenario;
+use anyhow::ensure;
+use evergate_cluster_tests::Result;
+use evergate_cluster_tests::duo::{Duo, Setup};
+use evergate_cluster_tests::pki::{Key, Pki};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
+    let mut all = keys();
+    all.extend(certificates());
+    all
+}
+
+fn keys() -> Vec<Scenario> {
     vec![
         Scenario::new("psk", "Pre-shared keys, names as identities"),
         Scenario::new("psk_addresses", "Pre-shared keys, addresses as identities").both(|c| {
@@ -20,5 +30,63 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
                 }
             }
         }),
+        Scenario::new(
+            "ppk",
+            "Pre-shared keys, and a post-quantum pre-shared key that both sides require (RFC 8784)",
+        )
+        .both(|c| c.ppk = Some(true))
+        .look(|duo, _| logged(duo, "using PPK for PPK_ID")),
     ]
+}
+
+/// Each kind of key, in chains with an authority between the root and the ends.
+fn certificates() -> Vec<Scenario> {
+    vec![
+        Scenario::new(
+            "rsa_pkcs1",
+            "RSA certificates with an intermediate, PKCS #1 v1.5",
+        )
+        .start(|setup| certified(setup, Key::Rsa, "rsa-sha256"))
+        .look(|duo, _| signed(duo, "RSA_EMSA_PKCS1_SHA2_256")),
+        Scenario::new("rsa_pss", "RSA certificates with an intermediate, PSS")
+            .start(|setup| certified(setup, Key::Rsa, "rsa/pss-sha256"))
+            .look(|duo, _| signed(duo, "RSA_EMSA_PSS_SHA2_256")),
+        Scenario::new("ecdsa", "ECDSA P-256 certificates with an intermediate")
+            .start(|setup| certified(setup, Key::P256, "pubkey"))
+            .look(|duo, _| signed(duo, "ECDSA_WITH_SHA256")),
+        Scenario::new(
+            "ecdsa_p384",
+            "ECDSA P-384 certificates with an intermediate",
+        )
+        .start(|setup| certified(setup, Key::P384, "pubkey"))
+        .look(|duo, _| signed(duo, "ECDSA_WITH_SHA384")),
+        Scenario::new("ed25519", "Ed25519 certificates with an intermediate")
+            .start(|setup| certified(setup, Key::Ed25519, "pubkey"))
+            .look(|duo, _| signed(duo, "ED25519")),
+    ]
+}
+
+/// Both sides with certificates of authorities that are made for this run; they are read when the sides start.
+fn certified(setup: &Setup, key: Key, auth: &str) -> Result<Duo> {
+    let pki = Pki::new("root", key)?;
+    let mut setup = setup.clone();
+    setup.certify(&pki, key, auth)?;
+    Duo::start(&setup)
+}
+
+/// Both sides signed so, says strongSwan.
+fn signed(duo: &Duo, scheme: &str) -> Result<()> {
+    let log = duo.peer.log()?;
+    for (whose, ending) in [("peer1.test' (myself)", ""), ("gw.test'", "successful")] {
+        let said = format!("authentication of '{whose} with {scheme}");
+        let says = |line: &str| line.contains(&said) && line.ends_with(ending);
+        ensure!(log.lines().any(says), "not {said:?}: {log}");
+    }
+    Ok(())
+}
+
+fn logged(duo: &Duo, what: &str) -> Result<()> {
+    let log = duo.peer.log()?;
+    ensure!(log.contains(what), "not {what:?}: {log}");
+    Ok(())
 }
