@@ -3,7 +3,7 @@
 use super::{
     Timing,
     log::LogStore,
-    transport::{ForwardHandler, LeaseHandler, Peers, RelayHandler, take_in},
+    transport::{ForwardHandler, LeaseHandler, Peers, RelayHandler, Services, take_in},
     types::{Node, NodeId, Raft},
 };
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use openraft::{ChangeMembers, Instant as _, async_runtime::WatchReceiver as _};
 use std::{
     collections::BTreeSet,
     fmt,
-    sync::{Arc, PoisonError, RwLock},
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::sync::{mpsc, watch};
@@ -74,9 +74,7 @@ pub(super) struct Inner {
     pub(super) name: String,
     pub(super) leader: watch::Receiver<Option<Leader>>,
     pub(super) peers: Option<Peers>,
-    pub(super) leases: Arc<RwLock<Option<LeaseHandler>>>,
-    pub(super) forwarded: Arc<RwLock<Option<ForwardHandler>>>,
-    pub(super) relays: Arc<RwLock<Option<RelayHandler>>>,
+    pub(super) services: Services,
     pub(super) timing: Timing,
     pub(super) log: LogStore,
     /// Where Raft runs.
@@ -107,6 +105,16 @@ impl Cluster {
     /// Whether this member leads, as far as it knows: another one may lead already. See [`Cluster::last_quorum_acked`].
     pub fn is_leader(&self) -> bool {
         self.0.raft.is_leader()
+    }
+
+    /// Whether there is nobody else, neither as a voter nor as one that learns.
+    pub fn is_alone(&self) -> bool {
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics
+            .membership_config
+            .nodes()
+            .all(|(id, _)| *id == self.0.id)
     }
 
     /// When the last message was sent to which most members have answered: until `election_max` after it no other member can lead,
@@ -276,11 +284,7 @@ impl Cluster {
 
     /// Answers [`Cluster::renew_leases`] of other members from now on: gets the name of who asks, and what it says.
     pub fn on_renew_leases(&self, handler: LeaseHandler) {
-        *self
-            .0
-            .leases
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = Some(handler);
+        self.0.services.leases.set(handler);
     }
 
     /// Asks another member (the leader) about leases. Is it this one, its handler is called.
@@ -296,10 +300,9 @@ impl Cluster {
         if leader.id == self.0.id {
             let handler = self
                 .0
+                .services
                 .leases
-                .read()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone()
+                .get()
                 .ok_or_else(|| failed("leases are not granted here"))?;
             return handler(self.0.name.clone(), request).await.map_err(failed);
         }
@@ -314,11 +317,7 @@ impl Cluster {
 
     /// Answers [`Cluster::forward`] of other members from now on.
     pub fn on_forward(&self, handler: ForwardHandler) {
-        *self
-            .0
-            .forwarded
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = Some(handler);
+        self.0.services.forwarded.set(handler);
     }
 
     /// Has another member do what an operator asked for.
@@ -349,11 +348,7 @@ impl Cluster {
 
     /// Takes packets that other members relay ([`Cluster::relay`]) from now on.
     pub fn on_relay(&self, handler: RelayHandler) {
-        *self
-            .0
-            .relays
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = Some(handler);
+        self.0.services.relays.set(handler);
     }
 
     /// Opens a way for packets to another member. The first payload says what they are of; the others follow from the channel, in order, until

@@ -15,6 +15,7 @@
 mod acks;
 mod cluster;
 mod config;
+mod forming;
 mod liveness;
 mod log;
 mod machine;

@@ -12,10 +12,7 @@ use evergate_proto::forward::{
     forward_server::{Forward, ForwardServer},
 };
 use futures::future::BoxFuture;
-use std::{
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 use tonic::{Request, Response, Status};
 
 /// Does what another member was asked for: gets its name, and what it was asked.
@@ -34,10 +31,9 @@ impl Forward for Handler {
     async fn call(&self, request: Request<CallRequest>) -> Result<Response<CallReply>, Status> {
         let caller = self.caller(&request)?;
         let handler = self
+            .services
             .forwarded
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+            .get()
             .ok_or_else(|| Status::unavailable("this member is starting"))?;
         let reply = handler(caller, request.into_inner()).await;
         Ok(Response::new(reply))

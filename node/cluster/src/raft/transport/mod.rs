@@ -6,12 +6,14 @@
 mod client;
 mod forward;
 mod server;
+mod services;
 mod tls;
 
 pub(crate) use client::{Network, Peers};
 pub use forward::ForwardHandler;
 pub(crate) use server::{Handler, Running, serve, take_in};
-pub use server::{LeaseHandler, RelayHandler};
+pub(crate) use services::Services;
+pub use services::{LeaseHandler, RelayHandler};
 pub(crate) use tls::Tls;
 pub use tls::{Credentials, TlsError};
 

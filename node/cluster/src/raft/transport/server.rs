@@ -1,8 +1,8 @@
 //! The answering side.
 
 use super::{
-    MAX_MESSAGE, MAX_SNAPSHOT, TO_NODE, decode, encode,
-    forward::{self, ForwardHandler},
+    MAX_MESSAGE, MAX_SNAPSHOT, TO_NODE, decode, encode, forward,
+    services::Services,
     tls::{Tls, names},
 };
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
     },
     seal::{Kind, Sealer},
 };
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use evergate_proto::cluster::{
     HelloReply, HelloRequest, JoinReply, JoinRequest, Payload, ProposeEnd, RelayEnd, SnapshotPart,
     member_server::{Member, MemberServer},
@@ -21,7 +21,6 @@ use evergate_proto::cluster::{
 };
 use futures::{
     Stream, StreamExt,
-    future::BoxFuture,
     stream::{self, BoxStream},
 };
 use openraft::{
@@ -33,7 +32,7 @@ use serde::Serialize;
 use std::{
     io,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -64,17 +63,6 @@ const CALLS: usize = 64;
 /// How long a part of a snapshot may take.
 const STALL: Duration = Duration::from_secs(10);
 
-/// Answers what belongs to leases: who asks, and what.
-pub type LeaseHandler =
-    Arc<dyn Fn(String, Bytes) -> BoxFuture<'static, Result<Bytes, String>> + Send + Sync>;
-
-/// Takes packets of a gateway: gets who sends them, what the first payload says, and the payloads behind it. What it returns is over when it takes no more.
-pub type RelayHandler = Arc<
-    dyn Fn(String, Bytes, BoxStream<'static, Bytes>) -> Result<BoxFuture<'static, ()>, String>
-        + Send
-        + Sync,
->;
-
 /// What answers.
 #[derive(Clone)]
 pub(crate) struct Handler {
@@ -82,10 +70,8 @@ pub(crate) struct Handler {
     pub(crate) running: watch::Receiver<Option<Running>>,
     /// Looks at proposals before they are logged.
     pub(crate) opener: Arc<Mutex<Sealer>>,
-    pub(crate) leases: Arc<RwLock<Option<LeaseHandler>>>,
-    /// Does what operators asked other members for.
-    pub(crate) forwarded: Arc<RwLock<Option<ForwardHandler>>>,
-    pub(crate) relays: Arc<RwLock<Option<RelayHandler>>>,
+    /// What it does besides.
+    pub(crate) services: Services,
     /// The configured members.
     pub(crate) members: Vec<Node>,
     pub(crate) key_check: [u8; 32],
@@ -404,10 +390,9 @@ impl Member for Handler {
     async fn renew_leases(&self, request: Request<Payload>) -> Result<Response<Payload>, Status> {
         let caller = self.caller(&request)?;
         let handler = self
+            .services
             .leases
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+            .get()
             .ok_or_else(|| Status::unavailable("leases are not granted here"))?;
         let value = handler(caller, request.into_inner().value)
             .await
@@ -423,10 +408,9 @@ impl Member for Handler {
     ) -> Result<Response<Self::RelayStream>, Status> {
         let caller = self.caller(&request)?;
         let handler = self
+            .services
             .relays
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+            .get()
             .ok_or_else(|| Status::unavailable("packets are not taken here"))?;
         let mut payloads = request.into_inner();
         let first = time::timeout(STALL, payloads.message())
