@@ -17,8 +17,8 @@ use crate::{
     worker::{self, Message, Worker, worker_of},
 };
 use anyhow::{Context, bail};
-use evergate_cluster::{ClusterKey, Replica};
-use evergate_dataplane::{DataPlane, Gate, PlaneEvent, Userspace, UserspaceConfig};
+use evergate_cluster::{ClusterKey, Replica, lease::Timing};
+use evergate_dataplane::{DataPlane, PlaneEvent, Userspace, UserspaceConfig};
 use evergate_ike::{
     env::Entropy,
     record::{GatewayId, Record},
@@ -43,8 +43,6 @@ const COOKIE_SECRET: usize = 32;
 /// A running member.
 pub(crate) struct Running {
     node: Arc<Node>,
-    /// Ends when the member serves nothing any more.
-    passive: CancellationToken,
     stop: CancellationToken,
     tasks: TaskTracker,
     keep_closed: bool,
@@ -64,17 +62,13 @@ pub(crate) async fn start(config: Config, state_key: ClusterKey) -> anyhow::Resu
         let directory = member.state_dir.display();
         format!("cannot go on with the state in {directory}")
     })?;
-    let me = register(&replica, &member.name).await?;
-    let membership = config.cluster.as_ref().map(|c| {
-        let membership = cluster::Membership::new(&replica, me.clone(), c.lease);
-        Arc::new(membership)
-    });
-    let alone = match membership {
-        None => Some(take_gateway(&replica, me).await?),
-        Some(_) => None,
+    let (me, timing) = match &config.cluster {
+        Some(cluster) => (register(&replica, &member.name).await?, cluster.lease),
+        None => (take_all(&replica, &member.name).await?, Timing::ALONE),
     };
+    let membership = Arc::new(cluster::Membership::new(&replica, me, timing));
     policy::apply_file(&replica, &config.policy, &member).await?;
-    let cookies = cookies(&replica, membership.is_some()).await?;
+    let cookies = cookies(&replica).await?;
 
     let (plane, events) =
         Userspace::start(plane_config(&config, &member)).context("cannot start the data plane")?;
@@ -100,24 +94,7 @@ pub(crate) async fn start(config: Config, state_key: ClusterKey) -> anyhow::Resu
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     let policy = node.policy.load_full();
     node.protection.set_policy(&node.plane, &policy);
-    let (passive, over) = match alone {
-        Some(epoch) => {
-            info!(
-                event = "gateway-taken",
-                gateway = GATEWAY.0,
-                epoch,
-                "serving gateway {} in epoch {epoch}",
-                GATEWAY.0
-            );
-            let shared = Shared::new(&node, GATEWAY, epoch, Gate::default());
-            serve(&shared, &stop, &tasks);
-            (shared.passive.clone(), stop.clone())
-        }
-        None => {
-            let over = cluster::serve(&node, &member, &stop, &tasks)?;
-            (node.failed.clone(), over)
-        }
-    };
+    let over = cluster::serve(&node, &member, &stop, &tasks)?;
     serve_process(&node, events, &config.dataplane.tun, &stop, &over, &tasks);
     admin::serve(
         Arc::clone(&node),
@@ -129,7 +106,6 @@ pub(crate) async fn start(config: Config, state_key: ClusterKey) -> anyhow::Resu
     info!(event = "started", member = member.name, "serving");
     Ok(Running {
         node,
-        passive,
         stop,
         tasks,
         keep_closed: config.dataplane.keep_closed,
@@ -153,57 +129,60 @@ pub(crate) async fn commit(replica: &Replica, command: Command) -> anyhow::Resul
 /// # Errors
 /// If the log fails.
 pub(crate) async fn register(replica: &Replica, member: &str) -> anyhow::Result<Owner> {
-    let mut bytes = [0; 16];
-    SystemEntropy.fill(&mut bytes);
-    let incarnation = u128::from_be_bytes(bytes);
-    let register = Command::RegisterMember {
-        member: member.to_owned(),
-        incarnation,
-    };
-    commit(replica, register)
+    let me = new_process(member);
+    commit(replica, registration(&me))
         .await
         .context("cannot register this process")?;
-    Ok(Owner {
-        member: member.to_owned(),
-        incarnation,
-    })
+    Ok(me)
 }
 
-/// Makes the gateway this process's own: a new epoch.
+/// Makes this process the one of its member, and the only gateway of a member that is alone its own, in a new epoch: there is nobody else to be
+/// asked, and nobody who could still have it.
 ///
 /// # Errors
 /// If the log fails.
-pub(crate) async fn take_gateway(replica: &Replica, me: Owner) -> anyhow::Result<u32> {
-    let Owner {
-        member,
-        incarnation,
-    } = me;
-    let command = Command::AssignGateway {
+pub(crate) async fn take_all(replica: &Replica, member: &str) -> anyhow::Result<Owner> {
+    let me = new_process(member);
+    let assignment = Command::AssignGateway {
         gateway: GATEWAY,
-        member,
-        incarnation,
+        member: me.member.clone(),
+        incarnation: me.incarnation,
         expected_epoch: replica.read(|state| state.epoch(GATEWAY)),
     };
-    match commit(replica, command)
-        .await
-        .context("cannot take the gateway")?
-    {
-        Outcome::Epoch { epoch } => Ok(epoch),
-        other => bail!("taking the gateway yielded {other:?}"),
+    let commands = vec![registration(&me), assignment];
+    let outcomes = replica.propose(commands).await;
+    for outcome in outcomes.context("cannot take the gateway")? {
+        if let Outcome::Refused(refusal) = outcome {
+            return Err(refusal).context("cannot take the gateway");
+        }
+    }
+    Ok(me)
+}
+
+fn registration(me: &Owner) -> Command {
+    Command::RegisterMember {
+        member: me.member.clone(),
+        incarnation: me.incarnation,
     }
 }
 
-/// The cookie secrets at the start: fresh ones, but for those that other members use already.
-async fn cookies(replica: &Replica, shared: bool) -> anyhow::Result<CookieSecrets> {
-    let there = replica.read(|s| s.cookie_secrets().cloned());
-    match there {
-        Some(there) if shared => Ok(there),
-        there => {
-            let fresh = fresh_cookies(there.as_ref());
-            commit(replica, Command::SetCookieSecrets(fresh.clone())).await?;
-            Ok(fresh)
-        }
+fn new_process(member: &str) -> Owner {
+    let mut bytes = [0; 16];
+    SystemEntropy.fill(&mut bytes);
+    Owner {
+        member: member.to_owned(),
+        incarnation: u128::from_be_bytes(bytes),
     }
+}
+
+/// The cookie secrets at the start: those that are there, as peers may have cookies, else fresh ones.
+async fn cookies(replica: &Replica) -> anyhow::Result<CookieSecrets> {
+    if let Some(there) = replica.read(|s| s.cookie_secrets().cloned()) {
+        return Ok(there);
+    }
+    let fresh = fresh_cookies(None);
+    commit(replica, Command::SetCookieSecrets(fresh.clone())).await?;
+    Ok(fresh)
 }
 
 /// New cookie secrets; what was issued under the ones before stays good for a while.
@@ -297,11 +276,6 @@ impl Prepared {
     }
 }
 
-/// Takes the SAs of a gateway over and serves them.
-pub(crate) fn serve(shared: &Arc<Shared>, stop: &CancellationToken, tasks: &TaskTracker) {
-    prepare(shared).run(stop, tasks);
-}
-
 /// Starts what a process has once, whatever it serves. Messages are received until `over`: gateways may have to be handed over after `stop`.
 pub(crate) fn serve_process(
     node: &Arc<Node>,
@@ -322,9 +296,9 @@ pub(crate) fn serve_process(
 }
 
 impl Running {
-    /// Becomes true when the member serves nothing any more, because the gateway is somebody else's or the log failed.
+    /// Returns when the member serves nothing any more, because the log or the data plane failed.
     pub(crate) async fn passive(&self) {
-        self.passive.cancelled().await;
+        self.node.failed.cancelled().await;
     }
 
     /// Stops in an orderly way. Peers are told nothing: their SAs wait in the log for the next start, or another member serves them.
@@ -365,7 +339,7 @@ async fn change_cookies(node: Arc<Node>, stop: CancellationToken) {
             () = node.failed.cancelled() => return,
             _ = period.tick() => {}
         }
-        if node.membership.as_ref().is_some_and(|m| !m.leads()) {
+        if !node.membership.leads() {
             continue;
         }
         let fresh = fresh_cookies(Some(&node.cookies.load()));

@@ -68,8 +68,8 @@ pub(crate) struct Node {
     pub(crate) stray_answers: RateLimit,
     /// Number of workers of each virtual gateway.
     pub(crate) worker_count: usize,
-    /// Its part in a cluster, if there are others.
-    pub(crate) membership: Option<Arc<Membership>>,
+    /// Its part in the cluster, which may be of one.
+    pub(crate) membership: Arc<Membership>,
     /// What is held back for gateways that come or go.
     pub(crate) handovers: Handovers,
     /// The log or the data plane failed: nothing may be sent any more.
@@ -97,8 +97,8 @@ pub(crate) struct Setup {
     pub(crate) limits: Limits,
     /// Number of workers of each virtual gateway.
     pub(crate) workers: usize,
-    /// Its part in a cluster, if there are others.
-    pub(crate) membership: Option<Arc<Membership>>,
+    /// Its part in the cluster, which may be of one.
+    pub(crate) membership: Arc<Membership>,
 }
 
 /// UDP ports.

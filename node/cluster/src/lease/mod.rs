@@ -82,13 +82,23 @@ impl Default for Timing {
 }
 
 impl Timing {
+    /// Of a cluster of one: what is granted lasts, since nobody else can have it. There is one process at a time, as the store lets a second one
+    /// not in.
+    pub const ALONE: Self = Self {
+        grant: Duration::MAX,
+        renew: Duration::from_secs(1),
+        drift_ppm: 0,
+        election_timeout_max: Duration::from_millis(100),
+        margin: Duration::ZERO,
+    };
+
     /// What to wait by the own clock, to be sure that another clock has counted `span`.
     pub fn surely(&self, span: Duration) -> Duration {
         span.saturating_add(self.drift(span))
     }
 
     /// Until when a leader may grant, if a quorum answered what it sent at `last_quorum_acked`: no follower votes for
-    /// another before that. For a cluster of one it is [`BootTime::FOREVER`].
+    /// another before that. Of a cluster of one it is not asked: there it is [`BootTime::FOREVER`].
     pub fn quorum_until(&self, last_quorum_acked: BootTime) -> BootTime {
         let whole = self.election_timeout_max;
         let sure = whole.saturating_sub(self.drift(whole));

@@ -267,3 +267,16 @@ fn timings_that_cannot_work_are_refused() {
     assert!(d.quorum_until(at(1000)) < at(1090));
     assert_eq!(BootTime::FOREVER.after(ms(1)), BootTime::FOREVER);
 }
+
+#[test]
+fn a_cluster_of_one_has_its_lease_for_ever() {
+    let mut grantor = Grantor::new(Timing::ALONE, 1, owner("a"), None, at(5));
+    let mut holder = Holder::new(Timing::ALONE, owner("a"));
+    holder.lead(BootTime::FOREVER);
+    let request = holder.request(at(10), vec![(G1, 3)]);
+    let grant = grantor.grant(&request, at(10), BootTime::FOREVER, |_| Some(3));
+    holder.granted(&grant.unwrap());
+    let later = BootTime(Duration::from_secs(100 * 365 * 86_400));
+    assert!(holder.may_act(G1, 3, later));
+    assert!(grantor.is_live(&owner("a"), later));
+}

@@ -93,7 +93,6 @@ pub(super) async fn move_gateway(
     node: &Arc<Node>,
     request: MoveGatewayRequest,
 ) -> Result<MoveGatewayResponse, Status> {
-    let membership = node.membership.as_ref().ok_or_else(alone)?;
     let policy = node.policy.load_full();
     let gateway = policy.gateways.iter().find(|g| g.name == request.gateway);
     let gateway = gateway
@@ -112,7 +111,7 @@ pub(super) async fn move_gateway(
         if let Some(epoch) = node.read(there) {
             return Ok(MoveGatewayResponse { epoch });
         }
-        membership
+        node.membership
             .ask_to_move(gateway, &request.member)
             .await
             .map_err(Status::failed_precondition)?;
@@ -129,7 +128,11 @@ pub(super) async fn drain(
     node: &Arc<Node>,
     request: DrainMemberRequest,
 ) -> Result<DrainMemberResponse, Status> {
-    node.membership.as_ref().ok_or_else(alone)?;
+    if !request.undo && node.membership.is_alone() {
+        return Err(Status::failed_precondition(
+            "this member is alone: nobody else could have its gateways",
+        ));
+    }
     let has = |state: &State| {
         let own = |g: &evergate_state::Gateway| {
             g.owner.as_ref().is_some_and(|o| o.member == request.member)
@@ -161,10 +164,6 @@ pub(super) async fn drain(
             "it still has gateways; the attempt goes on",
         )),
     }
-}
-
-fn alone() -> Status {
-    Status::failed_precondition("this member is in no cluster")
 }
 
 fn no_member(name: &str) -> Status {

@@ -121,9 +121,7 @@ pub(super) async fn counters(
     request: &ListSasRequest,
     records: &[Arc<Record>],
 ) -> HashMap<u32, ChildStats> {
-    let Some(membership) = &node.membership else {
-        return HashMap::new();
-    };
+    let membership = &node.membership;
     let gateways: BTreeSet<GatewayId> = records.iter().map(|r| r.gateway).collect();
     let places = gateways.into_iter().filter_map(|g| place(node, g).ok());
     let members: BTreeSet<Place> = places.filter(|p| *p != Place::Here).collect();
@@ -148,9 +146,6 @@ pub(super) async fn counters(
 
 /// Answers other members that were asked for what this one serves.
 pub(super) fn answer_others(node: &Arc<Node>) {
-    let Some(membership) = &node.membership else {
-        return;
-    };
     let weak = Arc::downgrade(node);
     let handler: ForwardHandler = Arc::new(move |from, request| {
         let node = weak.upgrade();
@@ -171,7 +166,7 @@ pub(super) fn answer_others(node: &Arc<Node>) {
         }
         .boxed()
     });
-    membership.cluster.on_forward(handler);
+    node.membership.cluster.on_forward(handler);
 }
 
 async fn answer(node: &Arc<Node>, from: &str, request: CallRequest) -> Result<Answer, Status> {
@@ -215,7 +210,7 @@ fn count(node: &Node, request: &ListSasRequest) -> Counters {
 
 /// Who serves a gateway; an error if nobody does.
 fn place(node: &Node, gateway: GatewayId) -> Result<Place, Status> {
-    if node.membership.is_none() || node.service(gateway).is_some() {
+    if node.service(gateway).is_some() {
         return Ok(Place::Here);
     }
     let owner = node.read(|s| Some(s.gateway(gateway)?.owner.as_ref()?.member.clone()));
@@ -233,11 +228,9 @@ async fn ask(node: &Node, gateway: GatewayId, member: &str, call: Call) -> Resul
             "gateway {name:?} is served by {member}, which does not answer: {why}"
         ))
     };
-    let Some(membership) = &node.membership else {
-        return Err(silent(&"this member is in no cluster"));
-    };
     let request = CallRequest { call: Some(call) };
-    let reply = membership.cluster.forward(member, request, ANSWER).await;
+    let cluster = &node.membership.cluster;
+    let reply = cluster.forward(member, request, ANSWER).await;
     match reply.map_err(|e| silent(&e))?.result {
         Some(Answer::Refusal(refusal)) => Err(Status::new(
             match Code::from(refusal.code) {

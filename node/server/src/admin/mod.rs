@@ -116,18 +116,10 @@ struct Service {
 }
 
 impl Service {
-    /// A member that lost its gateway lists what it knows, but does nothing.
+    /// A member whose log or data plane failed lists what it knows, but does nothing.
     fn active(&self) -> Result<&Arc<Node>, Status> {
-        let lost = self.node.membership.is_none()
-            && self
-                .node
-                .services()
-                .iter()
-                .all(|s| s.passive.is_cancelled());
-        if lost || self.node.failed.is_cancelled() {
-            return Err(Status::unavailable(
-                "this member no longer serves the gateway",
-            ));
+        if self.node.failed.is_cancelled() {
+            return Err(Status::unavailable("this member no longer serves anything"));
         }
         Ok(&self.node)
     }

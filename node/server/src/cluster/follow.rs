@@ -477,6 +477,7 @@ impl Follower {
                 timeout(LEAVING, self.membership.ask(&wanted)).await,
                 Ok(Ok(()))
             )
+            && !self.membership.is_alone()
         {
             while self.serves_any() && Instant::now() < until {
                 self.membership.renew.notify_one();

@@ -66,13 +66,15 @@ pub(super) fn close(switch: DeadMan) {
     }
 }
 
-/// Gives up what a former process of this member left behind, and puts the dead-man switch in front of all addresses of virtual gateways.
+/// Gives up what a former process of this member left behind, and puts the dead-man switch in front of all addresses of virtual gateways. A member
+/// that is `alone` needs no switch if no address moves.
 ///
 /// # Errors
-/// If there is no netlink, no packet socket or no nf_tables.
+/// If there is no netlink or no packet socket; or no nf_tables, and there are addresses that move.
 pub(super) fn open(
     config: AddressesConfig,
     policy: &Policy,
+    alone: bool,
 ) -> anyhow::Result<(Front, Option<DeadMan>)> {
     let mut all = Addresses::open(config).context("cannot move addresses")?;
     let mut devices = BTreeSet::new();
@@ -92,7 +94,9 @@ pub(super) fn open(
         devices: devices.into_iter().collect(),
     };
     // Fail closed: where nothing stops a process that was stopped itself, two could speak from one address.
-    let switch = DeadMan::install(config, &guarded).context("cannot make the dead-man switch")?;
+    let switch = (!alone || !guarded.is_empty())
+        .then(|| DeadMan::install(config, &guarded).context("cannot make the dead-man switch"))
+        .transpose()?;
     let announcer = Announcer::open().context("cannot announce addresses")?;
     let mut front = Front {
         addresses: all,
@@ -100,7 +104,7 @@ pub(super) fn open(
         held: BTreeMap::new(),
     };
     front.set(policy);
-    Ok((front, Some(switch)))
+    Ok((front, switch))
 }
 
 impl Front {

@@ -87,6 +87,7 @@ async fn at(time: Option<Instant>) {
 struct Keeper {
     node: Arc<Node>,
     membership: Arc<Membership>,
+    /// Without one there is no address to silence.
     switch: Option<DeadMan>,
     /// The addresses that the switch guards.
     guarded: BTreeSet<IpAddr>,
@@ -253,7 +254,7 @@ impl Keeper {
         changes: &[(IpAddr, Duration)],
     ) -> bool {
         let Some(switch) = &mut self.switch else {
-            return false;
+            return true;
         };
         let all: BTreeSet<IpAddr> = super::front::addresses(policy).map(|n| n.addr()).collect();
         let more: Vec<IpAddr> = all.difference(&self.guarded).copied().collect();

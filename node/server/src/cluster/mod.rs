@@ -76,7 +76,9 @@ pub(crate) struct Membership {
 impl Membership {
     /// A process that is part of a cluster now.
     pub(crate) fn new(replica: &Replica, me: Owner, timing: Timing) -> Self {
-        info!(event = "joined", member = me.member, "part of the cluster");
+        if !replica.cluster().is_alone() {
+            info!(event = "joined", member = me.member, "part of the cluster");
+        }
         Self {
             holder: Mutex::new(Holder::new(timing, me.clone())),
             me,
@@ -94,6 +96,11 @@ impl Membership {
     /// Whether this member leads, as far as it knows.
     pub(crate) fn leads(&self) -> bool {
         self.cluster.is_leader()
+    }
+
+    /// Whether there is nobody else who could have a gateway.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.cluster.is_alone()
     }
 
     /// Asks the leader to move a gateway to a member.
@@ -116,6 +123,9 @@ impl Membership {
 
     /// Until when nobody else can be the leader, if this process is: the boot-time clock. `None` if it may not be any more.
     fn quorum_until(&self) -> Option<BootTime> {
+        if self.is_alone() {
+            return self.leads().then_some(BootTime::FOREVER);
+        }
         let acked = self.cluster.last_quorum_acked()?;
         // Read after the other: what is told is rather too early than too late.
         let ago = Instant::now().saturating_duration_since(acked);
@@ -209,14 +219,13 @@ pub(crate) fn serve(
     stop: &CancellationToken,
     tasks: &TaskTracker,
 ) -> anyhow::Result<CancellationToken> {
-    let membership = node.membership.clone();
-    let membership = membership.context("the process is in no cluster")?;
+    let membership = Arc::clone(&node.membership);
     let addresses = AddressesConfig {
         outer_interface: member.outer_interface.clone(),
         inner_interface: member.inner_interface.clone(),
         origin: AddressesConfig::ORIGIN,
     };
-    let (front, switch) = front::open(addresses, &node.policy.load())?;
+    let (front, switch) = front::open(addresses, &node.policy.load(), membership.is_alone())?;
     leader::answer(node, &membership);
     relay::answer(node, &membership);
     // Leases are renewed, and granted, until everything is given up.

@@ -2,6 +2,7 @@
 
 use crate::{
     clock::Clock,
+    cluster::Membership,
     config::{Limits, parse},
     gateway::{self, GATEWAY},
     node::{Node, Ports, Setup},
@@ -9,6 +10,7 @@ use crate::{
 };
 use evergate_cluster::{
     ClusterKey, Config, Replica,
+    lease::Timing,
     raft::RaftConfig,
     store::{Disk, Storage},
 };
@@ -218,8 +220,9 @@ impl Host {
         let config = Config::new(ClusterKey::from_bytes([7; 32]), move || of_replica.now());
         let raft = RaftConfig::single(config, Storage::Memory(disk.clone()), "m");
         let replica = Replica::join(raft).await.unwrap();
-        let me = gateway::register(&replica, "m").await.unwrap();
-        let epoch = gateway::take_gateway(&replica, me).await.unwrap();
+        let me = gateway::take_all(&replica, "m").await.unwrap();
+        let epoch = replica.read(|s| s.epoch_of(GATEWAY, &me)).unwrap();
+        let membership = Arc::new(Membership::new(&replica, me, Timing::ALONE));
         let config = parse(text, std::path::Path::new(".")).unwrap();
         let version = replica.read(evergate_state::State::policy_version);
         let set = Command::SetPolicy {
@@ -249,11 +252,11 @@ impl Host {
             addresses: vec![address.parse().unwrap()],
             limits: config.limits,
             workers: 3,
-            membership: None,
+            membership,
         });
         let shared = Shared::new(&node, GATEWAY, epoch, Gate::default());
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        gateway::serve(&shared, &stop, &tasks);
+        gateway::prepare(&shared).run(&stop, &tasks);
         gateway::serve_process(&node, events, "evergate0", &stop, &stop, &tasks);
         Self {
             shared,

@@ -264,12 +264,9 @@ async fn who_lost_the_gateway_sends_nothing_any_more() {
 }
 
 async fn gateway_taken(host: &Host) {
-    let other = crate::gateway::register(&host.shared.replica, "other")
-        .await
-        .unwrap();
-    let epoch = crate::gateway::take_gateway(&host.shared.replica, other)
-        .await
-        .unwrap();
+    let taken = crate::gateway::take_all(&host.shared.replica, "other").await;
+    taken.unwrap();
+    let epoch = host.shared.read(|s| s.epoch(host.shared.gateway));
     assert_eq!(epoch, host.shared.epoch + 1);
 }
 
