@@ -1,13 +1,10 @@
 //! The clients that the load pretends to be: one configuration, many identities.
 
+use crate::config;
 use evergate_ike::{
-    config::{
-        ChildConfig, Childless, Connection, FRAGMENT_SIZE, Fragmentation, Policy, Retransmit,
-        SharedSecret, StartAction, Unique, Volume,
-    },
+    config::{Policy, Retransmit, SharedSecret},
     env::Entropy,
     identity::{IdPattern, Identity, IdentityError},
-    proposal::{EspProposal, IkeProposal},
     record::SaId,
     sa::SpiSource,
     secret::Secret,
@@ -17,9 +14,11 @@ use evergate_ike::{
 use ipnet::IpNet;
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
 };
+use toml::Value;
 
 /// Names of the only connection and its only child.
 pub(super) const CONNECTION: &str = "bench";
@@ -33,23 +32,25 @@ const RETRANSMIT: Retransmit = Retransmit {
     tries: 5,
 };
 
-/// Identities by number: a text with `%d` in it.
+/// Identities by number: a text with `%d` in it, or one identity for all.
 #[derive(Clone, Debug)]
 pub(super) struct IdTemplate {
     before: String,
-    after: String,
+    /// What follows the number, if it is in there.
+    after: Option<String>,
 }
 
 impl FromStr for IdTemplate {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (before, after) = text
-            .split_once("%d")
-            .ok_or("it has no %d, where the number of the client belongs")?;
+        let (before, after) = match text.split_once("%d") {
+            Some((before, after)) => (before, Some(after.to_owned())),
+            None => (text, None),
+        };
         let template = Self {
             before: before.to_owned(),
-            after: after.to_owned(),
+            after,
         };
         template.identity(0).map_err(|e| e.to_string())?;
         Ok(template)
@@ -58,8 +59,32 @@ impl FromStr for IdTemplate {
 
 impl IdTemplate {
     fn identity(&self, number: u32) -> Result<Identity, IdentityError> {
-        format!("{}{number}{}", self.before, self.after).parse()
+        match &self.after {
+            Some(after) => format!("{}{number}{after}", self.before).parse(),
+            None => self.before.parse(),
+        }
     }
+
+    /// Whether each client has an identity of its own.
+    pub(super) fn is_numbered(&self) -> bool {
+        self.after.is_some()
+    }
+}
+
+/// How both ends authenticate.
+#[derive(Clone, Debug)]
+pub(super) enum Proof {
+    /// All clients have the same pre-shared key.
+    Psk(Secret),
+    /// All have the same certificate.
+    Certificate {
+        /// It, and those between it and a root.
+        chain: PathBuf,
+        /// Its private key.
+        key: PathBuf,
+        /// Who issued that of the responder.
+        authority: PathBuf,
+    },
 }
 
 /// What all clients have in common.
@@ -67,16 +92,64 @@ impl IdTemplate {
 pub(super) struct Common {
     pub(super) local: IpAddr,
     pub(super) remote: SocketAddr,
-    pub(super) psk: Secret,
+    pub(super) proof: Proof,
     pub(super) ids: IdTemplate,
     pub(super) remote_id: IdPattern,
-    pub(super) proposals: Vec<IkeProposal>,
-    pub(super) esp_proposals: Vec<EspProposal>,
+    pub(super) proposals: Vec<String>,
+    pub(super) esp_proposals: Vec<String>,
     pub(super) remote_ts: Vec<SelectorTemplate>,
     /// Each client's traffic is that of its own address in this network, if there is one, and of its outer address otherwise.
     pub(super) local_net: Option<IpNet>,
     /// Ask for a virtual address.
     pub(super) vip: bool,
+}
+
+impl Common {
+    /// A configuration file for all of them, but for their identities and a pre-shared key.
+    fn document(&self) -> String {
+        let any = match self.local {
+            IpAddr::V4(_) => "0.0.0.0",
+            IpAddr::V6(_) => "::",
+        };
+        let vips = list(self.vip.then_some(any));
+        let (auth, certs, cacerts, secret) = match &self.proof {
+            Proof::Psk(_) => ("psk", list(None::<&str>), list(None::<&str>), String::new()),
+            Proof::Certificate {
+                chain,
+                key,
+                authority,
+            } => (
+                "pubkey",
+                list([chain.display()]),
+                list([authority.display()]),
+                format!("[secrets.key]\nfile = {}\n", text(key.display())),
+            ),
+        };
+        format!(
+            "[connections.{CONNECTION}]\n\
+            local_addrs = {}\nremote_addrs = {}\nremote_port = {}\nproposals = {}\nvips = {vips}\n\
+            rekey_time = \"0s\"\nmobike = false\nmessage_id_sync = false\nunique = \"never\"\nsend_cert = \"always\"\n\
+            [connections.{CONNECTION}.local]\nauth = \"{auth}\"\ncerts = {certs}\n\
+            [connections.{CONNECTION}.remote]\nauth = \"{auth}\"\nid = {}\ncacerts = {cacerts}\n\
+            [connections.{CONNECTION}.children.{CHILD}]\n\
+            remote_ts = {}\nesp_proposals = {}\nrekey_time = \"0s\"\n{secret}",
+            list([self.local]),
+            list([self.remote.ip()]),
+            self.remote.port(),
+            list(&self.proposals),
+            text(&self.remote_id),
+            list(&self.remote_ts),
+            list(&self.esp_proposals),
+        )
+    }
+}
+
+fn text(value: impl ToString) -> Value {
+    Value::String(value.to_string())
+}
+
+fn list<T: ToString>(values: impl IntoIterator<Item = T>) -> Value {
+    Value::Array(values.into_iter().map(text).collect())
 }
 
 /// The configuration of one client at a time: tens of thousands would take more memory than their SAs do.
@@ -87,65 +160,23 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    pub(super) fn new(common: Common) -> Self {
-        let child = ChildConfig {
-            name: CHILD.to_owned(),
-            local_ts: vec![own_address()],
-            remote_ts: common.remote_ts.clone(),
-            esp_proposals: common.esp_proposals.clone(),
-            rekey_time: Duration::ZERO,
-            life_time: Duration::ZERO,
-            rand_time: Duration::ZERO,
-            bytes: Volume::default(),
-            packets: Volume::default(),
-            start_action: StartAction::None,
-            close_action: StartAction::None,
-            dpd_action: StartAction::None,
-            replay_window: 1024,
-            copy_dscp: true,
-        };
-        let any: IpAddr = match common.local {
-            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-        };
-        let connection = Connection {
-            name: CONNECTION.to_owned(),
-            local_addrs: vec![common.local.into()],
-            remote_addrs: vec![common.remote.ip().into()],
-            remote_names: vec![],
-            remote_port: common.remote.port(),
-            proposals: common.proposals.clone(),
-            local_id: None,
-            remote_id: common.remote_id.clone(),
-            auth: evergate_ike::config::Authentication::default(),
-            encap: false,
-            vips: if common.vip { vec![any] } else { vec![] },
-            pools: vec![],
-            rekey_time: Duration::ZERO,
-            over_time: Duration::ZERO,
-            rand_time: Duration::ZERO,
-            dpd_delay: Duration::ZERO,
-            message_id_sync: false,
-            keyingtries: 0,
-            mobike: false,
-            return_routability: true,
-            childless: Childless::Allow,
-            unique: Unique::Never,
-            fragmentation: Fragmentation::Yes,
-            fragment_size: FRAGMENT_SIZE,
-            children: vec![child],
-        };
-        let policy = Policy {
-            connections: vec![connection],
-            secrets: vec![SharedSecret {
+    /// # Errors
+    /// If what is asked for makes no configuration: files that cannot be read, most of all.
+    pub(super) fn new(common: Common) -> anyhow::Result<Self> {
+        let document = common.document();
+        let directory = Path::new(".");
+        let mut policy = config::parse(&document, directory)
+            .map_err(|problems| anyhow::anyhow!(config::render("the clients", &problems)))?
+            .policy;
+        policy.retransmit = RETRANSMIT;
+        if let Proof::Psk(secret) = &common.proof {
+            policy.secrets = vec![SharedSecret {
                 name: CONNECTION.to_owned(),
                 ids: vec![],
-                secret: common.psk.clone(),
-            }],
-            retransmit: RETRANSMIT,
-            ..Policy::default()
-        };
-        Self { common, policy }
+                secret: secret.clone(),
+            }];
+        }
+        Ok(Self { common, policy })
     }
 
     /// The configuration of a client.
@@ -171,15 +202,6 @@ impl Clients {
     /// The configuration of the client that was asked for last: its timers are those of all.
     pub(super) fn policy(&self) -> &Policy {
         &self.policy
-    }
-}
-
-/// All traffic of the client's own address.
-fn own_address() -> SelectorTemplate {
-    SelectorTemplate::Dynamic {
-        protocol: 0,
-        start_port: 0,
-        end_port: u16::MAX,
     }
 }
 
@@ -245,7 +267,10 @@ mod tests {
             template.identity(17).unwrap(),
             Identity::Fqdn("client-17.test".to_owned())
         );
-        assert!("client.test".parse::<IdTemplate>().is_err());
+        assert!(template.is_numbered());
+        let same: IdTemplate = "client.test".parse().unwrap();
+        assert!(!same.is_numbered());
+        assert_eq!(same.identity(1).unwrap(), same.identity(2).unwrap());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `evergate bench handshake`: many clients set up IKE SAs with one responder.
 
 use super::{
-    clients::{Common, IdTemplate},
+    clients::{Common, IdTemplate, Proof},
     links::{Ends, local_address},
     load::{Load, Plan, Shared},
     report::{Measured, Report, Tally},
@@ -21,6 +21,7 @@ use std::{
     convert::Infallible,
     io::Write,
     net::{IpAddr, SocketAddr, ToSocketAddrs},
+    path::PathBuf,
     str::FromStr,
     sync::atomic::AtomicU32,
     thread,
@@ -54,9 +55,18 @@ pub(super) struct Options {
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     local_nat_port: u16,
     /// Pre-shared key of all clients
-    #[arg(long, value_name = "TEXT", env = "EVERGATE_BENCH_PSK", hide_env_values = true, value_parser = secret)]
-    psk: Secret,
-    /// Identities of the clients: %d is the number
+    #[arg(long, value_name = "TEXT", env = "EVERGATE_BENCH_PSK", hide_env_values = true, value_parser = secret, required_unless_present = "cert")]
+    psk: Option<Secret>,
+    /// Certificate of all clients, with those between it and a root, in PEM; the responder has one, too
+    #[arg(long, value_name = "FILE", requires_all = ["key", "cacert"])]
+    cert: Option<PathBuf>,
+    /// Its private key
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
+    /// The authority above the responder's certificate
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    cacert: Option<PathBuf>,
+    /// Identities of the clients: %d is the number. With a certificate all may have the same
     #[arg(long, value_name = "TEXT", default_value = "client-%d.test")]
     id_template: IdTemplate,
     /// Number of the first client
@@ -223,14 +233,22 @@ fn plans(options: &Options) -> anyhow::Result<Vec<Plan>> {
     if fixed && (threads > 1 || options.sockets > 1) {
         bail!("local ports can only be given for one thread with one pair of sockets");
     }
+    // Refused here, where they have a name.
+    parsed::<IkeProposal>(&options.proposals)?;
+    parsed::<EspProposal>(&options.esp_proposals)?;
+    let proof = proof(options)?;
+    ensure!(
+        options.id_template.is_numbered() || matches!(proof, Proof::Certificate { .. }),
+        "the identities of the clients need a %d, where their number belongs"
+    );
     let common = Common {
         local,
         remote,
-        psk: options.psk.clone(),
+        proof,
         ids: options.id_template.clone(),
         remote_id: options.remote_id.clone(),
-        proposals: parsed::<IkeProposal>(&options.proposals)?,
-        esp_proposals: parsed::<EspProposal>(&options.esp_proposals)?,
+        proposals: options.proposals.clone(),
+        esp_proposals: options.esp_proposals.clone(),
         remote_ts: options.remote_ts.clone(),
         local_net: options.local_net,
         vip: options.vip,
@@ -252,6 +270,20 @@ fn plans(options: &Options) -> anyhow::Result<Vec<Plan>> {
         concurrency: (total + usize::from(threads - 1 - thread)) / usize::from(threads),
     };
     Ok((0..threads).map(plan).collect())
+}
+
+fn proof(options: &Options) -> anyhow::Result<Proof> {
+    let files = (&options.cert, &options.key, &options.cacert);
+    if let (Some(chain), Some(key), Some(authority)) = files {
+        return Ok(Proof::Certificate {
+            chain: chain.clone(),
+            key: key.clone(),
+            authority: authority.clone(),
+        });
+    }
+    let psk = options.psk.clone();
+    psk.map(Proof::Psk)
+        .context("neither a pre-shared key nor a certificate is given")
 }
 
 /// The address of the responder, of the family of ours if that is given.
@@ -309,7 +341,9 @@ mod tests {
     fn nonsense_is_refused() {
         assert!(options(&["--count", "0"]).is_err());
         assert!(options(&["--concurrency", "0"]).is_err());
-        assert!(options(&["--id-template", "client.test"]).is_err());
+        let o = options(&["--id-template", "client.test"]).unwrap();
+        assert!(plans(&o).is_err(), "clients that all have one identity");
+        assert!(options(&["--cert", "c.pem"]).is_err(), "without its key");
         assert!(options(&["--vip", "--local-net", "10.0.0.0/8"]).is_err());
         let o = options(&["--proposal", "aes256gcm16"]).unwrap();
         assert!(plans(&o).is_err(), "a proposal without group");

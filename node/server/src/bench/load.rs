@@ -5,12 +5,15 @@ use super::{
     links::{Ends, Link},
     report::{Tally, reason},
 };
-use crate::clock::{Clock, SystemEntropy};
+use crate::{
+    clock::{Clock, SystemEntropy},
+    credentials::KeyStore,
+};
 use anyhow::Context;
 use evergate_ike::{
     env::UnixMillis,
     record::{CloseReason, GatewayId, Phase, Record, SaId},
-    sa::{Change, Command, Effect, Env, Event, IkeSa, Input, IvCounter, Step, initiate},
+    sa::{Change, Command, Effect, Env, Event, IkeSa, Input, IvCounter, Question, Step, initiate},
     wire::Header,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -90,6 +93,14 @@ enum Stage {
     Deleting,
 }
 
+/// What is left of a step.
+#[derive(Default)]
+struct Done {
+    /// The SA is to be forgotten.
+    forget: bool,
+    questions: Vec<Question>,
+}
+
 /// One thread of the load.
 pub(super) struct Load<'s> {
     shared: &'s Shared,
@@ -99,6 +110,8 @@ pub(super) struct Load<'s> {
     spis: Spis,
     local: IpAddr,
     concurrency: usize,
+    /// Private keys that were used before.
+    keys: KeyStore,
     sas: HashMap<SaId, Client>,
     timers: BinaryHeap<Reverse<(UnixMillis, SaId)>>,
     /// Handshakes, or deletions, under way.
@@ -116,12 +129,13 @@ impl<'s> Load<'s> {
             .context("cannot open the sockets")?;
         Ok(Self {
             shared,
-            clients: Clients::new(plan.common.clone()),
+            clients: Clients::new(plan.common.clone())?,
             links,
             ivs: IvCounter::new(1),
             spis: Spis::new(plan.first_spi, plan.thread),
             local: plan.common.local,
             concurrency: plan.concurrency,
+            keys: KeyStore::default(),
             sas: HashMap::new(),
             timers: BinaryHeap::new(),
             busy: 0,
@@ -357,7 +371,7 @@ impl<'s> Load<'s> {
                 }
             }
         }
-        let forget = self.carry_out(&mut client, effects, timed, was_first);
+        let Done { forget, questions } = self.carry_out(&mut client, effects, timed, was_first);
         if !self.ends(&mut client, forget) {
             let next = client
                 .sa
@@ -369,20 +383,46 @@ impl<'s> Load<'s> {
             }
             self.sas.insert(id, client);
         }
+        for question in questions {
+            if let Some(answer) = self.answer(question)? {
+                self.step(id, answer)?;
+            }
+        }
         Ok(())
     }
 
-    /// Does what a step wants done outside; true if it wants the SA forgotten.
+    /// What an SA asks the outside.
+    fn answer(&self, question: Question) -> anyhow::Result<Option<Input<'static>>> {
+        let policy = self.clients.policy();
+        match question {
+            Question::Verify(what) => {
+                let verified = what.run(policy, self.shared.clock.now(), None);
+                Ok(Some(Input::Verified(verified.map(Box::new))))
+            }
+            Question::Sign {
+                key,
+                scheme,
+                octets,
+            } => {
+                let signed = self.keys.sign_by_name(policy, &key, scheme, &octets);
+                Ok(Some(Input::Signed(Some(signed?))))
+            }
+            // Only responders have pools.
+            Question::Addresses { .. } => Ok(None),
+        }
+    }
+
+    /// Does what a step wants done outside.
     fn carry_out(
         &mut self,
         client: &mut Client,
         effects: Vec<Effect>,
         timed: bool,
         was_first: bool,
-    ) -> bool {
+    ) -> Done {
         let link = &self.links[client.link];
         let is_first = matches!(client.sa.record().phase, Phase::InitSent(_));
-        let mut forget = false;
+        let mut done = Done::default();
         for effect in effects {
             let sent = match effect {
                 Effect::Send {
@@ -401,7 +441,11 @@ impl<'s> Load<'s> {
                     Ok(())
                 }
                 Effect::Forget => {
-                    forget = true;
+                    done.forget = true;
+                    Ok(())
+                }
+                Effect::Ask(question) => {
+                    done.questions.push(question);
                     Ok(())
                 }
                 _ => Ok(()), // there is no data plane
@@ -410,7 +454,7 @@ impl<'s> Load<'s> {
                 self.tally.send_errors += 1;
             }
         }
-        forget
+        done
     }
 
     /// Counts what came to an end with a step: a handshake, or the SA. True if the SA is not needed any more.

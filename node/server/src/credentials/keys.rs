@@ -12,7 +12,7 @@ use aws_lc_rs::{
     },
 };
 use evergate_ike::{
-    config::PrivateKey,
+    config::{Policy, PrivateKey},
     secret::Secret,
     signature::{Hash, KeyKind, Scheme},
 };
@@ -227,9 +227,24 @@ type Ready = HashMap<(Vec<u8>, Scheme), Arc<Signer>>;
 
 /// Keys that were used before, parsed and checked: that costs more than a signature.
 #[derive(Default)]
-pub(super) struct KeyStore(Mutex<Ready>);
+pub(crate) struct KeyStore(Mutex<Ready>);
 
 impl KeyStore {
+    /// Signs with the private key that has this name.
+    ///
+    /// # Errors
+    /// If there is none, or it cannot do this.
+    pub(crate) fn sign_by_name(
+        &self,
+        policy: &Policy,
+        name: &str,
+        scheme: Scheme,
+        octets: &[u8],
+    ) -> Result<Vec<u8>, KeyError> {
+        let key = policy.private_key(name).ok_or(KeyError::Unknown)?;
+        self.sign(key, scheme, octets)
+    }
+
     /// Signs.
     ///
     /// # Errors

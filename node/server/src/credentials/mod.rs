@@ -8,7 +8,7 @@ mod revocation;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use keys::{KeyError, read_private_key};
+pub(crate) use keys::{KeyStore, read_private_key};
 
 use evergate_ike::{
     certificate::{CertificateError, Crl, Verification, Verified},
@@ -17,7 +17,6 @@ use evergate_ike::{
     signature::Scheme,
 };
 use futures::FutureExt;
-use keys::KeyStore;
 use revocation::Revocations;
 use std::{future::Future, sync::Arc, thread};
 use tokio::{sync::Semaphore, task};
@@ -51,10 +50,7 @@ impl Credentials {
     ) -> impl Future<Output = Option<Vec<u8>>> + use<> {
         let keys = Arc::clone(&self.keys);
         let work = move || {
-            let signed = policy
-                .private_key(&key)
-                .ok_or(KeyError::Unknown)
-                .and_then(|k| keys.sign(k, scheme, &octets));
+            let signed = keys.sign_by_name(&policy, &key, scheme, &octets);
             if let Err(e) = &signed {
                 error!(event = "signing-failed", key, %scheme, "the private key cannot be used: {e}");
             }
