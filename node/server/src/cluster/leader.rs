@@ -283,12 +283,8 @@ impl Leading {
     ) -> Vec<(GatewayId, u32, Owner)> {
         let at = now();
         let live = self.live(state, at);
-        self.leaving.retain(|owner| state.is_current(owner));
-        self.moving.retain(|gateway, (epoch, to, asked)| {
-            state.epoch(*gateway) == *epoch
-                && live.iter().any(|c| c.owner == *to)
-                && at < asked.after(HANDOVER)
-        });
+        let complete = live.len() >= members;
+        self.forget(state, &live, at);
         let seats: Vec<Seat> = state
             .policy()
             .gateway_ids()
@@ -296,78 +292,117 @@ impl Leading {
             .filter(|id| !self.assigning.contains(id))
             .map(|id| self.seat(state, id, at))
             .collect();
-        let complete = live.len() >= members;
-        // Who lives asks at once when there is a new leader; what was never assigned has more time. As long as others may serve something
-        // without having asked yet, nobody can say who has least.
-        let unheard = seats.iter().any(|s| s.holding == Holding::Uncertain);
-        let patient = |epoch: u32| {
-            let wait = if epoch == 0 { GATHER } else { renew };
-            complete || (at >= self.since.after(wait) && (epoch == 0 || !unheard))
-        };
-        if self.candidates != live {
-            self.candidates.clone_from(&live);
-            (self.spreading, self.changed) = (true, at);
-        }
-        let settled = complete || at >= self.changed.after(SETTLED);
         let moving: BTreeMap<GatewayId, Owner> = self
             .moving
             .iter()
             .map(|(gateway, (_, to, _))| (*gateway, to.clone()))
             .collect();
-        let mut chosen = Vec::new();
-        let balance = self.spreading && settled && moving.is_empty();
+        let balance = self.balances(&live, complete, at) && moving.is_empty();
         let actions = plan(&seats, &live, &moving, balance);
         if balance && actions.is_empty() {
             self.spreading = false;
         }
+        // Who lives asks at once when there is a new leader; what was never assigned has more time. As long as others may serve something
+        // without having asked yet, nobody can say who has least.
+        let unheard = seats.iter().any(|s| s.holding == Holding::Uncertain);
+        let since = self.since;
+        let patient = |epoch: u32| {
+            let wait = if epoch == 0 { GATHER } else { renew };
+            complete || (at >= since.after(wait) && (epoch == 0 || !unheard))
+        };
+        let mut chosen = Vec::new();
         for action in actions {
             match action {
-                Action::Assign { gateway, epoch, to } if patient(epoch) => {
-                    let owner = state.gateway(gateway).and_then(|g| g.owner.as_ref());
-                    if self.grantor.reassign(gateway, epoch, owner, at) {
-                        let before = owner.map(|o| o.member.as_str());
-                        info!(
-                            event = "assigning",
-                            gateway = gateway.0,
-                            epoch,
-                            before,
-                            to = to.member,
-                            "assigning gateway {} to {}",
-                            gateway.0,
-                            to.member
-                        );
-                        self.assigning.insert(gateway);
+                Action::Assign { gateway, epoch, to } => {
+                    if patient(epoch) && self.begin_assignment(state, gateway, epoch, &to, at) {
                         chosen.push((gateway, epoch, to));
                     }
                 }
-                Action::Assign { .. } => {}
                 Action::Move {
                     gateway,
                     epoch,
                     from,
                     to,
-                } => {
-                    info!(
-                        event = "moving",
-                        gateway = gateway.0,
-                        epoch,
-                        from = from.member,
-                        to = to.member,
-                        "asking {} to hand gateway {} over to {}",
-                        from.member,
-                        gateway.0,
-                        to.member
-                    );
-                    self.moving.insert(gateway, (epoch, to, at));
-                }
+                } => self.begin_handover(gateway, epoch, &from, to, at),
             }
         }
+        chosen
+    }
+
+    /// Forgets what is over.
+    fn forget(&mut self, state: &State, live: &[Candidate], at: BootTime) {
+        self.leaving.retain(|owner| state.is_current(owner));
+        self.moving.retain(|gateway, (epoch, to, asked)| {
+            state.epoch(*gateway) == *epoch
+                && live.iter().any(|c| c.owner == *to)
+                && at < asked.after(HANDOVER)
+        });
         self.grantor.forget(at, |owner| {
             state
                 .gateways()
                 .any(|(_, g)| g.owner.as_ref() == Some(owner))
         });
-        chosen
+    }
+
+    /// Whether gateways are to be spread over those that live: once, after somebody came or went.
+    fn balances(&mut self, live: &[Candidate], complete: bool, at: BootTime) -> bool {
+        if self.candidates != live {
+            self.candidates = live.to_vec();
+            (self.spreading, self.changed) = (true, at);
+        }
+        let settled = complete || at >= self.changed.after(SETTLED);
+        self.spreading && settled
+    }
+
+    /// Takes a gateway away from a silent owner, if its lease is over.
+    fn begin_assignment(
+        &mut self,
+        state: &State,
+        gateway: GatewayId,
+        epoch: u32,
+        to: &Owner,
+        at: BootTime,
+    ) -> bool {
+        let owner = state.gateway(gateway).and_then(|g| g.owner.as_ref());
+        if !self.grantor.reassign(gateway, epoch, owner, at) {
+            return false;
+        }
+        let before = owner.map(|o| o.member.as_str());
+        info!(
+            event = "assigning",
+            gateway = gateway.0,
+            epoch,
+            before,
+            to = to.member,
+            "assigning gateway {} to {}",
+            gateway.0,
+            to.member
+        );
+        self.assigning.insert(gateway);
+        true
+    }
+
+    /// The answer to the owner's next request for leases asks it to hand the gateway over.
+    fn begin_handover(
+        &mut self,
+        gateway: GatewayId,
+        epoch: u32,
+        from: &Owner,
+        to: Owner,
+        at: BootTime,
+    ) {
+        info!(
+            event = "moving",
+            gateway = gateway.0,
+            epoch,
+            from = from.member,
+            to = to.member,
+            "asking {} to hand gateway {} over to {}",
+            from.member,
+            gateway.0,
+            to.member
+        );
+        self.moving.insert(gateway, (epoch, to, at));
     }
 
     /// Who can have gateways.
