@@ -11,47 +11,40 @@ use evergate_ike::{
     identity::Identity,
     record::{Phase, Record, Role, SaId},
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hash, Hasher},
+};
 
-/// The established SAs between two identities: by the peer's, then by ours.
+/// The established SAs by a digest of their two identities. It only narrows the search: what is found has to be looked at. Two identities for
+/// each of a hundred thousand SAs would be most of what the state needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Peers(BTreeMap<Identity, BTreeMap<Identity, BTreeSet<SaId>>>);
+pub(crate) struct Peers(BTreeSet<(u64, SaId)>);
+
+/// The same for the same identities, as long as the process lives.
+fn digest(local: &Identity, remote: &Identity) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (local, remote).hash(&mut hasher);
+    hasher.finish()
+}
 
 impl Peers {
-    pub(crate) fn between(
-        &self,
-        local: &Identity,
-        remote: &Identity,
-    ) -> impl Iterator<Item = SaId> {
-        let found = self.0.get(remote).and_then(|all| all.get(local));
-        found.into_iter().flatten().copied()
+    /// The SAs that may be between two identities, in the order of their names.
+    fn candidates(&self, local: &Identity, remote: &Identity) -> impl Iterator<Item = SaId> {
+        let digest = digest(local, remote);
+        let range = (digest, SaId(0))..=(digest, SaId(u64::MAX));
+        self.0.range(range).map(|(_, id)| *id)
     }
 
     pub(crate) fn add(&mut self, record: &Record) {
         if let Some((local, remote)) = record.identities() {
-            let of_remote = self.0.entry(remote.clone()).or_default();
-            of_remote
-                .entry(local.clone())
-                .or_default()
-                .insert(record.id);
+            self.0.insert((digest(local, remote), record.id));
         }
     }
 
     pub(crate) fn remove(&mut self, record: &Record) {
-        let Some((local, remote)) = record.identities() else {
-            return;
-        };
-        let Some(of_remote) = self.0.get_mut(remote) else {
-            return;
-        };
-        if let Some(sas) = of_remote.get_mut(local) {
-            sas.remove(&record.id);
-            if sas.is_empty() {
-                of_remote.remove(local);
-            }
-        }
-        if of_remote.is_empty() {
-            self.0.remove(remote);
+        if let Some((local, remote)) = record.identities() {
+            self.0.remove(&(digest(local, remote), record.id));
         }
     }
 
@@ -68,6 +61,15 @@ impl Peers {
 }
 
 impl State {
+    /// The established SAs between these identities, ours first, of any gateway, in the order of their names.
+    pub fn between(&self, local: &Identity, remote: &Identity) -> impl Iterator<Item = SaId> {
+        let found = self.peers.candidates(local, remote);
+        found.filter(move |id| {
+            self.sa(*id)
+                .is_some_and(|r| r.identities() == Some((local, remote)))
+        })
+    }
+
     /// The SAs that a batch displaces, and whether their peer knows of them.
     pub(crate) fn check_unique(&self, batch: &Batch<'_>) -> Result<BTreeMap<SaId, bool>, Refusal> {
         let mut displaced = BTreeMap::new();

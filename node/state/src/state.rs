@@ -9,7 +9,6 @@ use crate::{
 use evergate_ike::{
     config::Policy,
     env::UnixMillis,
-    identity::Identity,
     record::{GatewayId, Record, SaId},
     sa::CookieSecrets,
 };
@@ -157,11 +156,6 @@ impl State {
     /// Whether an SA is to go because its peer has authenticated anew; and then, whether the peer said that it knows nothing of it.
     pub fn displaced(&self, id: SaId) -> Option<bool> {
         self.body.displaced.get(&id).copied()
-    }
-
-    /// The established SAs between these identities, ours first, of any gateway.
-    pub fn between(&self, local: &Identity, remote: &Identity) -> impl Iterator<Item = SaId> {
-        self.peers.between(local, remote)
     }
 
     /// The policy document.
