@@ -18,7 +18,7 @@ use std::{
 const CHUNK: usize = 32 * 1024;
 
 /// sled's cache. The log is written, and read only at the start.
-const CACHE: u64 = 16 << 20;
+const CACHE: u64 = 4 << 20;
 
 /// A log entry in a batch is preceded by its length.
 const LENGTH: usize = 4;

@@ -347,6 +347,8 @@ impl<'e> Turn<'_, 'e> {
             child.spi_out,
             child.replaces,
         );
+        // Most SAs have one for ever, and there are many.
+        self.established().children.reserve_exact(1);
         self.established().children.push(child);
         self.install(spi_in);
         self.report(Event::ChildEstablished {

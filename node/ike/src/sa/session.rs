@@ -7,7 +7,10 @@ use crate::{
 };
 use std::{
     collections::VecDeque,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 /// Commands that may wait on one SA; more are refused, since nobody waits for that many with good reason.
@@ -103,13 +106,13 @@ pub(super) struct Repeat {
 /// One IKE SA on the member that serves it: its record, and the session that only this member has.
 #[derive(Debug)]
 pub struct IkeSa {
-    record: Record,
+    record: Arc<Record>,
     session: Session,
 }
 
 impl IkeSa {
     /// An SA that this process has just created: its first request, if it has one, is about to be sent.
-    pub fn created(record: Record, now: UnixMillis) -> Self {
+    pub fn created(record: impl Into<Arc<Record>>, now: UnixMillis) -> Self {
         let mut sa = Self::resume(record, now);
         sa.session.uncertain = false;
         sa.session.ahead = 0;
@@ -118,7 +121,8 @@ impl IkeSa {
     }
 
     /// An SA as a record says, served from now on by this process, after a takeover or a restart.
-    pub fn resume(record: Record, now: UnixMillis) -> Self {
+    pub fn resume(record: impl Into<Arc<Record>>, now: UnixMillis) -> Self {
+        let record = record.into();
         let established = matches!(record.phase, Phase::Established(_));
         let session = Session {
             heard: now,
@@ -173,18 +177,26 @@ impl IkeSa {
     }
 
     /// Makes a committed (or lazily replicated) change this SA's own.
-    pub fn adopt(&mut self, record: Record) {
+    pub fn adopt(&mut self, record: impl Into<Arc<Record>>) {
+        let record = record.into();
         if record.revision > self.record.revision {
             self.outbound_committed(record.outbound.next);
         }
-        let pending = |r: &Record| r.outbound.pending.as_ref().map(|p| p.id);
-        if pending(&record).is_none() {
+        if record.outbound.pending.is_none() {
             self.session.repeat = None;
         }
         if record.path.nat_local && self.session.keepalive_at.is_none() {
             self.session.keepalive_at = Some(self.session.heard);
         }
         self.record = record;
+    }
+
+    /// Has the record in common with whoever has the same one: of tens of thousands of SAs, each would be there twice. Nothing changes if
+    /// it is another one.
+    pub fn share(&mut self, record: &Arc<Record>) {
+        if *record == self.record {
+            self.record = Arc::clone(record);
+        }
     }
 
     /// Tells that up to this Message ID of ours is committed: an empty request may only be sent once the one before is.

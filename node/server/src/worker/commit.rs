@@ -239,7 +239,7 @@ impl Worker {
             return;
         };
         drills::pass("after-commit", exchange);
-        let mut records = records.into_iter().map(Arc::unwrap_or_clone);
+        let mut records = records.into_iter();
         if let Some(own) = records.next() {
             slot.proposed = (own.inbound.next, own.outbound.next);
             slot.sa.adopt(own);
@@ -248,11 +248,22 @@ impl Worker {
             slot.permit = None;
         }
         for created in records {
-            self.admit(created);
+            let id = created.id;
+            self.admit(Arc::unwrap_or_clone(created));
+            self.share(id);
         }
+        self.share(id);
         self.log_keys(id);
         self.perform(id, effects);
         self.resume_inputs(id);
+    }
+
+    /// Has the record in common with the replicated state.
+    fn share(&mut self, id: SaId) {
+        let replicated = self.shared.read(|state| state.sa(id).cloned());
+        if let Some((slot, replicated)) = self.slots.get_mut(&id).zip(replicated) {
+            slot.sa.share(&replicated);
+        }
     }
 
     /// A change is refused: nothing of it happens, and the SA stays as it was.
@@ -296,7 +307,7 @@ impl Worker {
     }
 
     fn resume_inputs(&mut self, id: SaId) {
-        while let Some(input) = self.slots.get_mut(&id).and_then(super::slot::Slot::dequeue) {
+        while let Some(input) = self.slots.get_mut(&id).and_then(|slot| slot.dequeue()) {
             self.step(id, input.as_input());
         }
         self.reschedule(id);

@@ -120,7 +120,8 @@ pub(crate) enum Message {
 /// One worker.
 pub(crate) struct Worker {
     shared: Arc<Shared>,
-    slots: HashMap<SaId, Slot>,
+    // In boxes: the table is moved when it grows.
+    slots: HashMap<SaId, Box<Slot>>,
     /// The SAs that first messages made, so that a repeated one gets the same answer.
     inits: HashMap<(SocketAddr, u64), SaId>,
     timers: Timers,
@@ -154,7 +155,7 @@ impl Worker {
         for record in records {
             worker.install_all(&record);
             let id = record.id;
-            let sa = IkeSa::resume(Arc::unwrap_or_clone(record), now);
+            let sa = IkeSa::resume(record, now);
             worker.insert(id, Slot::new(sa));
         }
         worker
@@ -417,7 +418,7 @@ impl Worker {
             slot.init_key = Some(key);
             self.inits.insert(key, id);
         }
-        self.slots.insert(id, slot);
+        self.slots.insert(id, Box::new(slot));
         self.log_keys(id);
         self.reschedule(id);
     }
