@@ -131,6 +131,9 @@ pub struct PendingRequest {
     pub datagrams: Datagrams,
     /// What it is for.
     pub task: Task,
+    /// Child SAs, by the peer's SPIs, that the peer has deleted since and that we do not know: the response, which may still be on its way, may tell of
+    /// one of them.
+    pub deleted: Vec<u32>,
 }
 
 /// What a request of ours is for, with all that is needed to use the response.
@@ -518,6 +521,15 @@ impl FollowUp {
 }
 
 impl Task {
+    /// Whether its response may tell of a Child SA that the peer has made already.
+    pub fn makes_child(&self) -> bool {
+        match self {
+            Self::CreateChild(_) => true,
+            Self::FollowUp(f, _) => matches!(f.goal, Goal::Child(_)),
+            _ => false,
+        }
+    }
+
     /// Whether it is to replace the IKE SA.
     pub fn is_ike_rekey(&self) -> bool {
         match self {

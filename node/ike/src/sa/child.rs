@@ -125,6 +125,13 @@ impl<'e> Turn<'_, 'e> {
             .iter()
             .find(|c| Some(c.spi_out) == named);
         let Some(child) = child else {
+            // It may be the one that the response to our own request tells of, which is still on its way: "not found" would make the peer drop it.
+            let pending = self.record.outbound.pending.as_ref();
+            if pending.is_some_and(|p| p.task.makes_child()) {
+                let failure =
+                    Failure::Invalid("it wants to rekey a Child SA that we may not know yet");
+                return Err(Refused::new(NotifyType::TEMPORARY_FAILURE, failure));
+            }
             let failure = Failure::Invalid("it wants to rekey a Child SA that does not exist");
             let mut refused = Refused::new(NotifyType::CHILD_SA_NOT_FOUND, failure);
             refused.notify.protocol = rekey.protocol;

@@ -92,6 +92,7 @@ impl Turn<'_, '_> {
         if !matches!(pending.task, Task::Mobike(_)) {
             self.session.roaming.settled();
         }
+        let deleted = pending.deleted;
         match pending.task {
             Task::Connect => self.auth_response(&payloads),
             Task::Liveness => {
@@ -123,6 +124,7 @@ impl Turn<'_, '_> {
                 self.mobike_response(&asked, &message.header, &payloads);
             }
         }
+        self.deleted_meanwhile(&deleted);
     }
 
     fn request_from_peer(&mut self, message: &Message<'_>, local: SocketAddr, remote: SocketAddr) {
@@ -303,7 +305,7 @@ impl Turn<'_, '_> {
         if repeat.sent >= super::mobike::UNANSWERED {
             self.find_ways();
         }
-        if probe && repeat.sent >= super::sync::UNANSWERED_PROBES {
+        if probe && repeat.sent >= super::sync::UNANSWERED_PROBES && !self.is_unconfirmed() {
             self.start_sync();
         }
         match self.env.policy.retransmit.wait(repeat.sent + 1) {

@@ -6,6 +6,10 @@ use crate::{
     wire::{Delete, ExchangeType, NotifyType, Payload, Protocol},
 };
 
+/// So many Child SAs that we do not know are remembered as deleted while a request of ours is under way: it makes one, and a peer has no reason to name
+/// others.
+const MAX_DELETED: usize = 16;
+
 impl Turn<'_, '_> {
     /// The peer's INFORMATIONAL request.
     pub(super) fn informational(&mut self, id: u32, payloads: &[Payload]) {
@@ -72,7 +76,10 @@ impl Turn<'_, '_> {
                 .iter()
                 .find(|c| c.spi_out == spi_out)
                 .map(|c| c.spi_in);
-            let Some(spi_in) = found else { continue };
+            let Some(spi_in) = found else {
+                self.deleted_early(spi_out);
+                continue;
+            };
             if !in_ours.contains(&spi_in) {
                 ours.push(spi_in);
             }
@@ -84,6 +91,30 @@ impl Turn<'_, '_> {
                 protocol: Protocol::ESP,
                 spis: ours,
             })],
+        }
+    }
+
+    /// The peer has deleted a Child SA that we do not know. It may have made it by a request of ours whose response is still on its way.
+    fn deleted_early(&mut self, spi_out: u32) {
+        let pending = self.record.outbound.pending.as_mut();
+        if let Some(pending) = pending.filter(|p| p.task.makes_child()) {
+            // One request makes one: whatever is named before the last few is another.
+            if pending.deleted.len() == MAX_DELETED {
+                pending.deleted.remove(0);
+            }
+            pending.deleted.push(spi_out);
+        }
+    }
+
+    /// Our request was answered: what the peer has made by it, and deleted since, goes.
+    pub(super) fn deleted_meanwhile(&mut self, deleted: &[u32]) {
+        let children = self.record.children().iter();
+        let gone: Vec<u32> = children
+            .filter(|c| deleted.contains(&c.spi_out))
+            .map(|c| c.spi_in)
+            .collect();
+        for spi_in in gone {
+            self.remove_child(spi_in, CloseReason::DeletedByPeer);
         }
     }
 

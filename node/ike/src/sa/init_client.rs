@@ -161,6 +161,7 @@ pub(super) fn make_request(record: &mut Record, config: &Connection, rng: &mut d
             id: 0,
             datagrams: vec![datagram],
             task: Task::Connect,
+            deleted: Vec::new(),
         }),
     };
 }

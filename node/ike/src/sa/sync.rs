@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     record::{Goal, Phase, SyncAnswer, SyncRequest, Task},
-    wire::{ExchangeType, Message, NotifyType, Payload},
+    wire::{ExchangeType, Header, Message, NotifyType, Payload},
 };
 
 /// After so many repetitions an empty request of a successor counts as not understood.
@@ -69,6 +69,16 @@ impl Turn<'_, '_> {
     }
 
     // ---- as the cluster ----
+
+    /// Whether the last request of the peer that we answered made something, and the peer may not know the answer. Synchronising would have it abandon
+    /// that request, and what was made would be ours alone. If it goes on, it repeats the request and gets the answer, or sends another.
+    pub(super) fn is_unconfirmed(&self) -> bool {
+        let last = self.record.inbound.last_response.as_ref();
+        let header = last
+            .and_then(|datagrams| datagrams.first())
+            .and_then(|datagram| Header::parse(datagram).ok());
+        header.is_some_and(|h| h.exchange != ExchangeType::INFORMATIONAL)
+    }
 
     /// Asks the peer to agree on new Message IDs, if it can and was not asked in this epoch yet.
     pub(super) fn start_sync(&mut self) -> bool {

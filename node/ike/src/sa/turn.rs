@@ -186,6 +186,7 @@ impl<'t, 'e> Turn<'t, 'e> {
             id,
             datagrams,
             task,
+            deleted: Vec::new(),
         });
         self.repeat_from_now();
     }

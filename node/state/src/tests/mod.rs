@@ -195,6 +195,7 @@ fn pending(id: u32, task: Task) -> Option<PendingRequest> {
         id,
         datagrams: vec![vec![8; 40]],
         task,
+        deleted: vec![],
     })
 }
 

@@ -222,3 +222,41 @@ fn any_two_acts_in_any_order() {
         }
     }
 }
+
+/// `a` makes a second child, and the response does not arrive before the peer's next request.
+fn response_is_late(command: impl Fn(u32) -> Command, take_over: bool, expected: usize) {
+    let mut pair = Pair::new();
+    pair.connect();
+    let first = pair.b.children()[0].spi_in;
+    pair.command(false, Command::CreateChild("net".into()));
+    let request = pair.wire.pop_front().unwrap();
+    pair.deliver(&request);
+    let response = pair.wire.pop_front().unwrap();
+    let second = pair.b.children().iter().find(|c| c.spi_in != first);
+    let second = second.expect("the second child").spi_in;
+    pair.command(true, command(second));
+    pair.settle();
+    if take_over {
+        let now = pair.now;
+        pair.a.take_over(now);
+    }
+    pair.deliver(&response);
+    pair.settle();
+    pair.pass(Duration::from_secs(60));
+    pair.check_agreement();
+    assert_eq!(pair.a.children().len(), expected, "{:?}", pair.a.events);
+}
+
+#[test]
+fn the_peer_rekeys_a_child_that_we_do_not_know_yet() {
+    for take_over in [false, true] {
+        response_is_late(Command::RekeyChild, take_over, 2);
+    }
+}
+
+#[test]
+fn the_peer_deletes_a_child_that_we_do_not_know_yet() {
+    for take_over in [false, true] {
+        response_is_late(Command::DeleteChild, take_over, 1);
+    }
+}

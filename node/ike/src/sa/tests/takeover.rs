@@ -304,3 +304,29 @@ fn harmless_messages_are_the_same_from_anyone() {
     assert!(again.contains(&&response.bytes), "the response");
     assert!(again.contains(&&request.bytes), "the request");
 }
+
+/// A synchronisation makes the peer abandon its request. That must not be one that was carried out already.
+#[test]
+fn nothing_is_synchronised_while_the_peer_may_wait_for_an_answer() {
+    let often = |c: &mut crate::config::Connection| {
+        c.dpd_delay = Duration::from_secs(5);
+        c.message_id_sync = true;
+    };
+    let mut pair = Pair::with(often, often);
+    pair.connect();
+    pair.command(false, Command::CreateChild("net".into()));
+    let request = pair.wire.pop_front().unwrap();
+    pair.deliver(&request);
+    let now = pair.now;
+    pair.b.take_over(now);
+    // For so long nothing passes that the successor's probe counts as not understood.
+    for _ in 0..40 {
+        pair.wire.clear();
+        pair.now = pair.now + Duration::from_millis(500);
+        let until = pair.now;
+        pair.wake(until);
+    }
+    pair.pass(Duration::from_secs(120));
+    pair.check_agreement();
+    assert_eq!(pair.a.children().len(), 2, "{:?}", pair.a.events);
+}
