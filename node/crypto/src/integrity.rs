@@ -44,17 +44,16 @@ impl Integrity {
     }
 }
 
-/// An integrity algorithm with its key, ready for use.
-#[allow(clippy::large_enum_variant)] // the large ones are the usual ones
+/// An integrity algorithm with its key, ready for use. Small: what is moved into memory with room to spare takes with it what was on the stack.
 pub(crate) enum Mac {
-    Hmac(hmac::Key),
+    Hmac(Box<hmac::Key>),
     Aes(Prepared),
 }
 
 impl Mac {
     /// Prepares `key`, which has the algorithm's length.
     pub(crate) fn new(algorithm: Integrity, key: &[u8]) -> Self {
-        let hmac = |algorithm| Self::Hmac(hmac::Key::new(algorithm, key));
+        let hmac = |algorithm| Self::Hmac(Box::new(hmac::Key::new(algorithm, key)));
         match algorithm {
             Integrity::HmacSha1 => hmac(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY),
             Integrity::HmacSha256 => hmac(hmac::HMAC_SHA256),

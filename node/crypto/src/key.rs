@@ -65,9 +65,9 @@ enum Expanded {
     Aead(LessSafeKey),
     ShortTagGcm(ShortTagGcm),
     Ccm(Box<dyn Detached>),
-    Ctr(Box<dyn Plain>, Box<Mac>),
+    Ctr(Box<dyn Plain>, Mac),
     /// The third is the cipher that makes IVs.
-    Cbc(Box<dyn Plain>, Box<Mac>, Box<Aes256>),
+    Cbc(Box<dyn Plain>, Mac, Box<Aes256>),
 }
 
 impl Key {
@@ -202,7 +202,7 @@ impl Key {
         let mac = || {
             let integrity = self.cipher.integrity?;
             let start = encryption.key_len() + encryption.salt_len();
-            Some(Box::new(Mac::new(integrity, &self.material[start..])))
+            Some(Mac::new(integrity, &self.material[start..]))
         };
         let aead = |algorithm: &'static Algorithm| {
             let key = UnboundKey::new(algorithm, key).ok()?;

@@ -9,6 +9,8 @@ pub mod config;
 pub mod crypto;
 pub mod env;
 pub mod identity;
+#[cfg(test)]
+mod memory;
 pub mod proposal;
 pub mod record;
 pub mod sa;

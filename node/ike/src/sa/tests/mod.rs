@@ -9,6 +9,7 @@ mod hybrid;
 mod initiation;
 mod mobike;
 mod ppk;
+mod secrets;
 mod suites;
 mod takeover;
 
