@@ -32,11 +32,17 @@ pub(super) struct Known<'a> {
 }
 
 impl Check<'_> {
-    fn file(&mut self, file: &Spanned<PathBuf>) -> Option<Vec<u8>> {
+    /// What a file holds, certificates and keys or a secret.
+    pub(super) fn file(&mut self, file: &Spanned<PathBuf>) -> Option<Vec<u8>> {
         let path = self.directory.join(file.get_ref());
         let mut bytes = Vec::new();
         let read = fs::File::open(&path)
-            .and_then(|f| f.take(MAX_FILE + 1).read_to_end(&mut bytes))
+            .and_then(|f| {
+                // At once: a vector that grows would leave parts of a secret behind.
+                let len = f.metadata()?.len().min(MAX_FILE);
+                bytes.reserve_exact(usize::try_from(len).unwrap_or_default() + 1);
+                f.take(MAX_FILE + 1).read_to_end(&mut bytes)
+            })
             .map_err(|e| format!("cannot read {}: {e}", path.display()));
         let read = read.and_then(|len| match len {
             len if len as u64 > MAX_FILE => Err(format!(

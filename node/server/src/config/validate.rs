@@ -19,7 +19,6 @@ use evergate_ike::{
 use ipnet::IpNet;
 use std::{
     collections::HashMap,
-    fs,
     ops::{Range, RangeInclusive},
     path::{Path, PathBuf},
     time::Duration,
@@ -304,18 +303,17 @@ impl Check<'_> {
 
     /// A secret that is kept in a file of its own; one newline at the end is no part of it.
     fn secret_file(&mut self, file: &Spanned<PathBuf>) -> Option<Secret> {
-        let path = self.directory.join(file.get_ref());
-        let read = fs::read(&path).map_err(|e| format!("cannot read {}: {e}", path.display()));
-        let secret = read.and_then(|mut bytes| {
-            if bytes.last() == Some(&b'\n') {
-                bytes.pop();
-            }
-            if bytes.is_empty() {
-                return Err(format!("{} is empty, expected a secret", path.display()));
-            }
-            Ok(Secret::new(bytes))
-        });
-        secret.map_err(|e| self.error(file.span(), e)).ok()
+        let mut bytes = self.file(file)?;
+        if bytes.last() == Some(&b'\n') {
+            bytes.pop();
+        }
+        if bytes.is_empty() {
+            let path = self.directory.join(file.get_ref());
+            let what = format!("{} is empty, expected a secret", path.display());
+            self.error(file.span(), what);
+            return None;
+        }
+        Some(Secret::new(bytes))
     }
 
     fn connections(
