@@ -94,6 +94,8 @@ pub enum Auth {
         /// The certificate of that side.
         certificate: Certificate,
     },
+    /// With the key of this certificate, which the other side knows; the certificate is shown to nobody.
+    RawKey(Certificate),
 }
 
 impl Auth {
@@ -110,6 +112,7 @@ impl Auth {
         match self {
             Self::Psk => "psk",
             Self::Certificate { auth, .. } => auth,
+            Self::RawKey(_) => "pubkey",
         }
     }
 
@@ -125,7 +128,7 @@ impl Auth {
     #[must_use]
     pub fn certificate(&self) -> Option<&Certificate> {
         match self {
-            Self::Psk => None,
+            Self::Psk | Self::RawKey(_) => None,
             Self::Certificate { certificate, .. } => Some(certificate),
         }
     }
@@ -247,7 +250,7 @@ impl Connection {
             "{name} {{\n version = 2\n mobike = {mobike}\n local_addrs = {local}\n remote_addrs = {remote}\n proposals = {ike}\n encap = {encap}\n \
              rekey_time = {rekey}s\n rand_time = 0s\n over_time = 30s\n dpd_delay = {dpd}s\n fragmentation = {fragmentation}\n childless = {childless}\n unique = {unique}\n {vips}\n {ppk}\n \
              local {{\n auth = {local_auth}\n id = \"{local_id}\"\n {certs}\n }}\n \
-             remote {{\n auth = {remote_auth}\n id = \"{remote_id}\"\n }}\n \
+             remote {{\n auth = {remote_auth}\n id = \"{remote_id}\"\n {remote_keys}\n }}\n \
              children {{\n{children} }}\n}}\n",
             name = self.name,
             local = self.local,
@@ -265,12 +268,17 @@ impl Connection {
             certs = match self.local_auth {
                 Auth::Psk => String::new(),
                 Auth::Certificate { .. } => format!("certs = {}.pem", self.name),
+                Auth::RawKey(_) => format!("pubkeys = {}.pem", self.name),
+            },
+            remote_keys = match self.remote_auth {
+                Auth::RawKey(_) => format!("pubkeys = {}-remote.pem", self.name),
+                Auth::Psk | Auth::Certificate { .. } => String::new(),
             },
             remote_id = self.remote_id,
             // Narrower, strongSwan would ask the same of the authorities' signatures.
             remote_auth = match self.remote_auth {
                 Auth::Psk => "psk",
-                Auth::Certificate { .. } => "pubkey",
+                Auth::Certificate { .. } | Auth::RawKey(_) => "pubkey",
             },
         );
         // charon keeps no more than 255 bytes of an owner: a key without one is for anyone.
@@ -295,6 +303,12 @@ impl Connection {
 
     /// Puts certificates and keys where swanctl looks for them.
     pub fn install(&self, swanctl: &Path) -> Result<()> {
+        if let Auth::RawKey(own) = &self.local_auth {
+            own.install_keys(swanctl, &self.name)?;
+        }
+        if let Auth::RawKey(other) = &self.remote_auth {
+            other.install_public(swanctl, &self.name)?;
+        }
         if let Some(own) = self.local_auth.certificate() {
             own.install(swanctl, &self.name)?;
         }
@@ -327,17 +341,20 @@ impl Connection {
         if let Some(required) = self.ppk {
             let _ = writeln!(out, "ppk_id = \"{}\"\nppk_required = {required}", PPK.0);
         }
-        for (side, auth, id) in [
+        for (side, how, id) in [
             ("local", &self.local_auth, &self.local_id),
             ("remote", &self.remote_auth, &self.remote_id),
         ] {
-            let auth = auth.name();
+            let auth = how.name();
             let _ = writeln!(
                 out,
                 "[connections.{name}.{side}]\nauth = \"{auth}\"\nid = \"{id}\""
             );
             if let (Some(own), "local") = (self.local_auth.certificate(), side) {
                 let _ = writeln!(out, "certs = [\"{}\"]", own.chain.display());
+            }
+            if let Auth::RawKey(key) = how {
+                let _ = writeln!(out, "pubkeys = [\"{}\"]", key.public.display());
             }
             if let (Some((policy, _)), "remote") = (&self.revocation, side) {
                 let _ = writeln!(out, "revocation = \"{policy}\"");
@@ -349,7 +366,11 @@ impl Connection {
         if !self.retransmit.is_empty() {
             let _ = writeln!(out, "[retransmit]\n{}", self.retransmit);
         }
-        if let Some(own) = self.local_auth.certificate() {
+        if let Auth::Certificate {
+            certificate: own, ..
+        }
+        | Auth::RawKey(own) = &self.local_auth
+        {
             let _ = writeln!(
                 out,
                 "[secrets.{name}-key]\nfile = \"{}\"",

@@ -19,6 +19,7 @@ pub mod duo;
 pub mod flow;
 pub mod lab;
 pub mod member;
+pub mod ocsp;
 pub mod packet;
 pub mod pki;
 pub mod process;

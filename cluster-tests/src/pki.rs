@@ -49,6 +49,8 @@ pub struct Certificate {
     pub between: PathBuf,
     /// Its private key.
     pub key: PathBuf,
+    /// Its public key.
+    pub public: PathBuf,
     /// The root.
     pub root: PathBuf,
     /// Its serial number.
@@ -147,11 +149,13 @@ impl Pki {
         std::fs::write(path(".pem"), own)?;
         std::fs::write(path(".chain.pem"), chain)?;
         std::fs::write(path(".key"), own_key.serialize_pem())?;
+        std::fs::write(path(".pub"), own_key.public_key_pem())?;
         Ok(Certificate {
             own: path(".pem"),
             chain: path(".chain.pem"),
             between,
             key: path(".key"),
+            public: path(".pub"),
             root: self.dir.path().join("root.pem"),
             serial,
         })
@@ -201,6 +205,18 @@ impl Certificate {
             put(&swanctl.join(below), from)?;
         }
         Ok(())
+    }
+
+    /// Puts its keys where swanctl looks for them, without the certificate.
+    pub fn install_keys(&self, swanctl: &Path, name: &str) -> Result<()> {
+        put(&swanctl.join(format!("private/{name}.pem")), &self.key)?;
+        put(&swanctl.join(format!("pubkey/{name}.pem")), &self.public)
+    }
+
+    /// Puts its public key where swanctl looks for it.
+    pub fn install_public(&self, swanctl: &Path, name: &str) -> Result<()> {
+        let to = format!("pubkey/{name}-remote.pem");
+        put(&swanctl.join(to), &self.public)
     }
 
     /// Puts its root where swanctl looks for it.

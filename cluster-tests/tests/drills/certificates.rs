@@ -97,6 +97,49 @@ fn certificates_go_in_fragments() -> Result<()> {
     Ok(())
 }
 
+/// Keys of this kind on both sides, which each knows of the other; there are no certificates.
+fn raw_keys(pki: &Pki, key: Key) -> Result<Setup> {
+    let mut setup = Setup::new(V4);
+    setup.peer.local_auth = Auth::RawKey(pki.issue("peer1.test", key)?);
+    setup.peer.remote_auth = Auth::RawKey(pki.issue("gw.test", key)?);
+    setup.gateway = setup.peer.mirrored();
+    Ok(setup)
+}
+
+#[test]
+fn raw_public_keys() -> Result<()> {
+    for (by, key, esp) in [
+        (Peer, Key::P256, InUdp),
+        (Member, Key::Rsa, InUdp),
+        (Peer, Key::Ed25519, Plain),
+        (Member, Key::P384, Plain),
+    ] {
+        let pki = Pki::new("nobody", Key::P256)?;
+        let mut setup = raw_keys(&pki, key)?;
+        setup.esp = esp;
+        let duo = runs(by, &setup)?;
+        let log = duo.peer.log()?;
+        assert!(
+            log.contains("authentication of 'gw.test' with ")
+                && !log.contains("received end entity cert"),
+            "{log}"
+        );
+        duo.finish()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_raw_public_key_that_nobody_knows() -> Result<()> {
+    let pki = Pki::new("nobody", Key::P256)?;
+    let mut setup = raw_keys(&pki, Key::P256)?;
+    setup.gateway.remote_auth = Auth::RawKey(pki.issue("other.test", Key::P256)?);
+    let duo = Duo::start(&setup)?;
+    is_refused(&duo, "the AUTH payload does not verify with its key")?;
+    assert!(Spis::of(&duo.member.sas()?).child.is_empty());
+    duo.finish().map(drop)
+}
+
 #[test]
 fn ecdsa_by_the_older_method() -> Result<()> {
     for by in [Peer, Member] {
@@ -240,7 +283,7 @@ fn a_member_does_not_trust_a_responder_of_another_authority() -> Result<()> {
 }
 
 /// A tunnel from a peer whose certificate the member judges by this policy; `uris` are the places of lists.
-fn judged(pki: &Pki, peer: Certificate, policy: &str, uris: &[String]) -> Result<Duo> {
+pub(crate) fn judged(pki: &Pki, peer: Certificate, policy: &str, uris: &[String]) -> Result<Duo> {
     let mut setup = Setup::new(V4);
     setup.peer.local_auth = Auth::pubkey(peer);
     setup.peer.remote_auth = Auth::pubkey(pki.issue("gw.test", Key::P256)?);
@@ -250,7 +293,7 @@ fn judged(pki: &Pki, peer: Certificate, policy: &str, uris: &[String]) -> Result
 }
 
 /// The peer is refused, and the log says why.
-fn is_refused(duo: &Duo, cause: &str) -> Result<()> {
+pub(crate) fn is_refused(duo: &Duo, cause: &str) -> Result<()> {
     let before = duo.member.log()?.len();
     assert!(duo.peer.initiate_within(C1, 10).is_err(), "was not refused");
     evergate_cluster_tests::until(secs(5), cause, || {

@@ -21,6 +21,7 @@ mod initiation;
 mod liveness;
 mod mobike;
 mod nat;
+mod ocsp;
 mod refusals;
 mod rekey;
 mod replay;

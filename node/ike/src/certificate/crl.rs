@@ -6,7 +6,8 @@ use rustls_pki_types::{CertificateRevocationListDer, pem::PemObject};
 use webpki::{CertRevocationList, OwnedCertRevocationList};
 use x509_cert::{
     crl::CertificateList,
-    der::{Decode, Encode},
+    der::{Decode, Encode, oid::AssociatedOid},
+    ext::pkix::IssuingDistributionPoint,
 };
 
 /// A list of revoked certificates. Its signature is verified where it is used, with the key of the issuer in the path.
@@ -17,6 +18,8 @@ pub struct Crl {
     /// DER of its issuer.
     pub(super) issuer: Vec<u8>,
     next_update: Option<UnixMillis>,
+    /// It is about some certificates of its issuer only, perhaps (RFC 5280 §5.2.5).
+    pub(super) partial: bool,
 }
 
 impl PartialEq for Crl {
@@ -45,11 +48,14 @@ impl Crl {
         let list = CertificateList::<x509_cert::certificate::Rfc5280>::from_der(&der)
             .map_err(malformed)?;
         let tbs = list.tbs_cert_list;
+        let mut extensions = tbs.crl_extensions.iter().flatten();
+        let partial = extensions.any(|e| e.extn_id == IssuingDistributionPoint::OID);
         Ok(Self {
             parsed,
             der,
             issuer: tbs.issuer.to_der().map_err(malformed)?,
             next_update: tbs.next_update.map(super::millis),
+            partial,
         })
     }
 

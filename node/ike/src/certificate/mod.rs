@@ -5,6 +5,7 @@
 
 mod crl;
 mod names;
+pub mod ocsp;
 mod path;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -13,10 +14,11 @@ mod tests;
 mod verification;
 
 pub use crl::Crl;
+pub use path::Known;
 pub use path::MAX_DEPTH;
 pub(crate) use path::check_anchor;
 pub(crate) use verification::encoding;
-pub use verification::{Evidence, Verification, Verified};
+pub use verification::{Evidence, Sources, Verification, Verified};
 
 use crate::{env::UnixMillis, identity::Identity, signature::KeyKind};
 use aws_lc_rs::digest;
@@ -33,6 +35,8 @@ use x509_cert::{
 pub const MAX_CERTIFICATE: usize = 16_384;
 /// Certificates that are taken from one message: the peer's own and those between it and an authority.
 pub const MAX_CERTIFICATES: usize = 8;
+/// Longest raw public key in bytes: RSA with 8192 bits is shorter.
+pub const MAX_RAW_KEY: usize = 2048;
 /// URIs that are taken from one certificate, for each purpose.
 const MAX_URIS: usize = 4;
 
@@ -51,6 +55,9 @@ pub enum CertificateError {
     /// One is longer than we take.
     #[error("it is longer than {MAX_CERTIFICATE} bytes")]
     TooLong,
+    /// There is more than one raw public key, or one that is longer than we take.
+    #[error("there is more than one raw public key, or it is longer than {MAX_RAW_KEY} bytes")]
+    RawKey,
     /// It is no X.509 certificate in DER.
     #[error("it is malformed: {0}")]
     Malformed(String),
@@ -90,6 +97,9 @@ pub enum CertificateError {
     /// The connection names the certificates that it accepts, and this is another.
     #[error("it is none of those that the connection names")]
     NotPinned,
+    /// The connection names the public keys that it accepts, and the peer has another.
+    #[error("its public key is none of those that the connection names")]
+    NotNamedKey,
     /// It is of somebody else.
     #[error("it does not name {0}")]
     Identity(Identity),

@@ -4,7 +4,7 @@ use super::Certificate;
 use crate::{
     config::{
         Authentication, Authority, Credential, LocalAuth, PrivateKey, RemoteAuth, RevocationPolicy,
-        SendCert,
+        SendCert, Shown,
     },
     secret::Secret,
     signature::{Constraint, KeyKind},
@@ -126,11 +126,23 @@ impl Issued {
         let own = self.certificate();
         let others = chain.iter().map(|c| c.der.clone());
         Credential {
-            chain: std::iter::once(self.der.clone()).chain(others).collect(),
+            shown: Shown::Chain(std::iter::once(self.der.clone()).chain(others).collect()),
             subject: own.subject.clone(),
             key: own.key,
             private_key: name.to_owned(),
             issuers: chain.iter().map(|c| c.certificate().key_hash()).collect(),
+        }
+    }
+
+    /// Its public key alone as a credential (RFC 7670).
+    pub(crate) fn raw_key(&self, name: &str) -> Credential {
+        let own = self.certificate();
+        Credential {
+            shown: Shown::RawKey(own.spki),
+            subject: Vec::new(),
+            key: own.key,
+            private_key: name.to_owned(),
+            issuers: Vec::new(),
         }
     }
 
@@ -190,6 +202,18 @@ pub(crate) fn pubkey() -> RemoteAuth {
         constraint: Constraint::default(),
         authorities: Vec::new(),
         certificates: Vec::new(),
+        raw_keys: Vec::new(),
+        revocation: RevocationPolicy::default(),
+    }
+}
+
+/// A signature with one of these public keys (RFC 7670).
+pub(crate) fn named_keys(keys: &[&Issued]) -> RemoteAuth {
+    RemoteAuth::Pubkey {
+        constraint: Constraint::default(),
+        authorities: Vec::new(),
+        certificates: Vec::new(),
+        raw_keys: keys.iter().map(|k| k.certificate().spki).collect(),
         revocation: RevocationPolicy::default(),
     }
 }

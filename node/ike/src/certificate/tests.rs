@@ -1,4 +1,8 @@
-use super::{testing::*, *};
+use super::{
+    ocsp::{Answer, Inquiry},
+    testing::*,
+    *,
+};
 use crate::{
     config::{Policy, RemoteAuth, RevocationPolicy},
     signature::Signed,
@@ -18,9 +22,11 @@ struct Case {
     id: Identity,
     peer: Issued,
     chain: Vec<Vec<u8>>,
+    raw_key: Option<Vec<u8>>,
     policy: Policy,
     now: UnixMillis,
     crls: Option<Vec<Crl>>,
+    answers: Vec<Answer>,
 }
 
 impl Case {
@@ -34,10 +40,12 @@ impl Case {
             chain: std::iter::once(own)
                 .chain(others.iter().map(|o| o.der.clone()))
                 .collect(),
+            raw_key: None,
             peer,
             policy,
             now: NOW,
             crls: None,
+            answers: vec![],
         }
     }
 
@@ -61,6 +69,7 @@ impl Case {
             id: self.id.clone(),
             evidence: Evidence {
                 certificates: self.chain.clone(),
+                raw_key: self.raw_key.clone(),
                 hash_and_url: false,
             },
             signed: Signed::parse(AuthMethod::SIGNATURE, &data).unwrap(),
@@ -71,16 +80,15 @@ impl Case {
 
     fn run(&self) -> Result<Certificate, CertificateError> {
         let question = self.question();
-        let verified = question.run(
-            &self.policy,
-            self.now,
-            self.crls
-                .as_ref()
-                .map(|c| c.iter().collect::<Vec<_>>())
-                .as_deref(),
-        )?;
+        let crls = self.crls.as_ref().map(|c| c.iter().collect::<Vec<_>>());
+        let answers: Vec<&Answer> = self.answers.iter().collect();
+        let known = crls.as_ref().map(|crls| Known {
+            crls,
+            answers: &answers,
+        });
+        let verified = question.run(&self.policy, self.now, known)?;
         assert_eq!(verified.connection, "c");
-        Ok(verified.certificate)
+        Ok(verified.certificate.expect("a certificate"))
     }
 }
 
@@ -345,6 +353,7 @@ fn a_certificate_that_the_connection_names_needs_no_authority() {
             constraint: crate::signature::Constraint::default(),
             authorities: vec![],
             certificates: vec![der],
+            raw_keys: vec![],
             revocation: RevocationPolicy::default(),
         };
     };
@@ -366,6 +375,57 @@ fn a_certificate_that_the_connection_names_needs_no_authority() {
     );
     pin(&mut case, der);
     assert_eq!(case.run().err(), Some(CertificateError::NotPinned));
+}
+
+/// A peer whose connection names its public key (RFC 7670), and another peer.
+fn with_named_key() -> (Case, Issued) {
+    let root = root("root");
+    let peer = root.issue(KeyKind::P256, &["peer.test"]);
+    let other = root.issue(KeyKind::P256, &["other.test"]);
+    let named = named_keys(&[&other, &peer]);
+    let mut case = Case::new(peer, "peer.test", &[], &[&root]);
+    case.policy.connections[0].auth.remote = named;
+    case.chain.clear();
+    (case, other)
+}
+
+#[test]
+fn a_public_key_that_the_connection_names_needs_no_certificate() {
+    let (mut case, _) = with_named_key();
+    let run = |case: &Case| case.question().run(&case.policy, case.now, None);
+    // Whether it is shown or not, with a certificate or not: it is known, and whose it is.
+    for shown in [None, Some(case.peer.certificate().spki)] {
+        case.raw_key = shown;
+        for chain in [vec![], vec![case.peer.der.clone()]] {
+            case.chain = chain;
+            let verified = run(&case).unwrap();
+            assert_eq!(verified.certificate, None);
+            assert_eq!(case.question().sources(&verified, &case.policy), None);
+        }
+    }
+}
+
+#[test]
+fn another_public_key_than_those_that_are_named_is_refused() {
+    let (mut case, other) = with_named_key();
+    let run = |case: &Case| case.question().run(&case.policy, case.now, None).err();
+    // Named, but of somebody else than who signs.
+    case.raw_key = Some(other.certificate().spki);
+    assert_eq!(run(&case), Some(CertificateError::Auth));
+    let stranger = root("root").issue(KeyKind::P256, &["peer.test"]);
+    case.raw_key = Some(stranger.certificate().spki);
+    assert_eq!(run(&case), Some(CertificateError::NotNamedKey));
+    // The authorities of the policy do not count beside keys that are named.
+    case.raw_key = None;
+    case.policy.connections[0].auth.remote = named_keys(&[&other]);
+    case.chain = vec![case.peer.der.clone()];
+    assert_eq!(run(&case), Some(CertificateError::Auth));
+    // Unless the connection names some, too.
+    let authority = case.policy.authorities[0].clone();
+    if let RemoteAuth::Pubkey { authorities, .. } = &mut case.policy.connections[0].auth.remote {
+        authorities.push(authority);
+    }
+    assert!(case.run().is_ok());
 }
 
 #[test]
@@ -402,6 +462,7 @@ fn the_constraint_of_a_connection_holds() {
             constraint: constraint.parse().unwrap(),
             authorities: vec![],
             certificates: vec![],
+            raw_keys: vec![],
             revocation: RevocationPolicy::default(),
         };
         assert_eq!(case.run().is_ok(), good, "{constraint}");
@@ -416,6 +477,16 @@ fn what_a_peer_sends_is_bounded() {
         Evidence::collect(many.into_iter()),
         Err(CertificateError::TooMany)
     );
+    let key = (encoding::RAW_KEY, &b"x"[..]);
+    let evidence = Evidence::collect([key].into_iter()).unwrap();
+    assert_eq!(evidence.raw_key.as_deref(), Some(&b"x"[..]));
+    let long = vec![0; MAX_RAW_KEY + 1];
+    for keys in [vec![key, key], vec![(encoding::RAW_KEY, &long[..])]] {
+        assert_eq!(
+            Evidence::collect(keys.into_iter()),
+            Err(CertificateError::RawKey)
+        );
+    }
     let long = vec![0; MAX_CERTIFICATE + 1];
     let long = (encoding::X509, &long[..]);
     assert_eq!(
@@ -519,22 +590,98 @@ fn what_is_not_known_counts_as_the_policy_says() {
 fn lists_are_looked_for_where_certificates_and_authorities_say() {
     let (_, _, mut case) = revocable(RevocationPolicy::Strict, true);
     case.policy.authorities[0].crl_uris = vec!["file:/root.crl".to_owned()];
-    let certificate = case.run().unwrap();
-    let verified = Verified {
-        connection: "c".to_owned(),
-        certificate,
+    let uris = |case: &Case| {
+        let verified = case.question().run(&case.policy, case.now, None).unwrap();
+        let sources = case.question().sources(&verified, &case.policy);
+        sources.map(|s| s.crl_uris)
     };
-    let uris = case.question().crl_uris(&verified, &case.policy);
     let expected = ["file:/root.crl", "http://crl.test/between.crl"].map(str::to_owned);
-    assert_eq!(uris, Some(expected.to_vec()));
+    assert_eq!(uris(&case), Some(expected.to_vec()));
     // Nothing to look at, and nothing that has to be.
     let (_, _, case) = revocable(RevocationPolicy::IfUri, false);
-    let certificate = case.run().unwrap();
-    let verified = Verified {
-        connection: "c".to_owned(),
-        certificate,
+    assert_eq!(uris(&case), None);
+}
+
+/// What is to be asked about the certificates of a case: the peer's own, and the one between it and the root.
+fn inquiries(case: &Case) -> Vec<Inquiry> {
+    let verified = case.question().run(&case.policy, case.now, None).unwrap();
+    let sources = case.question().sources(&verified, &case.policy).unwrap();
+    assert_eq!(sources.certificates.len(), 2);
+    sources.inquiries
+}
+
+fn answer(inquiry: &Inquiry, revoked: bool, until: UnixMillis) -> Answer {
+    Answer {
+        id: inquiry.id.clone(),
+        revoked,
+        until,
+    }
+}
+
+#[test]
+fn responders_are_asked_about_each_certificate_that_has_some() {
+    let (_, _, mut case) = revocable(RevocationPolicy::Strict, false);
+    assert_eq!(inquiries(&case), []);
+    case.policy.authorities[0].ocsp_uris = vec!["http://ocsp.test/root".to_owned()];
+    let [inquiry] = &inquiries(&case)[..] else {
+        panic!();
     };
-    assert_eq!(case.question().crl_uris(&verified, &case.policy), None);
+    assert_eq!(inquiry.uris, ["http://ocsp.test/root"]);
+}
+
+#[test]
+fn what_responders_say_counts_as_the_policy_says() {
+    use RevocationPolicy::{IfUri, Relaxed, Strict};
+    let (now, past) = (NOW, UnixMillis(NOW.0 - 1));
+    for policy in [Strict, IfUri, Relaxed] {
+        let (root, between, mut case) = revocable(policy, true);
+        case.crls = Some(vec![]);
+        case.policy.authorities[0].ocsp_uris = vec!["http://ocsp.test/root".to_owned()];
+        let of_between = inquiries(&case).remove(0);
+        let path = [case.peer.certificate(), between.certificate()];
+        let of_peer = Inquiry::new(&path[0], &path[1], vec![]).unwrap();
+        assert_eq!(
+            Inquiry::new(&path[1], &root.certificate(), of_between.uris.clone()),
+            Some(of_between.clone())
+        );
+        let mut run = |answers: &[Answer], crls: Vec<Crl>| {
+            case.answers = answers.to_vec();
+            case.crls = Some(crls);
+            case.run().err()
+        };
+        let good = [
+            answer(&of_peer, false, now),
+            answer(&of_between, false, now),
+        ];
+        assert_eq!(run(&good, vec![]), None, "{policy:?}");
+        for revoked in [&of_peer, &of_between] {
+            let mut answers = good.clone();
+            let at = usize::from(revoked == &of_between);
+            answers[at] = answer(revoked, true, now);
+            assert_eq!(run(&answers, vec![]), Some(CertificateError::Revoked));
+            // What was said before still holds where nothing has to be up to date.
+            answers[at].until = past;
+            let expected = match policy {
+                Relaxed => Some(CertificateError::Revoked),
+                Strict => Some(CertificateError::RevocationUnknown),
+                IfUri => (at == 0).then_some(CertificateError::RevocationUnknown),
+            };
+            assert_eq!(run(&answers, vec![]), expected, "{policy:?}");
+        }
+        // One certificate by a responder, the other by a list.
+        let lists = || vec![root.crl(&[], 2030)];
+        let strict = (policy == Strict).then_some(CertificateError::RevocationUnknown);
+        assert_eq!(run(&good[..1], lists()), None, "{policy:?}");
+        assert_eq!(run(&good[..1], vec![]), strict, "{policy:?}");
+        assert_eq!(
+            run(&good[1..], lists()),
+            (policy != Relaxed).then_some(CertificateError::RevocationUnknown)
+        );
+        // A responder's word does not outweigh a list.
+        let serial = path[1].serial.clone();
+        let revoked = root.crl(&[&serial], 2030);
+        assert_eq!(run(&good, vec![revoked]), Some(CertificateError::Revoked));
+    }
 }
 
 #[test]

@@ -56,17 +56,17 @@ pub enum LocalAuth {
     Pubkey {
         /// Which signatures we make.
         constraint: Constraint,
-        /// Our certificates, the preferred one first; never empty.
+        /// Our certificates and raw public keys, the preferred one first; never empty.
         credentials: Vec<Credential>,
     },
 }
 
-/// A certificate of ours.
+/// A certificate of ours, or a raw public key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Credential {
-    /// The certificate, and those between it and an authority, in DER.
-    pub chain: Vec<Vec<u8>>,
-    /// DER of its subject.
+    /// What peers are shown.
+    pub shown: Shown,
+    /// DER of the certificate's subject; empty without one.
     pub subject: Vec<u8>,
     /// The kind of its key.
     pub key: KeyKind,
@@ -74,6 +74,15 @@ pub struct Credential {
     pub private_key: String,
     /// The names by which a CERTREQ may ask for it: those of its issuers, as far as they are known.
     pub issuers: Vec<[u8; KEY_HASH_LEN]>,
+}
+
+/// What a peer is shown of a credential.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Shown {
+    /// The certificate, and those between it and an authority, in DER.
+    Chain(Vec<Vec<u8>>),
+    /// DER of the SubjectPublicKeyInfo (RFC 7670).
+    RawKey(Vec<u8>),
 }
 
 /// How the peer authenticates.
@@ -90,6 +99,8 @@ pub enum RemoteAuth {
         authorities: Vec<Authority>,
         /// The certificates that are accepted, whoever issued them; empty for any that an authority issued.
         certificates: Vec<Vec<u8>>,
+        /// The public keys that are accepted without a certificate (RFC 7670), as SubjectPublicKeyInfo in DER.
+        raw_keys: Vec<Vec<u8>>,
         /// What is made of revocations.
         revocation: RevocationPolicy,
     },
@@ -138,6 +149,8 @@ pub struct Authority {
     pub not_after: UnixMillis,
     /// Where lists of what it revoked are, besides those that certificates name (`http://` or `file:`).
     pub crl_uris: Vec<String>,
+    /// Where its responders are, besides those that certificates name (OCSP, `http://`).
+    pub ocsp_uris: Vec<String>,
 }
 
 /// A private key of ours.
@@ -181,6 +194,7 @@ impl Authority {
             not_before: certificate.not_before,
             not_after: certificate.not_after,
             crl_uris: Vec::new(),
+            ocsp_uris: Vec::new(),
         })
     }
 
@@ -212,6 +226,25 @@ impl Policy {
 }
 
 impl RemoteAuth {
+    /// Whether the peer may show a certificate.
+    pub fn takes_certificates(&self, policy: &Policy) -> bool {
+        match self {
+            Self::Psk => false,
+            Self::Pubkey {
+                certificates,
+                raw_keys,
+                ..
+            } => {
+                raw_keys.is_empty() || !certificates.is_empty() || !self.anchors(policy).is_empty()
+            }
+        }
+    }
+
+    /// Whether the peer may show a raw public key (RFC 7670).
+    pub fn takes_raw_keys(&self) -> bool {
+        matches!(self, Self::Pubkey { raw_keys, .. } if !raw_keys.is_empty())
+    }
+
     /// The authorities that are trusted for this peer, in a policy.
     pub fn anchors<'a>(&'a self, policy: &'a Policy) -> Vec<&'a Authority> {
         match self {
@@ -220,6 +253,8 @@ impl RemoteAuth {
             Self::Pubkey { authorities, .. } if !authorities.is_empty() => {
                 authorities.iter().collect()
             }
+            // Who names keys does not trust all authorities besides.
+            Self::Pubkey { raw_keys, .. } if !raw_keys.is_empty() => Vec::new(),
             Self::Pubkey { .. } => policy.anchors().collect(),
         }
     }

@@ -12,7 +12,7 @@ pub(super) mod ppk;
 
 pub(super) use own::{Own, announced_hashes};
 pub(super) use parked::{Answer, Parked, Request};
-pub(super) use payloads::{certificate_request, requested_authorities};
+pub(super) use payloads::{Requested, certificate_requests};
 pub(super) use peer::{Identified, Peer, accepts, verification};
 
 use super::{

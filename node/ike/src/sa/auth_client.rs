@@ -3,15 +3,15 @@
 use super::{
     Command, Effect, Failure, Question,
     auth::{
-        Own, Parked, accepts, announced_hashes, certificate_request, octets_of_initiator,
-        octets_of_responder, ppk, requested_authorities, verification,
+        Own, Parked, Requested, accepts, announced_hashes, certificate_requests,
+        octets_of_initiator, octets_of_responder, ppk, verification,
     },
     child_client::offered_selectors,
     configuration,
     turn::{Turn, at_most_one, find_error, find_notify, notify, only},
 };
 use crate::{
-    certificate::{CertificateError, KEY_HASH_LEN, Verification, Verified},
+    certificate::{CertificateError, Verification, Verified},
     config::{Connection, LocalAuth},
     crypto,
     identity::{IdPattern, Identity},
@@ -101,8 +101,8 @@ impl Turn<'_, '_> {
         match config.auth.local {
             LocalAuth::Pubkey { .. } => {
                 let init = &negotiated.init_response;
-                let (hashes, asked) = (announced_hashes(init), requested_authorities_of(init));
-                self.ask_for_signature(config, octets, hashes.as_deref(), asked.as_deref())
+                let (hashes, asked) = (announced_hashes(init), requested_in(init));
+                self.ask_for_signature(config, octets, hashes.as_deref(), &asked)
             }
             LocalAuth::Psk => self
                 .psk_auth_as_initiator(config, negotiated)
@@ -190,7 +190,7 @@ impl Turn<'_, '_> {
         if state.initial_contact {
             payloads.push(notify(NotifyType::INITIAL_CONTACT, Vec::new()));
         }
-        payloads.extend(certificate_request(policy, std::iter::once(config)));
+        payloads.extend(certificate_requests(policy, std::iter::once(config)));
         if let IdPattern::Exact(id) = &config.remote_id {
             payloads.push(Payload::IdR(id.to_wire()));
         }
@@ -378,7 +378,7 @@ fn expected_identity(connection: &Connection, remote: IpAddr) -> Identity {
     }
 }
 
-/// The authorities that an IKE_SA_INIT response asks for; `None` if it does not ask.
-fn requested_authorities_of(init: &[u8]) -> Option<Vec<[u8; KEY_HASH_LEN]>> {
-    requested_authorities(&Message::parse(init).ok()?.payloads)
+/// The certificates that an IKE_SA_INIT response asks for.
+fn requested_in(init: &[u8]) -> Requested {
+    Message::parse(init).map_or_else(|_| Requested::default(), |m| Requested::of(&m.payloads))
 }

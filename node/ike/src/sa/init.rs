@@ -2,7 +2,7 @@
 
 use super::{
     Env, Failure,
-    auth::{certificate_request, ppk},
+    auth::{certificate_requests, ppk},
     nat,
     turn::{find_notify, header, notify, only},
 };
@@ -383,9 +383,7 @@ fn capabilities(connection: &Connection, fragmentation: bool) -> impl Iterator<I
 /// its certificate may be of (RFC 7296 §1.2, §3.7). Which connection it is for is not known yet.
 fn authentication(request: &Request<'_>, env: &Env<'_>) -> Vec<Payload> {
     let candidates = || env.policy.candidates(request.local, request.remote);
-    let mut payloads: Vec<Payload> = certificate_request(env.policy, candidates())
-        .into_iter()
-        .collect();
+    let mut payloads: Vec<Payload> = certificate_requests(env.policy, candidates()).collect();
     let announced = find_notify(request.payloads, NotifyType::SIGNATURE_HASH_ALGORITHMS);
     if announced.is_some() && candidates().any(|c| c.auth.has_signatures()) {
         payloads.push(signature_hashes());

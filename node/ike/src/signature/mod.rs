@@ -149,6 +149,17 @@ pub enum Scheme {
 }
 
 impl Scheme {
+    /// The scheme of an AlgorithmIdentifier in DER; `None` if it is none of these.
+    pub(crate) fn parse(identifier: &[u8]) -> Option<Self> {
+        identifier::parse(identifier)
+    }
+
+    /// Its AlgorithmIdentifier in DER.
+    #[cfg(test)]
+    pub(crate) fn identifier(self) -> Vec<u8> {
+        identifier::of(self)
+    }
+
     /// Its hash.
     pub fn hash(self) -> Hash {
         match self {

@@ -7,14 +7,15 @@ use super::{
 };
 use crate::credentials::read_private_key;
 use evergate_ike::{
-    certificate::Certificate,
+    certificate::{Certificate, MAX_RAW_KEY},
     config::{
         Authentication, Authority, Credential, LocalAuth, Ppk, PpkUse, PrivateKey, RemoteAuth,
-        SendCert,
+        SendCert, Shown,
     },
     secret::Secret,
+    signature::KeyKind,
 };
-use rustls_pki_types::{CertificateDer, pem::PemObject};
+use rustls_pki_types::{CertificateDer, SubjectPublicKeyInfoDer, pem::PemObject};
 use std::{fs, io::Read, path::PathBuf};
 use toml::Spanned;
 
@@ -23,6 +24,9 @@ const MAX_FILE: u64 = 1_048_576;
 
 /// Longest name of a post-quantum pre-shared key, in bytes: as other identities.
 const MAX_PPK_ID: usize = 2048;
+
+/// Public keys that one connection may name for its peer: a signature is tried with each of them.
+const MAX_PUBKEYS: usize = 16;
 
 /// What connections may refer to.
 pub(super) struct Known<'a> {
@@ -85,6 +89,24 @@ impl Check<'_> {
         })
     }
 
+    /// A public key: its SubjectPublicKeyInfo in PEM or DER.
+    fn public_key(&mut self, file: &Spanned<PathBuf>) -> Option<(Vec<u8>, KeyKind)> {
+        let bytes = self.file(file)?;
+        let der = match SubjectPublicKeyInfoDer::from_pem_slice(&bytes) {
+            Ok(key) => key.to_vec(),
+            Err(_) => bytes,
+        };
+        let kind = KeyKind::of(&der).filter(|_| der.len() <= MAX_RAW_KEY);
+        if kind.is_none() {
+            let what = format!(
+                "{} is no public key that can be used, expected a SubjectPublicKeyInfo (BEGIN PUBLIC KEY) of an RSA, ECDSA or Ed25519 key",
+                file.get_ref().display()
+            );
+            self.error(file.span(), what);
+        }
+        Some((der, kind?))
+    }
+
     pub(super) fn authorities(
         &mut self,
         authorities: Vec<(Spanned<String>, Spanned<document::Authority>)>,
@@ -92,11 +114,16 @@ impl Check<'_> {
         let mut done = Vec::new();
         for (name, authority) in authorities {
             self.name(&name, "authority");
-            let document::Authority { cacert, crl_uris } = authority.into_inner();
+            let document::Authority {
+                cacert,
+                crl_uris,
+                ocsp_uris,
+            } = authority.into_inner();
             for certificate in self.certificates(&cacert) {
                 let authority = self.authority(name.get_ref(), &certificate, &cacert);
                 done.extend(authority.map(|a| Authority {
                     crl_uris: crl_uris.iter().map(|uri| uri.0.0.clone()).collect(),
+                    ocsp_uris: ocsp_uris.iter().map(|uri| uri.0.0.clone()).collect(),
                     ..a
                 }));
             }
@@ -218,21 +245,24 @@ impl Check<'_> {
         known: &Known<'_>,
     ) -> LocalAuth {
         let Some(Auth::Pubkey(constraint)) = local.auth.as_ref().map(|t| t.0.clone()) else {
-            for file in &local.certs {
-                self.error(
-                    file.span(),
-                    "certs are for signatures, expected auth = \"pubkey\"",
-                );
+            for (key, files) in [("certs", &local.certs), ("pubkeys", &local.pubkeys)] {
+                for file in files {
+                    let what = format!("{key} are for signatures, expected auth = \"pubkey\"");
+                    self.error(file.span(), what);
+                }
             }
             return LocalAuth::Psk;
         };
-        if local.certs.is_empty() {
-            let what = "we are to sign, and there is no certificate, expected certs";
+        if local.certs.is_empty() && local.pubkeys.is_empty() {
+            let what = "we are to sign, and there is no certificate, expected certs or pubkeys";
             self.error(name.span(), what);
         }
         let mut credentials = Vec::new();
         for file in &local.certs {
             credentials.extend(self.credential(file, known));
+        }
+        for file in &local.pubkeys {
+            credentials.extend(self.raw_key(file, known));
         }
         LocalAuth::Pubkey {
             constraint,
@@ -244,14 +274,7 @@ impl Check<'_> {
     fn credential(&mut self, file: &Spanned<PathBuf>, known: &Known<'_>) -> Option<Credential> {
         let mut certificates = self.certificates(file).into_iter();
         let own = certificates.next()?;
-        let Some(key) = known.keys.iter().find(|k| k.spki == own.spki) else {
-            let what = format!(
-                "no private key belongs to {}, expected a [secrets.NAME] table with its file",
-                file.get_ref().display()
-            );
-            self.error(file.span(), what);
-            return None;
-        };
+        let key = self.private_key_of(&own.spki, file, known)?;
         if !own.may_sign {
             let what = format!(
                 "the key usage of {} does not allow signatures",
@@ -262,12 +285,43 @@ impl Check<'_> {
         let beside: Vec<Certificate> = certificates.collect();
         let (chain, issuers) = chain(&own, &beside, known.authorities);
         Some(Credential {
-            chain,
+            shown: Shown::Chain(chain),
             subject: own.subject,
             key: key.kind,
             private_key: key.name.clone(),
             issuers,
         })
+    }
+
+    /// A public key of ours, without a certificate.
+    fn raw_key(&mut self, file: &Spanned<PathBuf>, known: &Known<'_>) -> Option<Credential> {
+        let (spki, kind) = self.public_key(file)?;
+        let private_key = self.private_key_of(&spki, file, known)?.name.clone();
+        Some(Credential {
+            shown: Shown::RawKey(spki),
+            subject: Vec::new(),
+            key: kind,
+            private_key,
+            issuers: Vec::new(),
+        })
+    }
+
+    /// The private key of a public one, which a file holds.
+    fn private_key_of<'k>(
+        &mut self,
+        spki: &[u8],
+        file: &Spanned<PathBuf>,
+        known: &Known<'k>,
+    ) -> Option<&'k PrivateKey> {
+        let key = known.keys.iter().find(|k| k.spki == spki);
+        if key.is_none() {
+            let what = format!(
+                "no private key belongs to {}, expected a [secrets.NAME] table with its file",
+                file.get_ref().display()
+            );
+            self.error(file.span(), what);
+        }
+        key
     }
 
     fn remote_auth(
@@ -277,10 +331,11 @@ impl Check<'_> {
         known: &Known<'_>,
     ) -> RemoteAuth {
         let Some(Auth::Pubkey(constraint)) = remote.auth.as_ref().map(|t| t.0.clone()) else {
-            for file in remote.certs.iter().chain(&remote.cacerts) {
+            let named = remote.certs.iter().chain(&remote.cacerts);
+            for file in named.chain(&remote.pubkeys) {
                 self.error(
                     file.span(),
-                    "certificates are for signatures, expected auth = \"pubkey\"",
+                    "certificates and public keys are for signatures, expected auth = \"pubkey\"",
                 );
             }
             return RemoteAuth::Psk;
@@ -295,9 +350,17 @@ impl Check<'_> {
         for file in &remote.certs {
             certificates.extend(self.certificates(file).into_iter().map(|c| c.der));
         }
-        if certificates.is_empty() && authorities.is_empty() && known.authorities.is_empty() {
+        if remote.pubkeys.len() > MAX_PUBKEYS {
+            let what = format!("these are too many pubkeys, expected up to {MAX_PUBKEYS}");
+            self.error(remote.pubkeys[MAX_PUBKEYS].span(), what);
+        }
+        let keys = remote.pubkeys.iter().take(MAX_PUBKEYS);
+        let keys = keys.filter_map(|file| self.public_key(file));
+        let raw_keys: Vec<Vec<u8>> = keys.map(|(spki, _)| spki).collect();
+        let none = certificates.is_empty() && authorities.is_empty() && remote.pubkeys.is_empty();
+        if none && known.authorities.is_empty() {
             let what = format!(
-                "connection {:?} trusts no certificate, expected [authorities.NAME], or cacerts or certs of its remote",
+                "connection {:?} trusts no certificate, expected [authorities.NAME], or cacerts, certs or pubkeys of its remote",
                 name.get_ref()
             );
             self.error(name.span(), what);
@@ -306,6 +369,7 @@ impl Check<'_> {
             constraint,
             authorities,
             certificates,
+            raw_keys,
             revocation: remote.revocation.as_ref().map(|t| t.0).unwrap_or_default(),
         }
     }

@@ -1,6 +1,8 @@
 //! The document as it is written: every key that there is, and its default.
 
-use super::values::{Auth, CrlUri, DpdAction, Named, Outer, PoolRange, Proposals, Remote, Text};
+use super::values::{
+    Auth, CrlUri, DpdAction, Named, OcspUri, Outer, PoolRange, Proposals, Remote, Text,
+};
 use evergate_ike::{
     config::{Childless, Fragmentation, RevocationPolicy, SendCert, StartAction, Unique},
     identity::{IdPattern, Identity},
@@ -235,6 +237,8 @@ pub(super) struct Local {
     pub(super) id: Option<Text<Identity>>,
     #[serde(default)]
     pub(super) certs: Vec<Spanned<PathBuf>>,
+    #[serde(default)]
+    pub(super) pubkeys: Vec<Spanned<PathBuf>>,
 }
 
 /// `[connections.NAME.remote]`: how the peer authenticates.
@@ -247,6 +251,8 @@ pub(super) struct RemoteEnd {
     pub(super) certs: Vec<Spanned<PathBuf>>,
     #[serde(default)]
     pub(super) cacerts: Vec<Spanned<PathBuf>>,
+    #[serde(default)]
+    pub(super) pubkeys: Vec<Spanned<PathBuf>>,
     pub(super) revocation: Option<Text<RevocationPolicy>>,
 }
 
@@ -301,6 +307,8 @@ pub(super) struct Authority {
     pub(super) cacert: Spanned<PathBuf>,
     #[serde(default)]
     pub(super) crl_uris: Vec<Text<CrlUri>>,
+    #[serde(default)]
+    pub(super) ocsp_uris: Vec<Text<OcspUri>>,
 }
 
 /// `[pools.NAME]`.

@@ -367,6 +367,20 @@ impl Textual for CrlUri {
     }
 }
 
+/// Where an OCSP responder is.
+#[derive(Clone, Debug)]
+pub(super) struct OcspUri(pub(super) String);
+
+impl Textual for OcspUri {
+    const EXPECTED: &'static str = "\"http://…\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        let good = text.starts_with("http://");
+        good.then(|| Self(text.to_owned()))
+            .ok_or_else(|| format!("{text:?} is no place of an OCSP responder"))
+    }
+}
+
 impl Textual for StartAction {
     const EXPECTED: &'static str = "\"none\", \"trap\" or \"start\"";
 

@@ -11,13 +11,16 @@ mod tests;
 pub(crate) use keys::{KeyStore, read_private_key};
 
 use evergate_ike::{
-    certificate::{CertificateError, Crl, Verification, Verified},
+    certificate::{
+        CertificateError, Crl, Known, Sources, Verification, Verified,
+        ocsp::{Answer, CertificateId},
+    },
     config::Policy,
     env::UnixMillis,
     signature::Scheme,
 };
 use futures::FutureExt;
-use revocation::Revocations;
+use revocation::{Responders, Revocations};
 use std::{future::Future, sync::Arc, thread};
 use tokio::{sync::Semaphore, task};
 use tracing::error;
@@ -26,6 +29,7 @@ use tracing::error;
 pub(crate) struct Credentials {
     keys: Arc<KeyStore>,
     revocations: Arc<Revocations>,
+    responders: Arc<Responders>,
     /// So many threads may be busy. What waits for one is bounded by the number of half-open SAs.
     threads: Arc<Semaphore>,
 }
@@ -36,6 +40,7 @@ impl Credentials {
         Self {
             keys: Arc::default(),
             revocations: Arc::default(),
+            responders: Arc::default(),
             threads: Arc::new(Semaphore::new(processors)),
         }
     }
@@ -59,23 +64,26 @@ impl Credentials {
         busy(Arc::clone(&self.threads), work).map(Option::flatten)
     }
 
-    /// Finds out whether a peer is who it says. Lists of revoked certificates are looked for once everything else holds.
+    /// Finds out whether a peer is who it says. What is known of revocations is looked for once everything else holds.
     pub(crate) fn verify(
         &self,
         policy: Arc<Policy>,
         now: UnixMillis,
         question: Verification,
     ) -> impl Future<Output = Result<Box<Verified>, CertificateError>> + use<> {
-        let (threads, revocations) = (Arc::clone(&self.threads), Arc::clone(&self.revocations));
+        let threads = Arc::clone(&self.threads);
+        let (revocations, responders) =
+            (Arc::clone(&self.revocations), Arc::clone(&self.responders));
         let question = Arc::new(question);
-        let run = move |crls: Option<Vec<Arc<Crl>>>| {
+        let run = move |told: Option<Told>| {
             let (policy, question) = (Arc::clone(&policy), Arc::clone(&question));
-            let work = move || -> Result<(Box<Verified>, Option<Vec<String>>), CertificateError> {
-                let crls: Option<Vec<&Crl>> =
-                    crls.as_ref().map(|all| all.iter().map(|c| &**c).collect());
-                let verified = question.run(&policy, now, crls.as_deref())?;
-                let uris = question.crl_uris(&verified, &policy);
-                Ok((Box::new(verified), uris))
+            let work = move || -> Result<(Box<Verified>, Option<Sources>), CertificateError> {
+                let verified = match &told {
+                    Some(told) => told.with(|known| question.run(&policy, now, Some(known)))?,
+                    None => question.run(&policy, now, None)?,
+                };
+                let sources = question.sources(&verified, &policy);
+                Ok((Box::new(verified), sources))
             };
             busy(Arc::clone(&threads), work).map(|answer| {
                 let died = "it could not be verified".to_owned();
@@ -83,13 +91,46 @@ impl Credentials {
             })
         };
         async move {
-            let (verified, uris) = run(None).await?;
-            let Some(uris) = uris else {
+            let (verified, sources) = run(None).await?;
+            let Some(sources) = sources else {
                 return Ok(verified);
             };
-            let crls = revocations.at(&uris, now).await;
-            run(Some(crls)).await.map(|(verified, _)| verified)
+            let told = Told::find(&sources, &responders, &revocations, now).await;
+            run(Some(told)).await.map(|(verified, _)| verified)
         }
+    }
+}
+
+/// What is known of the revocations of a chain.
+struct Told {
+    crls: Vec<Arc<Crl>>,
+    answers: Vec<Arc<Answer>>,
+}
+
+impl Told {
+    /// Responders are asked first, since their answers are short and new; lists are for what they do not tell.
+    async fn find(
+        sources: &Sources,
+        responders: &Responders,
+        revocations: &Revocations,
+        now: UnixMillis,
+    ) -> Self {
+        let answers = responders.ask(&sources.inquiries, now).await;
+        let told = |id: &CertificateId| answers.iter().any(|a| a.id == *id && now <= a.until);
+        let crls = match sources.certificates.iter().all(told) {
+            true => Vec::new(),
+            false => revocations.at(&sources.crl_uris, now).await,
+        };
+        Self { crls, answers }
+    }
+
+    fn with<T>(&self, use_it: impl FnOnce(Known<'_>) -> T) -> T {
+        let crls: Vec<&Crl> = self.crls.iter().map(|c| &**c).collect();
+        let answers: Vec<&Answer> = self.answers.iter().map(|a| &**a).collect();
+        use_it(Known {
+            crls: &crls,
+            answers: &answers,
+        })
     }
 }
 

@@ -1,9 +1,9 @@
 //! Our own AUTH payload (RFC 7296 §2.15, RFC 7427), and the certificates that go with it.
 
-use super::{octets_of_responder, parked::Answer, payloads::requested_authorities};
+use super::{octets_of_responder, parked::Answer, payloads::Requested};
 use crate::{
     certificate::encoding,
-    config::{Connection, Credential, LocalAuth, SendCert},
+    config::{Connection, Credential, LocalAuth, SendCert, Shown},
     crypto,
     identity::Identity,
     record::Negotiated,
@@ -61,11 +61,13 @@ impl Own {
         };
         let mut payloads = Vec::new();
         if send {
-            let certificates = credential.chain.iter().map(|der| Payload::Cert {
-                encoding: encoding::X509,
-                data: der.clone(),
-            });
-            payloads.extend(certificates);
+            let cert = |encoding, data| Payload::Cert { encoding, data };
+            match credential.shown {
+                Shown::Chain(chain) => {
+                    payloads.extend(chain.into_iter().map(|der| cert(encoding::X509, der)));
+                }
+                Shown::RawKey(key) => payloads.push(cert(encoding::RAW_KEY, key)),
+            }
         }
         payloads.push(Payload::Auth(Auth {
             method: choice.method,
@@ -110,20 +112,20 @@ impl Turn<'_, '_> {
             }
             LocalAuth::Pubkey { .. } => {
                 let hashes = announced_hashes(&negotiated.init_request);
-                let asked = requested_authorities(request);
-                self.ask_for_signature(connection, octets, hashes.as_deref(), asked.as_deref())
+                let asked = Requested::of(request);
+                self.ask_for_signature(connection, octets, hashes.as_deref(), &asked)
                     .map_err(denied)
             }
         }
     }
 
-    /// Asks for a signature over `octets` that the peer can verify. `asked` are the authorities in its CERTREQ payloads, if it sent any.
+    /// Asks for a signature over `octets` that the peer can verify. `asked` is what its CERTREQ payloads ask for.
     pub(in crate::sa) fn ask_for_signature(
         &mut self,
         connection: &Connection,
         octets: Vec<u8>,
         hashes: Option<&[Hash]>,
-        asked: Option<&[[u8; crate::certificate::KEY_HASH_LEN]]>,
+        asked: &Requested,
     ) -> Result<Own, Failure> {
         let LocalAuth::Pubkey {
             constraint,
@@ -138,16 +140,14 @@ impl Turn<'_, '_> {
                 Some((credential, choice))
             })
         };
-        let wanted = |credential: &Credential| {
-            asked.is_some_and(|asked| credential.issuers.iter().any(|i| asked.contains(i)))
-        };
         let (credential, choice) = usable()
-            .find(|(credential, _)| wanted(credential))
+            .find(|(credential, _)| asked.names(credential))
+            .or_else(|| usable().find(|(credential, _)| asked.wants(credential)))
             .or_else(|| usable().next())
             .ok_or(Failure::NoScheme)?;
         let send = match connection.auth.send_cert {
             SendCert::Always => true,
-            SendCert::IfAsked => asked.is_some(),
+            SendCert::IfAsked => asked.wants(credential),
             SendCert::Never => false,
         };
         self.ask(Question::Sign {

@@ -4,14 +4,14 @@ use super::bench::{Packet, Pair};
 use crate::{
     certificate::{
         CertificateError,
-        testing::{Issued, pubkey, root, signing},
+        testing::{Issued, named_keys, pubkey, root, signing},
     },
-    config::{LocalAuth, RemoteAuth, SendCert},
+    config::{LocalAuth, RemoteAuth, SendCert, Shown},
     identity::{IdPattern, Identity},
     proposal::parse_ike,
     sa::{Event, Failure},
     signature::KeyKind,
-    wire::{ExchangeType, Message, NotifyType},
+    wire::{ExchangeType, Message, NotifyType, Payload},
 };
 use std::time::Duration;
 
@@ -63,12 +63,31 @@ fn fragmented_pair() -> Pair {
     pair
 }
 
+/// Two ends with raw public keys (RFC 7670), each of which names the other's.
+fn raw_pair() -> Pair {
+    let mut pair = Pair::new();
+    let root = root("nobody's");
+    let keys = ["a.test", "b.test"].map(|name| root.issue(KeyKind::P256, &[name]));
+    let remotes = [named_keys(&[&keys[1]]), named_keys(&[&keys[0]])];
+    for ((at_b, own), remote) in [false, true].into_iter().zip(keys).zip(remotes) {
+        let end = pair.end(at_b);
+        let auth = &mut end.policy.connections[0].auth;
+        *auth = signing(own.raw_key("key"));
+        auth.remote = remote;
+        end.policy.private_keys = vec![own.private_key("key")];
+        end.keys.insert("key".to_owned(), own.key);
+    }
+    pair
+}
+
 /// Pairs in which messages are in one piece, or not, and either end as the one that something happens to.
-fn every_pair() -> [(fn() -> Pair, bool); 4] {
+fn every_pair() -> [(fn() -> Pair, bool); 6] {
     let plain: fn() -> Pair = || pair(KeyKind::P256, KeyKind::P256);
     [
         (plain, false),
         (plain, true),
+        (raw_pair, false),
+        (raw_pair, true),
         (fragmented_pair, false),
         (fragmented_pair, true),
     ]
@@ -103,6 +122,70 @@ fn every_kind_of_key_authenticates_either_end() {
         let mut pair = pair(kind, other);
         pair.connect();
         assert!(failures(&pair.a.events).is_empty() && failures(&pair.b.events).is_empty());
+    }
+}
+
+/// Encodings of the certificates that IKE_SA_INIT asks for.
+fn encodings(pair: &Pair) -> Vec<u8> {
+    let init = pair
+        .sent
+        .iter()
+        .filter(|p| p.exchange() == ExchangeType::IKE_SA_INIT);
+    let payloads = init.flat_map(|p| Message::parse(&p.bytes).unwrap().payloads);
+    let asked = payloads.filter_map(|p| match p {
+        Payload::CertReq { encoding, data } => {
+            assert!(encoding != 15 || data.is_empty());
+            Some(encoding)
+        }
+        _ => None,
+    });
+    asked.collect()
+}
+
+#[test]
+fn raw_public_keys_authenticate_both_ends() {
+    for send in [SendCert::IfAsked, SendCert::Always, SendCert::Never] {
+        let mut pair = raw_pair();
+        for at_b in [false, true] {
+            pair.end(at_b).policy.connections[0].auth.send_cert = send;
+        }
+        pair.connect();
+        assert_eq!(encodings(&pair), [15], "{send:?}");
+    }
+}
+
+/// An initiator with both shows what it is asked for, whichever it prefers.
+#[test]
+fn who_has_both_shows_what_is_asked_for() {
+    for (make, at_first) in every_pair() {
+        let mut pair = make();
+        let auth = &mut pair.a.policy.connections[0].auth;
+        let LocalAuth::Pubkey { credentials, .. } = &mut auth.local else {
+            panic!("{auth:?}");
+        };
+        let other = root("other").issue(KeyKind::P256, &["a.test"]);
+        let other = match credentials[0].shown {
+            Shown::Chain(_) => other.raw_key("other"),
+            Shown::RawKey(_) => other.credential("other", &[]),
+        };
+        credentials.insert(usize::from(at_first), other);
+        pair.connect();
+    }
+}
+
+#[test]
+fn another_raw_public_key_is_refused_by_either_end() {
+    for at_b in [false, true] {
+        let mut pair = raw_pair();
+        let stranger = root("stranger").issue(KeyKind::P256, &["x.test"]);
+        pair.end(at_b).policy.connections[0].auth.local = signing(stranger.raw_key("key")).local;
+        pair.end(at_b).keys.insert("key".to_owned(), stranger.key);
+        let name = if at_b { "b.test" } else { "a.test" };
+        let (a, b) = refused(pair);
+        let judge = if at_b { &a } else { &b };
+        let error = Box::new(CertificateError::NotNamedKey);
+        let id = Identity::Fqdn(name.to_owned());
+        assert_eq!(*judge, [Failure::Certificate { id, error }], "{a:?} {b:?}");
     }
 }
 

@@ -1,8 +1,11 @@
 //! Certificates and private keys in configurations.
 
 use super::super::{Config, Problem, parse};
-use evergate_ike::config::{LocalAuth, RemoteAuth, RevocationPolicy, SendCert};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use evergate_ike::config::{Credential, LocalAuth, RemoteAuth, RevocationPolicy, SendCert, Shown};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PublicKeyData,
+};
 use std::{fs, path::Path};
 
 /// A directory with a root, an intermediate authority, and a certificate of each kind of mistake.
@@ -32,6 +35,9 @@ fn files() -> tempfile::TempDir {
     fs::write(dir.path().join("no-sign.der"), no_sign.der()).unwrap();
     write("gw.key", own_key.serialize_pem());
     write("other.key", KeyPair::generate().unwrap().serialize_pem());
+    write("gw.pub", own_key.public_key_pem());
+    let der = own_key.subject_public_key_info();
+    fs::write(dir.path().join("gw.pub.der"), der).unwrap();
     write("root.pem", root_pem);
     write("between.pem", between_pem);
     write("empty.pem", String::new());
@@ -50,6 +56,71 @@ remote = { auth = 'ecdsa-sha256', id = 'C=CH, CN=*' }
 [connections.c.children.c]
 ";
 
+fn chain(credential: &Credential) -> &[Vec<u8>] {
+    match &credential.shown {
+        Shown::Chain(chain) => chain,
+        Shown::RawKey(_) => panic!("{credential:?}"),
+    }
+}
+
+#[test]
+fn raw_public_keys_need_no_authority() {
+    let dir = files();
+    let text = "[connections.c]
+local = { auth = 'pubkey', pubkeys = ['gw.pub'] }
+remote = { auth = 'pubkey', id = 'peer.test', pubkeys = ['gw.pub', 'gw.pub.der'] }
+[connections.c.children.c]
+[secrets.gw]
+file = 'gw.key'
+";
+    let config = read(dir.path(), text).unwrap();
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    let auth = &config.policy.connections[0].auth;
+    let LocalAuth::Pubkey { credentials, .. } = &auth.local else {
+        panic!("{auth:?}");
+    };
+    let [credential] = &credentials[..] else {
+        panic!("{auth:?}");
+    };
+    let spki = fs::read(dir.path().join("gw.pub.der")).unwrap();
+    assert_eq!(credential.shown, Shown::RawKey(spki.clone()));
+    assert_eq!(credential.private_key, "gw");
+    assert!(
+        matches!(&auth.remote, RemoteAuth::Pubkey { raw_keys, .. } if *raw_keys == [spki.clone(), spki])
+    );
+    assert!(auth.remote.takes_raw_keys() && !auth.remote.takes_certificates(&config.policy));
+    let many = format!("pubkeys = [{}]", "'gw.pub',".repeat(17));
+    for (text, expected) in [
+        (
+            text.replace("['gw.pub', 'gw", "['own.pem', 'gw"),
+            "own.pem is no public key",
+        ),
+        (
+            text.replace("gw.key", "other.key"),
+            "no private key belongs to gw.pub",
+        ),
+        (
+            text.replace("'pubkey', pubkeys", "'psk', pubkeys"),
+            "pubkeys are for signatures",
+        ),
+        (
+            text.replace("'pubkey', id", "'psk', id"),
+            "certificates and public keys are for signatures",
+        ),
+        (
+            text.replace("pubkeys = ['gw.pub', 'gw.pub.der']", &many),
+            "expected up to 16",
+        ),
+    ] {
+        let problems = read(dir.path(), &text).expect_err(expected);
+        let said: Vec<&str> = problems.iter().map(|p| &p.message[..]).collect();
+        assert!(
+            said.iter().any(|s| s.contains(expected)),
+            "{expected}: {said:?}"
+        );
+    }
+}
+
 #[test]
 fn certificates_keys_and_authorities_are_matched() {
     let dir = files();
@@ -62,7 +133,7 @@ fn certificates_keys_and_authorities_are_matched() {
     let LocalAuth::Pubkey { credentials, .. } = &auth.local else {
         panic!("{auth:?}");
     };
-    assert_eq!(credentials[0].chain.len(), 2);
+    assert_eq!(chain(&credentials[0]).len(), 2);
     assert_eq!(credentials[0].private_key, "gw");
     assert_eq!(
         credentials[0].issuers.len(),
@@ -92,7 +163,7 @@ fn certificates_keys_and_authorities_are_matched() {
     let LocalAuth::Pubkey { credentials, .. } = &config.policy.connections[0].auth.local else {
         panic!();
     };
-    assert_eq!(credentials[0].chain.len(), 2);
+    assert_eq!(chain(&credentials[0]).len(), 2);
     let anchors: Vec<_> = config.policy.anchors().map(|a| &a.name[..]).collect();
     assert_eq!(anchors, ["root"]);
 }

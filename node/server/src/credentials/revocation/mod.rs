@@ -1,10 +1,14 @@
-//! Lists of revoked certificates (RFC 5280 §5): from files and by HTTP, kept until they are over.
+//! What is known of revocations: lists (RFC 5280 §5) from files and by HTTP, and answers of OCSP responders (RFC 6960), both kept until they are
+//! over.
 //!
 //! What is fetched is named by the configuration or by certificates whose chain already holds, so strangers cannot make a member connect anywhere.
 
 mod fetch;
+mod ocsp;
 #[cfg(test)]
 mod tests;
+
+pub(super) use ocsp::Responders;
 
 use evergate_ike::{certificate::Crl, env::UnixMillis};
 use futures::future::join_all;

@@ -35,7 +35,7 @@ fn list() -> Vec<u8> {
 }
 
 /// Answers every request with these bytes, and counts them.
-async fn server(answer: Vec<u8>) -> (String, Arc<AtomicUsize>) {
+pub(super) async fn server(answer: Vec<u8>) -> (String, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let uri = format!("http://{}/ca.crl", listener.local_addr().unwrap());
     let count = Arc::new(AtomicUsize::new(0));
