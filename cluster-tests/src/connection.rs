@@ -30,6 +30,10 @@ pub struct Connection {
     pub local_auth: Auth,
     /// How the other side does.
     pub remote_auth: Auth,
+    /// Further rounds in which this side authenticates (RFC 4739): how, and as whom.
+    pub local_rounds: Vec<(Auth, String)>,
+    /// Further rounds in which the other side does.
+    pub remote_rounds: Vec<(Auth, String)>,
     /// Whether a post-quantum pre-shared key is used, and required; it is the same in all drills.
     pub ppk: Option<bool>,
     /// What a member makes of revocations, and where lists of them are; nothing is written if there is no policy.
@@ -151,6 +155,8 @@ impl Connection {
             secret: SECRET.into(),
             local_auth: Auth::Psk,
             remote_auth: Auth::Psk,
+            local_rounds: Vec::new(),
+            remote_rounds: Vec::new(),
             revocation: None,
             ppk: None,
             proposals: vec![PROPOSALS.0.into()],
@@ -186,6 +192,8 @@ impl Connection {
             remote_id: self.local_id.clone(),
             local_auth: self.remote_auth.clone(),
             remote_auth: self.local_auth.clone(),
+            local_rounds: self.remote_rounds.clone(),
+            remote_rounds: self.local_rounds.clone(),
             local_ts: self.remote_ts.clone(),
             remote_ts: self.local_ts.clone(),
             ..self.clone()
@@ -216,6 +224,56 @@ impl Connection {
         ]
         .map(|(name, v6)| (name, of(&self.local_ts, v6), of(&self.remote_ts, v6)))
         .into()
+    }
+
+    /// The rounds of this side, or of the other: the name of its files, how it authenticates, and as whom.
+    fn rounds(&self, remote: bool) -> Vec<(String, &Auth, &str)> {
+        let (auth, id, more) = if remote {
+            (&self.remote_auth, &self.remote_id, &self.remote_rounds)
+        } else {
+            (&self.local_auth, &self.local_id, &self.local_rounds)
+        };
+        let mut all = vec![(self.name.clone(), auth, &id[..])];
+        for (n, (auth, id)) in (2..).zip(more) {
+            all.push((format!("{}-{n}", self.name), auth, id));
+        }
+        all
+    }
+
+    /// The identities of both sides in all rounds.
+    fn ids(&self) -> Vec<String> {
+        let all = [false, true].map(|remote| self.rounds(remote)).concat();
+        all.into_iter().map(|(_, _, id)| id.to_owned()).collect()
+    }
+
+    /// How both sides authenticate, for swanctl.conf.
+    fn swanctl_ends(&self) -> String {
+        let mut out = String::new();
+        for (n, (files, auth, id)) in (1..).zip(self.rounds(false)) {
+            let with = match auth {
+                Auth::Psk => String::new(),
+                Auth::Certificate { .. } => format!("certs = {files}.pem"),
+                Auth::RawKey(_) => format!("pubkeys = {files}.pem"),
+            };
+            let auth = auth.in_swanctl();
+            let _ = writeln!(
+                out,
+                " local-{n} {{\n round = {n}\n auth = {auth}\n id = \"{id}\"\n {with}\n }}"
+            );
+        }
+        for (n, (files, auth, id)) in (1..).zip(self.rounds(true)) {
+            // Narrower, strongSwan would ask the same of the authorities' signatures.
+            let (auth, with) = match auth {
+                Auth::Psk => ("psk", String::new()),
+                Auth::Certificate { .. } => ("pubkey", String::new()),
+                Auth::RawKey(_) => ("pubkey", format!("pubkeys = {files}-remote.pem")),
+            };
+            let _ = writeln!(
+                out,
+                " remote-{n} {{\n round = {n}\n auth = {auth}\n id = \"{id}\"\n {with}\n }}"
+            );
+        }
+        out
     }
 
     /// For swanctl.conf, inside `connections {}` and `secrets {}`.
@@ -249,9 +307,7 @@ impl Connection {
         let connection = format!(
             "{name} {{\n version = 2\n mobike = {mobike}\n local_addrs = {local}\n remote_addrs = {remote}\n proposals = {ike}\n encap = {encap}\n \
              rekey_time = {rekey}s\n rand_time = 0s\n over_time = 30s\n dpd_delay = {dpd}s\n fragmentation = {fragmentation}\n childless = {childless}\n unique = {unique}\n {vips}\n {ppk}\n \
-             local {{\n auth = {local_auth}\n id = \"{local_id}\"\n {certs}\n }}\n \
-             remote {{\n auth = {remote_auth}\n id = \"{remote_id}\"\n {remote_keys}\n }}\n \
-             children {{\n{children} }}\n}}\n",
+             {ends} children {{\n{children} }}\n}}\n",
             name = self.name,
             local = self.local,
             remote = self.remote,
@@ -263,27 +319,11 @@ impl Connection {
             fragmentation = self.fragmentation,
             childless = self.childless,
             unique = self.unique,
-            local_id = self.local_id,
-            local_auth = self.local_auth.in_swanctl(),
-            certs = match self.local_auth {
-                Auth::Psk => String::new(),
-                Auth::Certificate { .. } => format!("certs = {}.pem", self.name),
-                Auth::RawKey(_) => format!("pubkeys = {}.pem", self.name),
-            },
-            remote_keys = match self.remote_auth {
-                Auth::RawKey(_) => format!("pubkeys = {}-remote.pem", self.name),
-                Auth::Psk | Auth::Certificate { .. } => String::new(),
-            },
-            remote_id = self.remote_id,
-            // Narrower, strongSwan would ask the same of the authorities' signatures.
-            remote_auth = match self.remote_auth {
-                Auth::Psk => "psk",
-                Auth::Certificate { .. } | Auth::RawKey(_) => "pubkey",
-            },
+            ends = self.swanctl_ends(),
         );
         // charon keeps no more than 255 bytes of an owner: a key without one is for anyone.
         let mut owners = String::new();
-        for (n, id) in [(1, &self.local_id), (2, &self.remote_id)] {
+        for (n, id) in (1..).zip(self.ids()) {
             if id.len() < 256 {
                 let _ = writeln!(owners, " id-{n} = \"{id}\"");
             }
@@ -303,17 +343,21 @@ impl Connection {
 
     /// Puts certificates and keys where swanctl looks for them.
     pub fn install(&self, swanctl: &Path) -> Result<()> {
-        if let Auth::RawKey(own) = &self.local_auth {
-            own.install_keys(swanctl, &self.name)?;
+        for (files, auth, _) in self.rounds(false) {
+            match auth {
+                Auth::Psk => {}
+                Auth::Certificate { certificate, .. } => certificate.install(swanctl, &files)?,
+                Auth::RawKey(own) => own.install_keys(swanctl, &files)?,
+            }
         }
-        if let Auth::RawKey(other) = &self.remote_auth {
-            other.install_public(swanctl, &self.name)?;
-        }
-        if let Some(own) = self.local_auth.certificate() {
-            own.install(swanctl, &self.name)?;
-        }
-        if let Some(other) = self.remote_auth.certificate() {
-            other.install_root(swanctl, &self.name)?;
+        for (files, auth, _) in self.rounds(true) {
+            match auth {
+                Auth::Psk => {}
+                Auth::Certificate { certificate, .. } => {
+                    certificate.install_root(swanctl, &files)?;
+                }
+                Auth::RawKey(other) => other.install_public(swanctl, &files)?,
+            }
         }
         Ok(())
     }
@@ -341,49 +385,14 @@ impl Connection {
         if let Some(required) = self.ppk {
             let _ = writeln!(out, "ppk_id = \"{}\"\nppk_required = {required}", PPK.0);
         }
-        for (side, how, id) in [
-            ("local", &self.local_auth, &self.local_id),
-            ("remote", &self.remote_auth, &self.remote_id),
-        ] {
-            let auth = how.name();
-            let _ = writeln!(
-                out,
-                "[connections.{name}.{side}]\nauth = \"{auth}\"\nid = \"{id}\""
-            );
-            if let (Some(own), "local") = (self.local_auth.certificate(), side) {
-                let _ = writeln!(out, "certs = [\"{}\"]", own.chain.display());
-            }
-            if let Auth::RawKey(key) = how {
-                let _ = writeln!(out, "pubkeys = [\"{}\"]", key.public.display());
-            }
-            if let (Some((policy, _)), "remote") = (&self.revocation, side) {
-                let _ = writeln!(out, "revocation = \"{policy}\"");
-            }
-        }
+        self.toml_ends(&mut out);
         for (child, local, remote) in self.children() {
             self.child_toml(&mut out, &child, &local, &remote);
         }
         if !self.retransmit.is_empty() {
             let _ = writeln!(out, "[retransmit]\n{}", self.retransmit);
         }
-        if let Auth::Certificate {
-            certificate: own, ..
-        }
-        | Auth::RawKey(own) = &self.local_auth
-        {
-            let _ = writeln!(
-                out,
-                "[secrets.{name}-key]\nfile = \"{}\"",
-                own.key.display()
-            );
-        }
-        if let Some(other) = self.remote_auth.certificate() {
-            let root = other.root.display();
-            let _ = writeln!(out, "[authorities.{name}]\ncacert = \"{root}\"");
-            if let Some((_, uris)) = &self.revocation {
-                let _ = writeln!(out, "crl_uris = {}", array(uris));
-            }
-        }
+        self.toml_keys(&mut out);
         if self.ppk.is_some() {
             let (id, secret) = PPK;
             let _ = writeln!(
@@ -391,13 +400,54 @@ impl Connection {
                 "[ppks.{name}]\nids = [\"{id}\"]\nsecret = \"{secret}\""
             );
         }
-        let _ = writeln!(
-            out,
-            "[secrets.{name}]\nids = {}",
-            array(&[&self.local_id, &self.remote_id])
-        );
+        let _ = writeln!(out, "[secrets.{name}]\nids = {}", array(&self.ids()));
         let _ = writeln!(out, "secret = \"{}\"", self.secret);
         out
+    }
+
+    /// How both sides authenticate, for a member.
+    fn toml_ends(&self, out: &mut String) {
+        for (side, remote) in [("local", false), ("remote", true)] {
+            let rounds = self.rounds(remote);
+            let several = rounds.len() > 1;
+            for (_, how, id) in rounds {
+                let table = format!("[connections.{}.{side}]", self.name);
+                let table = if several { format!("[{table}]") } else { table };
+                let _ = writeln!(out, "{table}\nauth = \"{}\"\nid = \"{id}\"", how.name());
+                if let (Some(own), false) = (how.certificate(), remote) {
+                    let _ = writeln!(out, "certs = [\"{}\"]", own.chain.display());
+                }
+                if let Auth::RawKey(key) = how {
+                    let _ = writeln!(out, "pubkeys = [\"{}\"]", key.public.display());
+                }
+                if let (Some((policy, _)), true) = (&self.revocation, remote) {
+                    let _ = writeln!(out, "revocation = \"{policy}\"");
+                }
+            }
+        }
+    }
+
+    /// Private keys of this side, and authorities of the other.
+    fn toml_keys(&self, out: &mut String) {
+        for (files, auth, _) in self.rounds(false) {
+            if let Auth::Certificate {
+                certificate: own, ..
+            }
+            | Auth::RawKey(own) = auth
+            {
+                let key = own.key.display();
+                let _ = writeln!(out, "[secrets.{files}-key]\nfile = \"{key}\"");
+            }
+        }
+        for (files, auth, _) in self.rounds(true) {
+            if let Some(other) = auth.certificate() {
+                let root = other.root.display();
+                let _ = writeln!(out, "[authorities.{files}]\ncacert = \"{root}\"");
+                if let Some((_, uris)) = &self.revocation {
+                    let _ = writeln!(out, "crl_uris = {}", array(uris));
+                }
+            }
+        }
     }
 
     fn child_toml(&self, out: &mut String, child: &str, local: &[String], remote: &[String]) {

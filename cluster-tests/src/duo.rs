@@ -63,6 +63,14 @@ impl Setup {
         self.gateway = self.peer.mirrored();
         Ok(())
     }
+
+    /// Both sides have keys of this kind, which each knows of the other; there are no certificates.
+    pub fn exchange_keys(&mut self, pki: &Pki, key: Key) -> Result<()> {
+        self.peer.local_auth = Auth::RawKey(pki.issue("peer1.test", key)?);
+        self.peer.remote_auth = Auth::RawKey(pki.issue("gw.test", key)?);
+        self.gateway = self.peer.mirrored();
+        Ok(())
+    }
 }
 
 /// A member and a peer, with nothing established yet.

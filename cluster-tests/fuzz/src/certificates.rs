@@ -3,7 +3,7 @@
 use crate::configuration::policy;
 use arbitrary::Unstructured;
 use evergate_ike::{
-    certificate::{Certificate, Crl, Evidence, Verification},
+    certificate::{Certificate, Crl, Evidence, Known, Verification},
     config::Policy,
     env::UnixMillis,
     identity::Identity,
@@ -60,12 +60,18 @@ pub fn certificates(input: &[u8]) {
             signed: signed.clone(),
             octets: OCTETS.to_vec(),
             candidates: vec![connection.to_owned()],
+            round: 0,
         };
-        for crls in [None, Some(&crls[..])] {
-            if let Ok(verified) = question.run(trust(), NOW, crls) {
+        let known = Known {
+            crls: &crls,
+            answers: &[],
+        };
+        for known in [None, Some(known)] {
+            if let Ok(verified) = question.run(trust(), NOW, known) {
                 assert_eq!(verified.connection, connection);
-                assert!(verified.certificate.not_after >= NOW);
-                let _ = question.crl_uris(&verified, trust());
+                let certificate = verified.certificate.as_ref();
+                assert!(certificate.is_some_and(|c| c.not_after >= NOW));
+                let _ = question.sources(&verified, trust());
             }
         }
     }

@@ -97,15 +97,6 @@ fn certificates_go_in_fragments() -> Result<()> {
     Ok(())
 }
 
-/// Keys of this kind on both sides, which each knows of the other; there are no certificates.
-fn raw_keys(pki: &Pki, key: Key) -> Result<Setup> {
-    let mut setup = Setup::new(V4);
-    setup.peer.local_auth = Auth::RawKey(pki.issue("peer1.test", key)?);
-    setup.peer.remote_auth = Auth::RawKey(pki.issue("gw.test", key)?);
-    setup.gateway = setup.peer.mirrored();
-    Ok(setup)
-}
-
 #[test]
 fn raw_public_keys() -> Result<()> {
     for (by, key, esp) in [
@@ -115,8 +106,9 @@ fn raw_public_keys() -> Result<()> {
         (Member, Key::P384, Plain),
     ] {
         let pki = Pki::new("nobody", Key::P256)?;
-        let mut setup = raw_keys(&pki, key)?;
+        let mut setup = Setup::new(V4);
         setup.esp = esp;
+        setup.exchange_keys(&pki, key)?;
         let duo = runs(by, &setup)?;
         let log = duo.peer.log()?;
         assert!(
@@ -132,7 +124,8 @@ fn raw_public_keys() -> Result<()> {
 #[test]
 fn a_raw_public_key_that_nobody_knows() -> Result<()> {
     let pki = Pki::new("nobody", Key::P256)?;
-    let mut setup = raw_keys(&pki, Key::P256)?;
+    let mut setup = Setup::new(V4);
+    setup.exchange_keys(&pki, Key::P256)?;
     setup.gateway.remote_auth = Auth::RawKey(pki.issue("other.test", Key::P256)?);
     let duo = Duo::start(&setup)?;
     is_refused(&duo, "the AUTH payload does not verify with its key")?;

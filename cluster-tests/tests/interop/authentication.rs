@@ -3,6 +3,7 @@
 use crate::scenario::Scenario;
 use anyhow::ensure;
 use evergate_cluster_tests::Result;
+use evergate_cluster_tests::connection::Auth;
 use evergate_cluster_tests::duo::{Duo, Setup};
 use evergate_cluster_tests::pki::{Key, Pki};
 
@@ -63,7 +64,41 @@ fn certificates() -> Vec<Scenario> {
         Scenario::new("ed25519", "Ed25519 certificates with an intermediate")
             .start(|setup| certified(setup, Key::Ed25519, "pubkey"))
             .look(|duo, _| signed(duo, "ED25519")),
+        Scenario::new(
+            "raw_public_keys",
+            "Raw public keys, ECDSA P-256, which each side knows of the other (RFC 7670)",
+        )
+        .start(raw_keys)
+        .look(|duo, _| signed(duo, "ECDSA_WITH_SHA256")),
+        Scenario::new(
+            "rounds",
+            "Certificates, then strongSwan with a pre-shared key and the member with another certificate (RFC 4739)",
+        )
+        .start(two_rounds)
+        .look(|duo, _| {
+            signed(duo, "ECDSA_WITH_SHA256")?;
+            logged(duo, "authentication of 'alice@staff.test' (myself) with pre-shared key")?;
+            logged(duo, "authentication of 'gw2.test' with ECDSA_WITH_SHA384_DER successful")
+        }),
     ]
+}
+
+fn raw_keys(setup: &Setup) -> Result<Duo> {
+    let pki = Pki::new("nobody", Key::P256)?;
+    let mut setup = setup.clone();
+    setup.exchange_keys(&pki, Key::P256)?;
+    Duo::start(&setup)
+}
+
+fn two_rounds(setup: &Setup) -> Result<Duo> {
+    let pki = Pki::new("root", Key::P256)?;
+    let mut setup = setup.clone();
+    setup.certify(&pki, Key::P256, "pubkey")?;
+    let second = Auth::pubkey(pki.issue("gw2.test", Key::P384)?);
+    setup.peer.local_rounds = vec![(Auth::Psk, "alice@staff.test".to_owned())];
+    setup.peer.remote_rounds = vec![(second, "gw2.test".to_owned())];
+    setup.gateway = setup.peer.mirrored();
+    Duo::start(&setup)
 }
 
 /// Both sides with certificates of authorities that are made for this run; they are read when the sides start.

@@ -4,8 +4,10 @@
 //! whole [`Policy`] is replicated as one versioned document.
 
 mod authentication;
+mod rounds;
 
 pub use authentication::*;
+pub use rounds::*;
 
 use crate::{
     identity::{IdPattern, Identity},

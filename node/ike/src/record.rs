@@ -342,8 +342,25 @@ pub struct IkeGoal {
 pub struct HalfOpen {
     /// What was negotiated.
     pub negotiated: Negotiated,
+    /// What the peer has shown so far, and we.
+    pub rounds: Rounds,
     /// When to forget it.
     pub expires_at: UnixMillis,
+}
+
+/// How far authentication is that has several rounds (RFC 4739): one for each IKE_AUTH, in which each end authenticates that has not finished.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rounds {
+    /// Exchanges that are done.
+    pub done: u32,
+    /// Whether we have said that we authenticate again.
+    pub ours_follow: bool,
+    /// Whether the peer has said so.
+    pub theirs_follow: bool,
+    /// What the peer called itself last; none before the first exchange.
+    pub remote_id: Option<Identity>,
+    /// At a responder: what the first request asks for, which is granted after the last; type of the first payload, and the chain.
+    pub request: (u8, Vec<u8>),
 }
 
 /// We sent IKE_AUTH.
@@ -353,6 +370,8 @@ pub struct AuthSent {
     pub negotiated: Negotiated,
     /// What we called ourselves.
     pub local_id: Identity,
+    /// What we have shown so far, and the peer.
+    pub rounds: Rounds,
     /// We have no other IKE SA with this peer, and say so.
     pub initial_contact: bool,
     /// The child is asked for once the IKE SA is there (RFC 6023), not with it.

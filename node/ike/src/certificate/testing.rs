@@ -190,6 +190,8 @@ pub(crate) fn signing(credential: Credential) -> Authentication {
             credentials: vec![credential],
         },
         remote: pubkey(),
+        more_local: Vec::new(),
+        more_remote: Vec::new(),
         send_cert: SendCert::IfAsked,
         send_certreq: true,
         ppk: None,

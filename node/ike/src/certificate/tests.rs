@@ -75,6 +75,7 @@ impl Case {
             signed: Signed::parse(AuthMethod::SIGNATURE, &data).unwrap(),
             octets: OCTETS.to_vec(),
             candidates: vec!["c".to_owned()],
+            round: 0,
         }
     }
 

@@ -92,6 +92,8 @@ pub struct Verification {
     pub octets: Vec<u8>,
     /// The connections that it may be for, in their order: the first that accepts it is the one.
     pub candidates: Vec<String>,
+    /// In which round it authenticates, from 0 (RFC 4739).
+    pub round: usize,
 }
 
 /// A peer is who it says.
@@ -132,7 +134,7 @@ impl Verification {
             let Some(connection) = policy.connection(candidate) else {
                 continue;
             };
-            match self.by(&connection.auth.remote, policy, now, known) {
+            match self.by(connection.remote_auth(self.round), policy, now, known) {
                 Ok((certificate, issuers)) => {
                     return Ok(Verified {
                         connection: candidate.clone(),
@@ -271,7 +273,7 @@ impl Verification {
             authorities,
             revocation,
             ..
-        } = &connection.auth.remote
+        } = connection.remote_auth(self.round)
         else {
             return None;
         };

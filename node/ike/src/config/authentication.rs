@@ -1,15 +1,13 @@
 //! How the ends of a connection authenticate, and what with: keys, certificates, authorities.
 
-use super::{Connection, Policy};
+use super::{LocalRound, Policy, RemoteRound};
 use crate::{
     certificate::{Certificate, CertificateError, KEY_HASH_LEN, check_anchor},
     env::UnixMillis,
-    identity::Identity,
     secret::Secret,
     signature::{Constraint, KeyKind},
 };
 use serde::{Deserialize, Serialize};
-use std::net::IpAddr;
 
 /// How both ends of a connection authenticate. The default is with pre-shared keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +16,10 @@ pub struct Authentication {
     pub local: LocalAuth,
     /// How the peer does.
     pub remote: RemoteAuth,
+    /// Further rounds in which we do (RFC 4739), in their order.
+    pub more_local: Vec<LocalRound>,
+    /// Further rounds in which the peer does.
+    pub more_remote: Vec<RemoteRound>,
     /// When our certificate is sent.
     pub send_cert: SendCert,
     /// Whether the peer is told which authorities are trusted.
@@ -167,9 +169,12 @@ pub struct PrivateKey {
 }
 
 impl Authentication {
-    /// Whether either end signs.
+    /// Whether either end signs, in any round.
     pub fn has_signatures(&self) -> bool {
-        self.local != LocalAuth::Psk || self.remote != RemoteAuth::Psk
+        let locals = self.more_local.iter().map(|r| &r.auth);
+        let remotes = self.more_remote.iter().map(|r| &r.auth);
+        locals.chain([&self.local]).any(|l| *l != LocalAuth::Psk)
+            || remotes.chain([&self.remote]).any(|r| *r != RemoteAuth::Psk)
     }
 }
 
@@ -256,26 +261,6 @@ impl RemoteAuth {
             // Who names keys does not trust all authorities besides.
             Self::Pubkey { raw_keys, .. } if !raw_keys.is_empty() => Vec::new(),
             Self::Pubkey { .. } => policy.anchors().collect(),
-        }
-    }
-}
-
-impl Connection {
-    /// What we call ourselves: as configured, or the subject of our first certificate, or our address. A distinguished name that means the
-    /// subject is sent as it stands there (RFC 4945 §3.1.5).
-    pub fn own_identity(&self, local: IpAddr) -> Identity {
-        let subject = match &self.auth.local {
-            LocalAuth::Pubkey { credentials, .. } => {
-                let subject = credentials.first().map(|c| c.subject.clone());
-                subject.filter(|s| s.len() > 2).map(Identity::Dn)
-            }
-            LocalAuth::Psk => None,
-        };
-        match (&self.local_id, subject) {
-            (Some(id), Some(subject)) if id.means(&subject) => subject,
-            (Some(id), _) => id.clone(),
-            (None, Some(subject)) => subject,
-            (None, None) => Identity::Address(local),
         }
     }
 }

@@ -9,6 +9,7 @@ mod parked;
 mod payloads;
 mod peer;
 pub(super) mod ppk;
+pub(super) mod rounds;
 
 pub(super) use own::{Own, announced_hashes};
 pub(super) use parked::{Answer, Parked, Request};
@@ -82,26 +83,32 @@ impl<'e> Turn<'_, 'e> {
         let Phase::HalfOpen(half) = &self.record.phase else {
             return;
         };
+        let half = (**half).clone();
         let negotiated = half.negotiated.clone();
-        let id = negotiated.auth_id();
+        let id = half.rounds.message_id(&negotiated);
         if negotiated.next_exchange().is_some() {
             let early = Refused::syntax("IKE_AUTH before the additional key exchanges");
             return self.refuse(ExchangeType::IKE_AUTH, id, early);
         }
         self.record.path.local = local;
         self.record.path.remote = remote;
-        let identified = self
-            .unexpected_nat(&payloads)
-            .and_then(|()| at_most_one!(payloads, Auth).map_err(Refused::syntax))
-            .and_then(|auth| ppk::of_request(&negotiated, self.env.policy, &payloads, auth))
-            .and_then(|(mixed, auth)| {
-                Ok((self.identify(&mixed, &payloads, auth.as_ref())?, mixed))
-            });
+        let auth = at_most_one!(payloads, Auth).map_err(Refused::syntax);
+        let identified = self.unexpected_nat(&payloads).and_then(|()| {
+            let auth = auth?;
+            if half.rounds.done > 0 {
+                // Keys were mixed in the first round.
+                let identified = self.identify_again(&half, &payloads, auth)?;
+                return Ok((identified, ppk::Mixed::plain(negotiated)));
+            }
+            let policy = self.env.policy;
+            let (mixed, auth) = ppk::of_request(&negotiated, policy, &payloads, auth)?;
+            Ok((self.identify(&mixed, &payloads, auth.as_ref())?, mixed))
+        });
         let (identified, mixed) = match identified {
             Ok(identified) => identified,
             Err(refused) => return self.refuse(ExchangeType::IKE_AUTH, id, refused),
         };
-        let request = Request::new(payloads, mixed, local, remote);
+        let request = Request::new(payloads, &half, mixed, local, remote);
         match identified {
             Identified::Peer(peer) => self.proceed(request, peer),
             Identified::Question(verification) => {
@@ -121,7 +128,7 @@ impl<'e> Turn<'_, 'e> {
 
     /// The peer is who it says: what is left to ask for is asked for, or the answer is given.
     fn proceed(&mut self, mut request: Box<Request>, peer: Peer) {
-        let id = request.mixed.negotiated.auth_id();
+        let id = request.id;
         let outcome = self.ask_the_rest(&peer, &request);
         let (addresses, own) = match outcome {
             Ok(asked) => asked,
@@ -135,20 +142,15 @@ impl<'e> Turn<'_, 'e> {
 
     /// Asks for addresses, if there are any to be asked for, and for our own signature, if we sign.
     fn ask_the_rest(&mut self, peer: &Peer, request: &Request) -> Result<(bool, Own), Refused> {
-        let payloads = &request.payloads;
-        let connection = self.connection_of(peer)?;
-        let negotiated = &request.mixed.negotiated;
-        let own = self.own_auth_as_responder(connection, negotiated, &peer.local_id, payloads)?;
-        let addresses = self.ask_for_addresses(connection, &peer.remote_id, payloads)?;
+        let connection = self.connection_named(&peer.connection)?;
+        let own = if request.rounds.ours() {
+            self.own_auth_as_responder(connection, request, peer)?
+        } else {
+            Own::Nothing
+        };
+        let addresses = request.is_last(connection)
+            && self.ask_for_addresses(connection, &peer.remote_id, request.first())?;
         Ok((addresses, own))
-    }
-
-    fn connection_of(&self, peer: &Peer) -> Result<&'e Connection, Refused> {
-        let policy = self.env.policy;
-        policy.connection(&peer.connection).ok_or_else(|| {
-            let gone = Failure::Unconfigured(peer.connection.clone());
-            Refused::new(NotifyType::AUTHENTICATION_FAILED, gone)
-        })
     }
 
     /// Answers the request once all that it waits for is there.
@@ -156,29 +158,33 @@ impl<'e> Turn<'_, 'e> {
         if request.is_waiting() {
             return self.park(Parked::Request(request));
         }
-        let id = request.mixed.negotiated.auth_id();
+        let id = request.id;
         if let Err(refused) = self.answer_request(*request) {
             self.refuse(ExchangeType::IKE_AUTH, id, refused);
         }
     }
 
-    fn answer_request(&mut self, request: Request) -> Result<(), Refused> {
+    fn answer_request(&mut self, mut request: Request) -> Result<(), Refused> {
         let (Phase::HalfOpen(_), Some(peer), Some(own)) =
-            (&self.record.phase, request.peer, request.own)
+            (&self.record.phase, request.peer.take(), request.own.take())
         else {
             return Err(Refused::syntax("not waiting for IKE_AUTH"));
         };
-        let ppk::Mixed { negotiated, used } = request.mixed;
-        let id = negotiated.auth_id();
-        let connection = self.connection_of(&peer)?;
+        let (id, used) = (request.id, request.mixed.used);
+        let negotiated = request.mixed.negotiated.clone();
+        let connection = self.connection_named(&peer.connection)?;
         let own = own
             .payloads()
             .ok_or_else(|| Refused::new(NotifyType::AUTHENTICATION_FAILED, Failure::Signing))?;
         self.record.path.local = request.local;
         self.record.path.remote = request.remote;
         self.commit();
-        let leased = request.addresses.and_then(Answer::given);
-        let payloads = &request.payloads;
+        if !request.is_last(connection) {
+            self.next_round(connection, &request, negotiated, &peer, own);
+            return Ok(());
+        }
+        let leased = request.addresses.take().and_then(Answer::given);
+        let payloads = request.first();
         let mut answer =
             self.establish_as_responder(connection, negotiated, peer, own, payloads, leased);
         if used {
@@ -242,8 +248,11 @@ impl<'e> Turn<'_, 'e> {
             remote_id,
             ..
         } = peer;
-        let mut answer = vec![Payload::IdR(local_id.to_wire())];
-        answer.extend(own);
+        let mut answer = Vec::new();
+        if !own.is_empty() {
+            answer.push(Payload::IdR(local_id.to_wire()));
+            answer.extend(own);
+        }
         let sync = connection.message_id_sync
             && find_notify(payloads, NotifyType::IKEV2_MESSAGE_ID_SYNC_SUPPORTED).is_some();
         let (nonce_i, nonce_r) = (negotiated.nonce_i.clone(), negotiated.nonce_r.clone());

@@ -4,7 +4,7 @@ use super::{
     Command, Effect, Failure, Question,
     auth::{
         Own, Parked, Requested, accepts, announced_hashes, certificate_requests,
-        octets_of_initiator, octets_of_responder, ppk, verification,
+        octets_of_initiator, octets_of_responder, ppk, rounds, verification,
     },
     child_client::offered_selectors,
     configuration,
@@ -12,11 +12,11 @@ use super::{
 };
 use crate::{
     certificate::{CertificateError, Verification, Verified},
-    config::{Connection, LocalAuth},
+    config::{ChildConfig, Connection, LocalAuth},
     crypto,
     identity::{IdPattern, Identity},
     proposal,
-    record::{AuthSent, ChildOffer, Negotiated, Phase, Task},
+    record::{AuthSent, ChildOffer, Negotiated, Phase, Rounds, Task},
     wire::{self, Auth, AuthMethod, ExchangeType, Message, NotifyType, Payload},
 };
 use std::net::IpAddr;
@@ -60,10 +60,11 @@ impl Turn<'_, '_> {
             remote_ts,
             replaces: None,
         };
-        let local_id = config.own_identity(path.local.ip());
+        let local_id = config.own_identity(0, path.local.ip());
         self.record.phase = Phase::AuthSent(Box::new(AuthSent {
             negotiated,
             local_id,
+            rounds: Rounds::default(),
             initial_contact: alone,
             childless,
             child,
@@ -93,16 +94,25 @@ impl Turn<'_, '_> {
         let Phase::AuthSent(state) = &self.record.phase else {
             return Err(Failure::Invalid("not about to authenticate"));
         };
-        let mixed = ppk::of_initiator(&state.negotiated, self.env.policy, config)?;
+        if !state.rounds.ours() {
+            return Ok(Own::Nothing);
+        }
+        let mixed = self.mixed(config, state)?;
         let negotiated = mixed
             .as_ref()
             .map_or(&state.negotiated, |(m, _)| &m.negotiated);
         let octets = octets_of_initiator(negotiated, &state.local_id.to_wire());
-        match config.auth.local {
-            LocalAuth::Pubkey { .. } => {
+        match config.local_auth(state.rounds.current()) {
+            local @ LocalAuth::Pubkey { .. } => {
                 let init = &negotiated.init_response;
                 let (hashes, asked) = (announced_hashes(init), requested_in(init));
-                self.ask_for_signature(config, octets, hashes.as_deref(), &asked)
+                let send = config.auth.send_cert;
+                let optional = config.auth.ppk.as_ref().is_some_and(|p| !p.required);
+                let plain = (mixed.is_some() && optional)
+                    .then(|| octets_of_initiator(&state.negotiated, &state.local_id.to_wire()));
+                let own =
+                    self.ask_for_signature((local, send), octets, hashes.as_deref(), &asked)?;
+                Ok(own.and_plain(plain))
             }
             LocalAuth::Psk => self
                 .psk_auth_as_initiator(config, negotiated)
@@ -119,7 +129,8 @@ impl Turn<'_, '_> {
         let Phase::AuthSent(state) = &self.record.phase else {
             return Err(Failure::Invalid("not about to authenticate"));
         };
-        let expected = expected_identity(config, self.record.path.remote.ip());
+        let pattern = config.remote_id_in(state.rounds.current());
+        let expected = expected_identity(pattern, self.record.path.remote.ip());
         let secret = self.env.policy.secret(&state.local_id, &expected);
         let psk = secret.ok_or_else(|| Failure::NoSecret {
             local: state.local_id.clone(),
@@ -133,21 +144,35 @@ impl Turn<'_, '_> {
         })
     }
 
-    /// The notifies of a post-quantum pre-shared key (RFC 8784 §3): its name, and, where a peer may do without it and we do not sign, AUTH without it.
-    fn ppk_notifies(&self, config: &Connection) -> Vec<Payload> {
+    /// The notifies of a post-quantum pre-shared key (RFC 8784 §3): its name, and, where a peer may do without it, AUTH without it, which `plain` is if
+    /// we sign.
+    fn ppk_notifies(&self, config: &Connection, plain: Option<Vec<u8>>) -> Vec<Payload> {
         let Phase::AuthSent(state) = &self.record.phase else {
             return Vec::new();
         };
-        let named = ppk::of_initiator(&state.negotiated, self.env.policy, config);
-        let Ok(Some((_, named))) = named else {
+        let Ok(Some((_, named))) = self.mixed(config, state) else {
             return Vec::new();
         };
         let optional = config.auth.ppk.as_ref().is_some_and(|p| !p.required);
         let without = (optional && config.auth.local == LocalAuth::Psk)
             .then(|| self.psk_auth_as_initiator(config, &state.negotiated).ok())
             .flatten();
-        let without = without.map(|auth| notify(NotifyType::NO_PPK_AUTH, auth.data));
+        let without = without.map(|auth| auth.data).or(plain);
+        let without = without.map(|data| notify(NotifyType::NO_PPK_AUTH, data));
         std::iter::once(named).chain(without).collect()
+    }
+
+    /// The keys with a post-quantum pre-shared key, and the notify that names it, in the first round (RFC 8784 §3); later ones go on with the keys of
+    /// that.
+    fn mixed(
+        &self,
+        config: &Connection,
+        state: &AuthSent,
+    ) -> Result<Option<(ppk::Mixed, Payload)>, Failure> {
+        if state.rounds.done > 0 {
+            return Ok(None);
+        }
+        ppk::of_initiator(&state.negotiated, self.env.policy, config)
     }
 
     /// What IKE_AUTH goes on from, with the keys that its response says (RFC 8784 §3).
@@ -156,6 +181,9 @@ impl Turn<'_, '_> {
             return Err(Failure::Invalid("not waiting for IKE_AUTH"));
         };
         let mut state = (**state).clone();
+        if state.rounds.done > 0 {
+            return Ok(state);
+        }
         let used = find_notify(payloads, NotifyType::PPK_IDENTITY).is_some();
         let ours = ppk::of_initiator(&state.negotiated, self.env.policy, config)?;
         let required = config.auth.ppk.as_ref().is_some_and(|p| p.required);
@@ -179,23 +207,59 @@ impl Turn<'_, '_> {
         let Some(child) = config.child(&state.child.name) else {
             return self.give_up(Failure::Command("the connection has no such child"));
         };
+        let plain = own.plain_data();
         let Some(own) = own.payloads() else {
             return self.give_up(Failure::Signing);
         };
+        let state = (**state).clone();
+        let (round, first) = (state.rounds.current(), state.rounds.done == 0);
+        let several = rounds::announced(&state.negotiated.init_response);
+        let ours_follow = !own.is_empty() && several && round + 1 < config.rounds().0;
         // The order is that of RFC 7296 §1.2: ID, CERT, INITIAL_CONTACT, CERTREQ, ID of the responder, AUTH.
-        let mut payloads = vec![Payload::IdI(state.local_id.to_wire())];
+        let mut payloads = Vec::new();
         let (auth, certificates): (Vec<_>, Vec<_>) =
             own.into_iter().partition(|p| matches!(p, Payload::Auth(_)));
-        payloads.extend(certificates);
-        if state.initial_contact {
+        if !auth.is_empty() {
+            payloads.push(Payload::IdI(state.local_id.to_wire()));
+            payloads.extend(certificates);
+        }
+        if first && state.initial_contact {
             payloads.push(notify(NotifyType::INITIAL_CONTACT, Vec::new()));
         }
-        payloads.extend(certificate_requests(policy, std::iter::once(config)));
-        if let IdPattern::Exact(id) = &config.remote_id {
+        if first {
+            payloads.extend(certificate_requests(policy, std::iter::once(config)));
+        }
+        if let (IdPattern::Exact(id), true) = (config.remote_id_in(round), state.rounds.theirs()) {
             payloads.push(Payload::IdR(id.to_wire()));
         }
         payloads.extend(auth);
-        payloads.extend(self.ppk_notifies(config));
+        if ours_follow {
+            payloads.push(rounds::another());
+        }
+        if first {
+            payloads.extend(self.ppk_notifies(config, plain));
+            payloads.extend(self.first_wishes(config, child, &state, several));
+        }
+        if let Phase::AuthSent(sent) = &mut self.record.phase {
+            sent.rounds.ours_follow = ours_follow;
+        }
+        self.record.outbound.next = state.rounds.message_id(&state.negotiated);
+        self.request(ExchangeType::IKE_AUTH, &payloads, Task::Connect);
+        self.commit();
+    }
+
+    /// What the first IKE_AUTH asks for besides authentication.
+    fn first_wishes(
+        &self,
+        config: &Connection,
+        child: &ChildConfig,
+        state: &AuthSent,
+        several: bool,
+    ) -> Vec<Payload> {
+        let mut payloads = Vec::new();
+        if several && config.has_rounds() {
+            payloads.push(notify(NotifyType::MULTIPLE_AUTH_SUPPORTED, Vec::new()));
+        }
         if !config.vips.is_empty() {
             payloads.push(Payload::Cp(configuration::request(&config.vips)));
         }
@@ -215,9 +279,7 @@ impl Turn<'_, '_> {
                 Vec::new(),
             ));
         }
-        self.record.outbound.next = state.negotiated.auth_id();
-        self.request(ExchangeType::IKE_AUTH, &payloads, Task::Connect);
-        self.commit();
+        payloads
     }
 
     /// The response to our IKE_AUTH.
@@ -232,7 +294,7 @@ impl Turn<'_, '_> {
         };
         match self.identify_responder(config, &state, payloads) {
             Ok(Responder::Verified(remote_id)) => {
-                self.establish_as_initiator(config, state, remote_id, payloads);
+                self.authenticated_responder(config, state, remote_id, payloads);
             }
             Ok(Responder::Question(question)) => {
                 self.ask(Question::Verify(question));
@@ -274,12 +336,36 @@ impl Turn<'_, '_> {
         };
         let id = Identity::from_wire(id_r);
         match answer {
-            Ok(_) => self.establish_as_initiator(config, state, id, payloads),
+            Ok(_) => self.authenticated_responder(config, state, id, payloads),
             Err(error) => {
                 let error = Box::new(error);
                 self.reject_responder(Failure::Certificate { id, error });
             }
         }
+    }
+
+    /// The responder is who it says, in this round: the IKE SA is there, or the next round begins (RFC 4739).
+    fn authenticated_responder(
+        &mut self,
+        config: &Connection,
+        mut state: AuthSent,
+        remote_id: Identity,
+        payloads: &[Payload],
+    ) {
+        let round = state.rounds.current();
+        let theirs_follow = state.rounds.theirs() && rounds::follows(payloads);
+        if state.rounds.theirs() && theirs_follow != rounds::wants_another(config, round) {
+            return self.reject_responder(Failure::Rounds);
+        }
+        if !theirs_follow && !state.rounds.ours_follow {
+            return self.establish_as_initiator(config, state, remote_id, payloads);
+        }
+        state.rounds.done += 1;
+        state.rounds.theirs_follow = theirs_follow;
+        state.rounds.remote_id = Some(remote_id);
+        state.local_id = config.own_identity(round + 1, self.record.path.local.ip());
+        self.record.phase = Phase::AuthSent(Box::new(state));
+        self.auth_start(config);
     }
 
     fn identify_responder(
@@ -289,6 +375,18 @@ impl Turn<'_, '_> {
         payloads: &[Payload],
     ) -> Result<Responder, Failure> {
         let auth = at_most_one!(payloads, Auth).map_err(Failure::Invalid)?;
+        if let (false, Some(id)) = (state.rounds.theirs(), &state.rounds.remote_id) {
+            // Other errors are about the Child SA, which is answered for in the last round.
+            let fatal = [
+                NotifyType::AUTHENTICATION_FAILED,
+                NotifyType::INVALID_SYNTAX,
+                NotifyType::UNSUPPORTED_CRITICAL_PAYLOAD,
+            ];
+            return match find_error(payloads) {
+                Some(n) if fatal.contains(&n.kind) => Err(Failure::PeerRefused(n.kind)),
+                _ => Ok(Responder::Verified(id.clone())),
+            };
+        }
         let Some(auth) = auth else {
             return Err(
                 find_error(payloads).map_or(Failure::Invalid("no AUTH payload"), |n| {
@@ -296,21 +394,22 @@ impl Turn<'_, '_> {
                 }),
             );
         };
+        let round = state.rounds.current();
         let id_r = only!(payloads, IdR).map_err(Failure::Invalid)?;
         let remote_id = Identity::from_wire(id_r);
-        if !config.remote_id.matches(&remote_id) {
+        if !config.remote_id_in(round).matches(&remote_id) {
             return Err(Failure::UnknownIdentity {
                 remote: self.record.path.remote.ip(),
                 id: remote_id,
             });
         }
-        if !accepts(config, auth.method) {
+        if !accepts(config.remote_auth(round), auth.method) {
             return Err(Failure::BadAuthMethod(remote_id));
         }
         let negotiated = &state.negotiated;
         let octets = octets_of_responder(negotiated, id_r);
         if auth.method != AuthMethod::PSK {
-            let only = vec![config.name.clone()];
+            let only = (vec![config.name.clone()], round);
             return verification(&remote_id, auth, octets, payloads, only).map(Responder::Question);
         }
         let Some(psk) = self.env.policy.secret(&state.local_id, &remote_id) else {
@@ -371,8 +470,8 @@ impl Turn<'_, '_> {
 }
 
 /// Who we expect to reach, as far as it is known before the peer says.
-fn expected_identity(connection: &Connection, remote: IpAddr) -> Identity {
-    match &connection.remote_id {
+fn expected_identity(pattern: &IdPattern, remote: IpAddr) -> Identity {
+    match pattern {
         IdPattern::Exact(id) => id.clone(),
         _ => Identity::Address(remote),
     }

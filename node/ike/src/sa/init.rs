@@ -13,7 +13,7 @@ use crate::{
     proposal::{self, Chosen},
     record::{
         GatewayId, HalfOpen, InboundWindow, Intermediates, Negotiated, OutboundWindow, Path, Phase,
-        Record, Role,
+        Record, Role, Rounds,
     },
     secret::Secret,
     signature::Hash,
@@ -332,6 +332,7 @@ fn half_open(
                 init_response: Vec::new(),
                 intermediates: Intermediates::default(),
             },
+            rounds: Rounds::default(),
             expires_at,
         })),
     };
@@ -384,6 +385,9 @@ fn capabilities(connection: &Connection, fragmentation: bool) -> impl Iterator<I
 fn authentication(request: &Request<'_>, env: &Env<'_>) -> Vec<Payload> {
     let candidates = || env.policy.candidates(request.local, request.remote);
     let mut payloads: Vec<Payload> = certificate_requests(env.policy, candidates()).collect();
+    if candidates().any(Connection::has_rounds) {
+        payloads.push(notify(NotifyType::MULTIPLE_AUTH_SUPPORTED, Vec::new()));
+    }
     let announced = find_notify(request.payloads, NotifyType::SIGNATURE_HASH_ALGORITHMS);
     if announced.is_some() && candidates().any(|c| c.auth.has_signatures()) {
         payloads.push(signature_hashes());

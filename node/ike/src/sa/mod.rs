@@ -388,6 +388,9 @@ pub enum Failure {
         "a post-quantum pre-shared key is missing: it is required, or the peer named one that is not known"
     )]
     UnknownPpk,
+    /// The peer authenticates in fewer or more rounds than the connection wants (RFC 4739).
+    #[error("the peer authenticates in fewer or more rounds than the connection wants")]
+    Rounds,
     /// Our private key did not sign.
     #[error("our private key cannot be used to sign")]
     Signing,

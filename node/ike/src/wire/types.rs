@@ -168,6 +168,10 @@ iana! {
         COOKIE2 = 16401,
         /// The addresses that the sender put into the IP header (RFC 4555 §4.2.6).
         NO_NATS_ALLOWED = 16402,
+        /// Several rounds of authentication are supported (RFC 4739 §3.1).
+        MULTIPLE_AUTH_SUPPORTED = 16404,
+        /// The sender authenticates again (RFC 4739 §3.2).
+        ANOTHER_AUTH_FOLLOWS = 16405,
         /// IKE_AUTH without a Child SA is supported (RFC 6023).
         CHILDLESS_IKEV2_SUPPORTED = 16418,
         /// IKEv2 fragmentation (RFC 7383).

@@ -9,9 +9,10 @@ use crate::credentials::read_private_key;
 use evergate_ike::{
     certificate::{Certificate, MAX_RAW_KEY},
     config::{
-        Authentication, Authority, Credential, LocalAuth, Ppk, PpkUse, PrivateKey, RemoteAuth,
-        SendCert, Shown,
+        Authentication, Authority, Credential, LocalAuth, LocalRound, Ppk, PpkUse, PrivateKey,
+        RemoteAuth, RemoteRound, SendCert, Shown,
     },
+    identity::IdPattern,
     secret::Secret,
     signature::KeyKind,
 };
@@ -168,14 +169,28 @@ impl Check<'_> {
     pub(super) fn authentication(
         &mut self,
         name: &Spanned<String>,
-        local: &document::Local,
-        remote: &document::RemoteEnd,
+        locals: &[document::Local],
+        remotes: &[document::RemoteEnd],
         (send_cert, send_certreq): (Option<Text<SendCert>>, bool),
         known: &Known<'_>,
     ) -> Authentication {
+        let mut local = locals.iter().map(|l| LocalRound {
+            id: l.id.as_ref().map(|id| id.0.clone()),
+            auth: self.local_auth(name, l, known),
+        });
+        let first_local = local.next().map(|l| l.auth).unwrap_or_default();
+        let more_local = local.collect();
+        let mut remote = remotes.iter().map(|r| RemoteRound {
+            id: r.id.as_ref().map_or(IdPattern::Any, |id| id.0.clone()),
+            auth: self.remote_auth(name, r, known),
+        });
+        let first_remote = remote.next().map(|r| r.auth).unwrap_or_default();
+        let more_remote = remote.collect();
         Authentication {
-            local: self.local_auth(name, local, known),
-            remote: self.remote_auth(name, remote, known),
+            local: first_local,
+            remote: first_remote,
+            more_local,
+            more_remote,
             send_cert: send_cert.map_or(SendCert::IfAsked, |t| t.0),
             send_certreq,
             ppk: None,

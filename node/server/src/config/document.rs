@@ -1,7 +1,7 @@
 //! The document as it is written: every key that there is, and its default.
 
 use super::values::{
-    Auth, CrlUri, DpdAction, Named, OcspUri, Outer, PoolRange, Proposals, Remote, Text,
+    Auth, CrlUri, DpdAction, Named, OcspUri, Outer, PoolRange, Proposals, Remote, Rounds, Text,
 };
 use evergate_ike::{
     config::{Childless, Fragmentation, RevocationPolicy, SendCert, StartAction, Unique},
@@ -222,14 +222,14 @@ pub(super) struct Connection {
     #[serde(default = "yes")]
     pub(super) return_routability: bool,
     #[serde(default)]
-    pub(super) local: Local,
+    pub(super) local: Rounds<Local>,
     #[serde(default)]
-    pub(super) remote: RemoteEnd,
+    pub(super) remote: Rounds<RemoteEnd>,
     #[serde(default)]
     pub(super) children: Named<Child>,
 }
 
-/// `[connections.NAME.local]`: how we authenticate.
+/// `[connections.NAME.local]`: how we authenticate; several in an array are rounds (RFC 4739).
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Local {
@@ -241,7 +241,7 @@ pub(super) struct Local {
     pub(super) pubkeys: Vec<Spanned<PathBuf>>,
 }
 
-/// `[connections.NAME.remote]`: how the peer authenticates.
+/// `[connections.NAME.remote]`: how the peer authenticates, likewise.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RemoteEnd {

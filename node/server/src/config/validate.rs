@@ -11,7 +11,7 @@ use evergate_ike::{
         ChildConfig, Childless, Connection, FRAGMENT_SIZE, Fragmentation, LocalAuth, Policy, Pool,
         PrivateKey, RemoteAuth, Retransmit, SharedSecret, StartAction, Unique, Volume,
     },
-    identity::IdPattern,
+    identity::{IdPattern, Identity},
     proposal::{default_esp, default_ike},
     secret::Secret,
     selector::SelectorTemplate,
@@ -340,7 +340,10 @@ impl Check<'_> {
         known: &Known<'_>,
     ) -> Connection {
         let certificates = (c.send_cert, c.send_certreq);
-        let mut auth = self.authentication(name, &c.local, &c.remote, certificates, known);
+        let (locals, remotes) = (&c.local.0, &c.remote.0);
+        let local_id = locals.first().and_then(|l| l.id.clone()).map(|id| id.0);
+        let remote_id = remotes.first().and_then(|r| r.id.clone()).map(|id| id.0);
+        let mut auth = self.authentication(name, locals, remotes, certificates, known);
         auth.ppk = self.ppk_use(c.ppk_id, c.ppk_required, known);
         self.references(&c.pools, pools);
         let proposals = self.proposals(c.proposals, default_ike);
@@ -380,8 +383,8 @@ impl Check<'_> {
             remote_names,
             remote_port,
             proposals,
-            local_id: c.local.id.map(|t| t.0),
-            remote_id: c.remote.id.map_or(IdPattern::Any, |t| t.0),
+            local_id,
+            remote_id: remote_id.unwrap_or(IdPattern::Any),
             auth,
             encap: c.encap,
             vips: c.vips.into_iter().map(|t| t.0).collect(),
@@ -405,9 +408,7 @@ impl Check<'_> {
             ),
             children,
         };
-        let keyed =
-            connection.auth.local == LocalAuth::Psk || connection.auth.remote == RemoteAuth::Psk;
-        if keyed && !has_secret(&connection, secrets) {
+        if !has_secrets(&connection, secrets) {
             let what = format!(
                 "no secret fits connection {:?}: its peers cannot authenticate",
                 connection.name
@@ -616,19 +617,27 @@ fn known(pools: &[Pool]) -> String {
 }
 
 /// Whether some secret may fit the connection, as far as it can be told before a peer names itself.
-fn has_secret(connection: &Connection, secrets: &[SharedSecret]) -> bool {
+fn has_secrets(connection: &Connection, secrets: &[SharedSecret]) -> bool {
+    let (ours, theirs) = connection.rounds();
+    (0..ours.max(theirs)).all(|round| {
+        let keyed = (round < ours && *connection.local_auth(round) == LocalAuth::Psk)
+            || (round < theirs && *connection.remote_auth(round) == RemoteAuth::Psk);
+        let local = match round.min(ours - 1).checked_sub(1) {
+            Some(at) => &connection.auth.more_local[at].id,
+            None => &connection.local_id,
+        };
+        !keyed || has_secret(local.as_ref(), connection.remote_id_in(round), secrets)
+    })
+}
+
+fn has_secret(local: Option<&Identity>, remote: &IdPattern, secrets: &[SharedSecret]) -> bool {
     secrets.iter().any(|secret| {
-        let fits = |pattern: &IdPattern| match (&connection.remote_id, pattern) {
+        let fits = |pattern: &IdPattern| match (remote, pattern) {
             (IdPattern::Exact(remote), pattern) => pattern.matches(remote),
             (pattern, IdPattern::Exact(id)) => pattern.matches(id),
             _ => true,
         };
-        let ours = |pattern: &IdPattern| {
-            connection
-                .local_id
-                .as_ref()
-                .is_none_or(|id| pattern.matches(id))
-        };
+        let ours = |pattern: &IdPattern| local.is_none_or(|id| pattern.matches(id));
         secret.ids.is_empty()
             || secret
                 .ids

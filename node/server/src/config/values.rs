@@ -1,7 +1,9 @@
 //! Values that are written as text, each parsed once into what it means.
 
 use evergate_ike::{
-    config::{Childless, Fragmentation, RevocationPolicy, SendCert, StartAction, Unique},
+    config::{
+        Childless, Fragmentation, MAX_ROUNDS, RevocationPolicy, SendCert, StartAction, Unique,
+    },
     identity::{IdPattern, Identity},
     proposal::{EspProposal, IkeProposal, parse_esp, parse_ike},
     secret::Secret,
@@ -11,7 +13,7 @@ use evergate_ike::{
 use ipnet::IpNet;
 use serde::{
     Deserialize, Deserializer,
-    de::{self, MapAccess, Visitor},
+    de::{self, MapAccess, SeqAccess, Visitor},
 };
 use std::{
     fmt,
@@ -20,6 +22,46 @@ use std::{
     time::Duration,
 };
 use toml::Spanned;
+
+/// A table, or an array of tables: what holds in each round of authentication, in their order.
+#[derive(Debug)]
+pub(super) struct Rounds<T>(pub(super) Vec<T>);
+
+impl<T: Default> Default for Rounds<T> {
+    fn default() -> Self {
+        Self(vec![T::default()])
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Rounds<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Reader<T> {
+            type Value = Rounds<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "a table, or an array of 1 to {MAX_ROUNDS} tables")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                let only = T::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                Ok(Rounds(vec![only]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                let mut all = Vec::new();
+                while let Some(round) = seq.next_element()? {
+                    all.push(round);
+                }
+                if all.is_empty() || all.len() > MAX_ROUNDS {
+                    return Err(de::Error::invalid_length(all.len(), &self));
+                }
+                Ok(Rounds(all))
+            }
+        }
+        deserializer.deserialize_any(Reader(PhantomData))
+    }
+}
 
 /// Something that is written as a text.
 pub(super) trait Textual: Sized {

@@ -63,6 +63,7 @@ fn half_open(id: u64) -> Record {
     };
     let half = HalfOpen {
         negotiated,
+        rounds: Default::default(),
         expires_at: UnixMillis(0),
     };
     record(id, 1, Phase::HalfOpen(Box::new(half)))

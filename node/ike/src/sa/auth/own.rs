@@ -1,12 +1,15 @@
 //! Our own AUTH payload (RFC 7296 §2.15, RFC 7427), and the certificates that go with it.
 
-use super::{octets_of_responder, parked::Answer, payloads::Requested};
+use super::{
+    octets_of_responder,
+    parked::{Answer, Request},
+    payloads::Requested,
+    peer::Peer,
+};
 use crate::{
     certificate::encoding,
     config::{Connection, Credential, LocalAuth, SendCert, Shown},
     crypto,
-    identity::Identity,
-    record::Negotiated,
     sa::{
         Failure, Question,
         turn::{Refused, Turn, find_notify},
@@ -18,6 +21,8 @@ use crate::{
 /// Our AUTH payload, or what is needed to make it.
 #[derive(Debug)]
 pub(in crate::sa) enum Own {
+    /// We have authenticated before (RFC 4739).
+    Nothing,
     /// It is made.
     Ready(Auth),
     /// A signature is asked for.
@@ -27,7 +32,16 @@ pub(in crate::sa) enum Own {
         /// Whether the certificate goes with it.
         send: bool,
         signature: Answer<Option<Vec<u8>>>,
+        /// The same by the keys without a post-quantum pre-shared key, where the peer may do without it (RFC 8784 §3).
+        plain: Option<Plain>,
     },
+}
+
+/// A second signature.
+#[derive(Debug)]
+pub(in crate::sa) struct Plain {
+    octets: Vec<u8>,
+    signature: Answer<Option<Vec<u8>>>,
 }
 
 impl Own {
@@ -43,20 +57,79 @@ impl Own {
 
     /// The signature is there; or there is none.
     pub(super) fn signed(&mut self, answer: Option<Vec<u8>>) {
-        if let Self::Signature { signature, .. } = self {
-            *signature = Answer::Given(answer);
+        let Self::Signature {
+            signature, plain, ..
+        } = self
+        else {
+            return;
+        };
+        match (&signature, plain) {
+            (Answer::Given(_), Some(plain)) => plain.signature = Answer::Given(answer),
+            _ => *signature = Answer::Given(answer),
+        }
+    }
+
+    /// The question for the second signature, once the first is there.
+    pub(super) fn further_question(&self) -> Option<Question> {
+        match self {
+            Self::Signature {
+                choice,
+                credential,
+                signature: Answer::Given(Some(_)),
+                plain:
+                    Some(Plain {
+                        octets,
+                        signature: Answer::Open,
+                    }),
+                ..
+            } => Some(Question::Sign {
+                key: credential.private_key.clone(),
+                scheme: choice.scheme,
+                octets: octets.clone(),
+            }),
+            _ => None,
+        }
+    }
+
+    /// That a second signature over these octets is wanted.
+    pub(in crate::sa) fn and_plain(mut self, over: Option<Vec<u8>>) -> Self {
+        if let Self::Signature { plain, .. } = &mut self {
+            *plain = over.map(|octets| Plain {
+                octets,
+                signature: Answer::Open,
+            });
+        }
+        self
+    }
+
+    /// What AUTH would be by the second signature.
+    pub(in crate::sa) fn plain_data(&self) -> Option<Vec<u8>> {
+        match self {
+            Self::Signature {
+                choice,
+                credential,
+                plain:
+                    Some(Plain {
+                        signature: Answer::Given(Some(signature)),
+                        ..
+                    }),
+                ..
+            } => choice.auth_data(credential.key, signature),
+            _ => None,
         }
     }
 
     /// CERT and AUTH payloads; `None` if there is no signature.
     pub(in crate::sa) fn payloads(self) -> Option<Vec<Payload>> {
         let (choice, credential, send, signature) = match self {
+            Self::Nothing => return Some(Vec::new()),
             Self::Ready(auth) => return Some(vec![Payload::Auth(auth)]),
             Self::Signature {
                 choice,
                 credential,
                 send,
                 signature,
+                ..
             } => (choice, credential, send, signature.given()??),
         };
         let mut payloads = Vec::new();
@@ -89,19 +162,19 @@ impl Turn<'_, '_> {
     pub(super) fn own_auth_as_responder(
         &mut self,
         connection: &Connection,
-        negotiated: &Negotiated,
-        local_id: &Identity,
-        request: &[Payload],
+        request: &Request,
+        peer: &Peer,
     ) -> Result<Own, Refused> {
         let denied = |failure| Refused::new(NotifyType::AUTHENTICATION_FAILED, failure);
+        let (negotiated, local_id) = (&request.mixed.negotiated, &peer.local_id);
         let octets = octets_of_responder(negotiated, &local_id.to_wire());
-        match &connection.auth.local {
+        match connection.local_auth(request.rounds.current()) {
             LocalAuth::Psk => {
-                let remote = super::peer::claimed(request).map_err(Refused::syntax)?;
-                let psk = self.env.policy.secret(local_id, &remote).ok_or_else(|| {
+                let remote = &peer.remote_id;
+                let psk = self.env.policy.secret(local_id, remote).ok_or_else(|| {
                     denied(Failure::NoSecret {
                         local: local_id.clone(),
-                        remote,
+                        remote: remote.clone(),
                     })
                 })?;
                 let auth = crypto::psk_auth(negotiated.suite.prf, psk, &octets);
@@ -110,10 +183,11 @@ impl Turn<'_, '_> {
                     data: auth.expose().to_vec(),
                 }))
             }
-            LocalAuth::Pubkey { .. } => {
+            local @ LocalAuth::Pubkey { .. } => {
                 let hashes = announced_hashes(&negotiated.init_request);
-                let asked = Requested::of(request);
-                self.ask_for_signature(connection, octets, hashes.as_deref(), &asked)
+                let asked = Requested::of(request.first());
+                let send = connection.auth.send_cert;
+                self.ask_for_signature((local, send), octets, hashes.as_deref(), &asked)
                     .map_err(denied)
             }
         }
@@ -122,7 +196,7 @@ impl Turn<'_, '_> {
     /// Asks for a signature over `octets` that the peer can verify. `asked` is what its CERTREQ payloads ask for.
     pub(in crate::sa) fn ask_for_signature(
         &mut self,
-        connection: &Connection,
+        (local, send): (&LocalAuth, SendCert),
         octets: Vec<u8>,
         hashes: Option<&[Hash]>,
         asked: &Requested,
@@ -130,7 +204,7 @@ impl Turn<'_, '_> {
         let LocalAuth::Pubkey {
             constraint,
             credentials,
-        } = &connection.auth.local
+        } = local
         else {
             return Err(Failure::NoScheme);
         };
@@ -145,7 +219,7 @@ impl Turn<'_, '_> {
             .or_else(|| usable().find(|(credential, _)| asked.wants(credential)))
             .or_else(|| usable().next())
             .ok_or(Failure::NoScheme)?;
-        let send = match connection.auth.send_cert {
+        let send = match send {
             SendCert::Always => true,
             SendCert::IfAsked => asked.wants(credential),
             SendCert::Never => false,
@@ -160,6 +234,7 @@ impl Turn<'_, '_> {
             credential: Box::new(credential.clone()),
             send,
             signature: Answer::Open,
+            plain: None,
         })
     }
 }

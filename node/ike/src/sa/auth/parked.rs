@@ -1,9 +1,9 @@
 //! IKE_AUTH while it waits for answers from outside. Only the session holds it: whoever takes over begins anew.
 
-use super::{Own, Peer, ppk::Mixed};
+use super::{Own, Peer, ppk::Mixed, rounds};
 use crate::{
     certificate::{CertificateError, Verified},
-    record::{Phase, Record},
+    record::{HalfOpen, Phase, Record, Rounds},
     sa::{
         Effect, Failure, NoAddress, Question,
         turn::{Refused, Turn},
@@ -44,6 +44,12 @@ impl<T> Answer<T> {
 /// A request of the peer that waits.
 #[derive(Debug)]
 pub(in crate::sa) struct Request {
+    /// Its Message ID.
+    pub(in crate::sa) id: u32,
+    /// How far authentication was when it came.
+    pub(in crate::sa) rounds: Rounds,
+    /// What the first request asked for, if this is not the first.
+    pub(in crate::sa) first: Option<Vec<Payload>>,
     pub(in crate::sa) payloads: Vec<Payload>,
     pub(in crate::sa) local: SocketAddr,
     pub(in crate::sa) remote: SocketAddr,
@@ -60,11 +66,16 @@ pub(in crate::sa) struct Request {
 impl Request {
     pub(in crate::sa) fn new(
         payloads: Vec<Payload>,
+        half: &HalfOpen,
         mixed: Mixed,
         local: SocketAddr,
         remote: SocketAddr,
     ) -> Box<Self> {
+        let (rounds, first) = rounds::of_request(half);
         Box::new(Self {
+            id: rounds.message_id(&half.negotiated),
+            rounds,
+            first,
             payloads,
             mixed,
             local,
@@ -112,8 +123,7 @@ impl Turn<'_, '_> {
                 match self.verified_initiator(&request, answer) {
                     Ok(peer) => self.proceed(request, peer),
                     Err(refused) => {
-                        let id = request.mixed.negotiated.auth_id();
-                        self.refuse(ExchangeType::IKE_AUTH, id, refused);
+                        self.refuse(ExchangeType::IKE_AUTH, request.id, refused);
                     }
                 }
             }
@@ -134,6 +144,10 @@ impl Turn<'_, '_> {
             }
             Some(Parked::Unsent(record, mut own)) => {
                 own.signed(answer);
+                if let Some(question) = own.further_question() {
+                    self.ask(question);
+                    return self.park(Parked::Unsent(record, own));
+                }
                 self.record = *record;
                 self.auth_send(own);
             }
@@ -157,14 +171,11 @@ impl Turn<'_, '_> {
         let Phase::HalfOpen(_) = &self.record.phase else {
             return Err(Refused::syntax("not waiting for IKE_AUTH"));
         };
-        let connection = self
-            .env
-            .policy
-            .connection(&verified.connection)
-            .ok_or_else(|| denied(Failure::Unconfigured(verified.connection.clone())))?;
+        let connection = self.connection_named(&verified.connection)?;
+        let round = request.rounds.current();
         Ok(Peer {
             connection: verified.connection,
-            local_id: connection.own_identity(request.local.ip()),
+            local_id: connection.own_identity(round, request.local.ip()),
             remote_id: claimed,
         })
     }

@@ -19,8 +19,8 @@ pub(in crate::sa) fn certificate_requests<'a>(
 ) -> impl Iterator<Item = Payload> {
     let mut names: Vec<[u8; KEY_HASH_LEN]> = Vec::new();
     let (mut certificates, mut raw_keys) = (false, false);
-    for connection in connections.filter(|c| c.auth.send_certreq) {
-        let remote = &connection.auth.remote;
+    let asking = connections.filter(|c| c.auth.send_certreq);
+    for remote in asking.flat_map(Connection::remote_auths) {
         certificates |= remote.takes_certificates(policy);
         raw_keys |= remote.takes_raw_keys();
         for authority in remote.anchors(policy) {

@@ -3,6 +3,7 @@
 use super::{
     allows, octets_of_initiator,
     ppk::{Mixed, suffices},
+    rounds::{follows, wants_another},
 };
 use crate::{
     certificate::{Evidence, Verification},
@@ -15,7 +16,7 @@ use crate::{
         turn::{Refused, Turn, at_most_one, only},
     },
     signature::Signed,
-    wire::{self, Auth, AuthMethod, Identification, NotifyType, Payload},
+    wire::{self, Auth, AuthMethod, NotifyType, Payload},
 };
 use subtle::ConstantTimeEq;
 
@@ -59,7 +60,7 @@ pub(in crate::sa) fn verification(
     auth: &Auth,
     octets: Vec<u8>,
     payloads: &[Payload],
-    candidates: Vec<String>,
+    (candidates, round): (Vec<String>, usize),
 ) -> Result<Box<Verification>, Failure> {
     let failed = |error| Failure::Certificate {
         id: id.clone(),
@@ -75,12 +76,13 @@ pub(in crate::sa) fn verification(
         signed,
         octets,
         candidates,
+        round,
     }))
 }
 
-/// Whether a connection lets its peer authenticate by this method.
-pub(in crate::sa) fn accepts(connection: &Connection, method: AuthMethod) -> bool {
-    match connection.auth.remote {
+/// Whether a peer may authenticate by this method.
+pub(in crate::sa) fn accepts(wanted: &RemoteAuth, method: AuthMethod) -> bool {
+    match wanted {
         RemoteAuth::Psk => method == AuthMethod::PSK,
         RemoteAuth::Pubkey { .. } => Signed::is_method(method),
     }
@@ -109,18 +111,31 @@ impl<'e> Turn<'_, 'e> {
         if fitting.is_empty() {
             return Err(denied(Failure::UnknownPpk));
         }
+        let another = follows(payloads);
+        fitting.retain(|c| wants_another(c, 0) == another);
+        if fitting.is_empty() {
+            return Err(denied(Failure::Rounds));
+        }
         // Without AUTH the peer wants EAP (RFC 7296 §2.16), which no connection accepts yet.
-        let accepting = |c: &&&Connection| auth.is_some_and(|a| accepts(c, a.method));
+        let accepting =
+            |c: &&&Connection| auth.is_some_and(|a| accepts(c.remote_auth(0), a.method));
         let (Some(auth), Some(connection)) = (auth, fitting.iter().find(accepting)) else {
             return Err(denied(Failure::BadAuthMethod(remote_id)));
         };
+        let octets = octets_of_initiator(negotiated, id_i);
         if auth.method == AuthMethod::PSK {
-            let verified = self.verify_psk(negotiated, connection, id_i, auth);
-            return verified.map(Identified::Peer).map_err(denied);
+            let local_id = connection.own_identity(0, self.record.path.local.ip());
+            self.verify_psk(negotiated, (&local_id, &remote_id), &octets, auth)
+                .map_err(denied)?;
+            return Ok(Identified::Peer(Peer {
+                connection: connection.name.clone(),
+                local_id,
+                remote_id,
+            }));
         }
         let candidates = fitting.iter().filter(accepting).map(|c| c.name.clone());
-        let octets = octets_of_initiator(negotiated, id_i);
-        let question = verification(&remote_id, auth, octets, payloads, candidates.collect());
+        let candidates = (candidates.collect(), 0);
+        let question = verification(&remote_id, auth, octets, payloads, candidates);
         question.map(Identified::Question).map_err(denied)
     }
 
@@ -135,7 +150,7 @@ impl<'e> Turn<'_, 'e> {
         let wanted = id_r.map(Identity::from_wire);
         let path = self.record.path;
         let fits = |c: &&Connection| {
-            let own = || c.own_identity(path.local.ip());
+            let own = || c.own_identity(0, path.local.ip());
             c.remote_id.matches(remote_id)
                 && wanted.as_ref().is_none_or(|w| w.means(&own()))
                 && allows(c, negotiated.suite)
@@ -147,30 +162,23 @@ impl<'e> Turn<'_, 'e> {
             .collect())
     }
 
-    fn verify_psk(
+    /// Whether AUTH is by the pre-shared key of these identities, ours and the peer's.
+    pub(super) fn verify_psk(
         &self,
         negotiated: &Negotiated,
-        connection: &Connection,
-        id_i: &Identification,
+        (local, remote): (&Identity, &Identity),
+        octets: &[u8],
         auth: &Auth,
-    ) -> Result<Peer, Failure> {
-        let remote_id = Identity::from_wire(id_i);
-        let local_id = connection.own_identity(self.record.path.local.ip());
-        let Some(psk) = self.env.policy.secret(&local_id, &remote_id) else {
-            return Err(Failure::NoSecret {
-                local: local_id,
-                remote: remote_id,
-            });
-        };
-        let octets = octets_of_initiator(negotiated, id_i);
-        let expected = crypto::psk_auth(negotiated.suite.prf, psk, &octets);
-        if !bool::from(expected.expose().ct_eq(&auth.data)) {
-            return Err(Failure::BadAuth(remote_id));
+    ) -> Result<(), Failure> {
+        let psk = self.env.policy.secret(local, remote);
+        let psk = psk.ok_or_else(|| Failure::NoSecret {
+            local: local.clone(),
+            remote: remote.clone(),
+        })?;
+        let expected = crypto::psk_auth(negotiated.suite.prf, psk, octets);
+        match bool::from(expected.expose().ct_eq(&auth.data)) {
+            true => Ok(()),
+            false => Err(Failure::BadAuth(remote.clone())),
         }
-        Ok(Peer {
-            connection: connection.name.clone(),
-            local_id,
-            remote_id,
-        })
     }
 }

@@ -9,6 +9,7 @@ mod hybrid;
 mod initiation;
 mod mobike;
 mod ppk;
+mod rounds;
 mod secrets;
 mod suites;
 mod takeover;

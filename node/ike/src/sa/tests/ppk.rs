@@ -102,9 +102,8 @@ fn another_key_of_the_same_name_does_not_authenticate() {
     ));
 }
 
-#[test]
-fn it_goes_together_with_certificates() {
-    let mut pair = pair(true, Some(true), true);
+/// Both ends have certificates besides.
+fn certified(mut pair: Pair) -> Pair {
     let root = root("root");
     for (at_b, name) in [(false, "a.test"), (true, "b.test")] {
         let own = root.issue(KeyKind::P256, &[name]);
@@ -117,5 +116,47 @@ fn it_goes_together_with_certificates() {
         end.policy.authorities = vec![root.authority()];
         end.keys.insert("key".to_owned(), own.key);
     }
-    pair.connect();
+    pair
+}
+
+#[test]
+fn it_goes_together_with_certificates() {
+    certified(pair(true, Some(true), true)).connect();
+}
+
+/// Who signs does it twice where the peer may do without the key.
+#[test]
+fn without_it_ends_that_sign_go_on_where_it_is_not_required() {
+    for b_knows in [false, true] {
+        certified(pair(false, Some(false), b_knows)).connect();
+    }
+    let mut pair = certified(pair(true, Some(false), false));
+    pair.start();
+    pair.settle();
+    assert!(pair.a.plane.is_empty() && pair.b.plane.is_empty());
+}
+
+/// A successor begins anew with both signatures, wherever the questions for them were left.
+#[test]
+fn a_successor_signs_twice_again() {
+    for answered in 0..3 {
+        let mut pair = certified(pair(false, Some(false), false));
+        pair.a.answers = false;
+        pair.start();
+        pair.settle();
+        for _ in 0..answered {
+            let (id, question) = pair.a.questions.remove(0);
+            let now = pair.now;
+            for bytes in pair.a.answer(id, &question, now) {
+                pair.transmit(false, bytes);
+            }
+            pair.settle();
+        }
+        let now = pair.now;
+        pair.a.questions.clear();
+        pair.a.answers = true;
+        pair.a.take_over(now);
+        pair.pass(std::time::Duration::from_secs(20));
+        pair.check_agreement();
+    }
 }

@@ -236,3 +236,58 @@ fn what_does_not_fit_together_is_said() {
         assert!(said.iter().all(|s| !s.contains("PRIVATE KEY")));
     }
 }
+
+#[test]
+fn arrays_of_ends_are_rounds() {
+    let dir = files();
+    let text = "[connections.c]
+[[connections.c.local]]
+auth = 'pubkey'
+pubkeys = ['gw.pub']
+[[connections.c.local]]
+id = 'second.test'
+[[connections.c.remote]]
+auth = 'pubkey'
+id = 'peer.test'
+pubkeys = ['gw.pub']
+[[connections.c.remote]]
+id = '*@staff.test'
+[connections.c.children.c]
+[secrets.gw]
+file = 'gw.key'
+[secrets.alice]
+ids = ['alice@staff.test', 'second.test']
+secret = 'a'
+";
+    let config = read(dir.path(), text).unwrap();
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    let connection = &config.policy.connections[0];
+    assert_eq!(connection.rounds(), (2, 2));
+    assert!(matches!(connection.local_auth(0), LocalAuth::Pubkey { .. }));
+    assert_eq!(*connection.local_auth(1), LocalAuth::Psk);
+    let address = "192.0.2.1".parse().unwrap();
+    let names = [0, 1, 2].map(|round| connection.own_identity(round, address).to_string());
+    assert_eq!(names, ["192.0.2.1", "second.test", "second.test"]);
+    assert_eq!(connection.remote_id_in(0).to_string(), "peer.test");
+    assert_eq!(connection.remote_id_in(1).to_string(), "*@staff.test");
+    // A key that is missing in a later round is missed, too.
+    let config = read(
+        dir.path(),
+        &text.replace("alice@", "bob@other.test', 'bob@"),
+    )
+    .unwrap();
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    let config = read(dir.path(), &text.replace("alice@staff.test", "bob.test")).unwrap();
+    assert_eq!(config.warnings.len(), 1, "{:?}", config.warnings);
+    let many = format!(
+        "{}[connections.c.children.c]",
+        "[[connections.c.local]]\n".repeat(5)
+    );
+    for text in [&many[..], "[connections.c]\nlocal = []\n"] {
+        let problems = read(dir.path(), text).expect_err("many");
+        assert!(
+            problems[0].message.contains("1 to 4 tables"),
+            "{problems:?}"
+        );
+    }
+}
