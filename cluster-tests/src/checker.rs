@@ -8,6 +8,7 @@
 //! the IV, and it is looked at for every packet anyway.
 
 use crate::packet::{Body, IkeHeader, Packet, Parser};
+use crate::streams::{Streams, TCP};
 use crate::wire::{Exchange, Kind};
 use std::collections::hash_map::{DefaultHasher, Entry};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -37,7 +38,9 @@ pub struct Findings {
     pub frames_checked: u64,
     /// ESP packets by (source, destination, SPI).
     pub esp: BTreeMap<(IpAddr, IpAddr, u32), u64>,
-    /// ESP packets in UDP, and plain.
+    /// Messages and packets in TCP.
+    pub in_tcp: u64,
+    /// ESP packets in UDP (or TCP), and plain.
     pub esp_in_udp: u64,
     /// See `esp_in_udp`.
     pub esp_plain: u64,
@@ -69,6 +72,7 @@ pub struct Findings {
 #[derive(Default)]
 pub struct Checker {
     parser: Parser,
+    streams: Streams,
     ivs: HashMap<(Key, [u8; 8]), (u64, usize)>,
     sequences: HashMap<(Key, u32), (u64, usize)>,
     messages: HashMap<Name, (u64, usize)>,
@@ -103,7 +107,7 @@ impl Checker {
     /// The verdict.
     #[must_use]
     pub fn finish(mut self) -> Findings {
-        self.findings.malformed += self.parser.malformed;
+        self.findings.malformed += self.parser.malformed + self.streams.malformed;
         self.findings.fragments = self.parser.fragments;
         self.findings
     }
@@ -121,6 +125,13 @@ impl Checker {
         match &packet.body {
             Body::Esp { encap, bytes } => self.esp(packet, *encap, bytes),
             Body::Ike(message) => self.ike(packet, message),
+            Body::Other(TCP, segment) => {
+                for body in self.streams.take(packet.src, packet.dst, segment) {
+                    self.findings.in_tcp += 1;
+                    let (at, src, dst) = (packet.at, packet.src, packet.dst);
+                    self.packet(&Packet { at, src, dst, body });
+                }
+            }
             Body::Keepalive | Body::Other(..) => {}
         }
     }

@@ -70,9 +70,9 @@ pub enum OneWay {
 
 /// Members, a peer, and everything on the wire between them.
 #[derive(Debug)]
-pub struct Trio {
-    /// strongSwan on `peer1`.
-    pub peer: StrongSwan,
+pub struct Trio<P = StrongSwan> {
+    /// The peer on `peer1`: strongSwan, unless it is a member by itself.
+    pub peer: P,
     /// The members; a killed one stays in its place.
     pub members: Vec<Member>,
     /// Everything on the wire.
@@ -84,6 +84,30 @@ pub struct Trio {
 impl Trio {
     /// Starts all, and waits until somebody serves the gateways.
     pub fn start(esp: Esp, gateways: &[Gateway], change: impl Fn(&mut Connection)) -> Result<Self> {
+        Self::with_peer(gateways, change, |lab, connection| {
+            StrongSwan::start(lab, "peer1", esp, std::slice::from_ref(connection))
+        })
+    }
+}
+
+impl Trio<Member> {
+    /// The same with a member of its own as the peer.
+    pub fn start_against_member(
+        gateways: &[Gateway],
+        change: impl Fn(&mut Connection),
+    ) -> Result<Self> {
+        Self::with_peer(gateways, change, |lab, connection| {
+            Member::start(lab, "peer1", std::slice::from_ref(connection), &[])
+        })
+    }
+}
+
+impl<P: Endpoint> Trio<P> {
+    fn with_peer(
+        gateways: &[Gateway],
+        change: impl Fn(&mut Connection),
+        start: impl Fn(&Lab, &Connection) -> Result<P>,
+    ) -> Result<Self> {
         let mut lab = Lab::new(1500)?;
         lab.add_peer(1)?;
         wire(&mut lab)?;
@@ -91,7 +115,7 @@ impl Trio {
         change(&mut peer);
         let members = configure(&lab, gateways, &peer.mirrored())?;
         let capture = Capture::start(&lab)?;
-        let peer = StrongSwan::start(&lab, "peer1", esp, std::slice::from_ref(&peer))?;
+        let peer = start(&lab, &peer)?;
         let mut trio = Self {
             peer,
             members,
@@ -331,9 +355,10 @@ fn configure(lab: &Lab, gateways: &[Gateway], connection: &Connection) -> Result
             &format!("{pki}/ca"),
         ])?;
         let mut text = format!(
-            "[member]\nname = \"{name}\"\nstate_dir = \"{{dir}}/state\"\nkey_file = \"{pki}/cluster.key\"\nadmin_socket = \"{{dir}}/admin.sock\"\n\
+            "[member]\nname = \"{name}\"\nstate_dir = \"{{dir}}/state\"\nkey_file = \"{pki}/cluster.key\"\nadmin_socket = \"{{dir}}/admin.sock\"\n{}\
              [cluster]\nlisten = \"10.77.0.{}:4510\"\nca = \"{pki}/ca/ca.pem\"\ncert = \"{pki}/ca/{name}.pem\"\nkey = \"{pki}/ca/{name}.key\"\n\
              members = [{shared}]\n",
+            connection.member_toml(),
             10 + n
         );
         for gateway in gateways {

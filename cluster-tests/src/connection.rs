@@ -16,7 +16,7 @@ pub const SECRET: &str = "correct horse battery staple";
 pub struct Connection {
     /// Its name, which is also its child's.
     pub name: String,
-    /// Outer address of this side.
+    /// Outer address of this side, or several with commas between.
     pub local: String,
     /// Outer address of the other side.
     pub remote: String,
@@ -70,6 +70,8 @@ pub struct Connection {
     pub actions: String,
     /// A member's `[retransmit]`.
     pub retransmit: String,
+    /// `enable_tcp` of a member, which then listens for TCP, too.
+    pub enable_tcp: &'static str,
     /// `childless` of swanctl.
     pub childless: &'static str,
     /// `unique` of swanctl.
@@ -175,6 +177,7 @@ impl Connection {
             mobike: false,
             actions: "start_action = \"none\"".into(),
             retransmit: String::new(),
+            enable_tcp: "no",
             childless: "allow",
             unique: "no",
             fragment_size: 1280,
@@ -341,6 +344,15 @@ impl Connection {
         (connection, secret + &ppk)
     }
 
+    /// Lines for a member's `[member]`.
+    #[must_use]
+    pub fn member_toml(&self) -> &'static str {
+        match self.enable_tcp {
+            "no" => "",
+            _ => "listen_tcp = true\n",
+        }
+    }
+
     /// Puts certificates and keys where swanctl looks for them.
     pub fn install(&self, swanctl: &Path) -> Result<()> {
         for (files, auth, _) in self.rounds(false) {
@@ -368,8 +380,9 @@ impl Connection {
         let mut out = String::new();
         let name = &self.name;
         let _ = writeln!(out, "[connections.{name}]");
-        let _ = writeln!(out, "local_addrs = {}", array(&[&self.local]));
-        let _ = writeln!(out, "remote_addrs = {}", array(&[&self.remote]));
+        let addresses = |list: &str| array(&list.split(',').collect::<Vec<_>>());
+        let _ = writeln!(out, "local_addrs = {}", addresses(&self.local));
+        let _ = writeln!(out, "remote_addrs = {}", addresses(&self.remote));
         let _ = writeln!(out, "proposals = {}", array(&self.proposals));
         let _ = writeln!(out, "encap = {}", self.encap);
         let _ = writeln!(out, "rekey_time = \"{}s\"\nrand_time = \"0s\"", self.rekey);
@@ -378,6 +391,7 @@ impl Connection {
         let _ = writeln!(out, "vips = {}", array(&self.vips));
         let _ = writeln!(out, "message_id_sync = {}", self.message_id_sync);
         let _ = writeln!(out, "mobike = {}", self.mobike);
+        let _ = writeln!(out, "enable_tcp = \"{}\"", self.enable_tcp);
         let _ = writeln!(out, "fragmentation = \"{}\"", self.fragmentation);
         let _ = writeln!(out, "childless = \"{}\"", self.childless);
         let _ = writeln!(out, "unique = \"{}\"", self.unique);

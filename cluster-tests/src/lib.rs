@@ -25,6 +25,7 @@ pub mod pki;
 pub mod process;
 pub mod raw;
 pub mod sa;
+pub mod streams;
 pub mod strongswan;
 pub mod wire;
 

@@ -83,8 +83,9 @@ impl Member {
     fn write_config(&self, connections: &[Connection], pools: &[Pool]) -> Result<()> {
         let mut text = format!(
             "[member]\nname = \"m1\"\nstate_dir = \"{dir}/state\"\nkey_file = \"{dir}/key\"\nadmin_socket = \"{dir}/admin.sock\"\n\
-             [dataplane]\ntun = \"evergate0\"\n",
-            dir = self.dir.display()
+             {more}[dataplane]\ntun = \"evergate0\"\n",
+            dir = self.dir.display(),
+            more = connections.first().map_or("", Connection::member_toml)
         );
         for connection in connections {
             text.push_str(&connection.toml());

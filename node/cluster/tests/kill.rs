@@ -8,7 +8,7 @@ use evergate_ike::{
     env::UnixMillis,
     record::{
         CloseReason, Closed, GatewayId, InboundWindow, OutboundWindow, Path, Phase, Record, Role,
-        SaId,
+        SaId, Transport,
     },
 };
 use evergate_state::{Command, Outcome};
@@ -44,6 +44,7 @@ fn record(id: u64) -> Arc<Record> {
         remote_spi: 1,
         connection: "c".into(),
         path: Path {
+            transport: Transport::Udp,
             local: address,
             remote: address,
             nat_local: false,

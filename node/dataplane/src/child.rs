@@ -1,7 +1,7 @@
 //! A Child SA in the plane, and the tables that lead to it.
 
 use crate::{
-    ChildSa, ChildStats, DropReason, Gate, Outer, PlaneError,
+    ChildSa, ChildStats, DropReason, Encapsulation, Gate, Outer, PlaneError,
     counters::{Counter, Traffic},
     reserve::Reserve,
 };
@@ -22,6 +22,8 @@ const PATH_MTU_LIFETIME: Duration = Duration::from_secs(600);
 /// No path has less (RFC 1122 §3.3.2, RFC 8200 §5).
 const MIN_PATH_MTU_V4: u32 = 576;
 const MIN_PATH_MTU_V6: u32 = 1280;
+/// Length of a TCP header with timestamps, and of the length before each message (RFC 9329 §3).
+const TCP_AND_LENGTH: usize = 20 + 12 + 2;
 /// How many Child SAs there can be: several times what one member is to carry.
 const MAX_CHILDREN: usize = 1 << 20;
 
@@ -48,7 +50,7 @@ struct Path {
     outer: Outer,
     /// And until when it is believed.
     mtu: Option<(u32, Instant)>,
-    /// Where the last authentic packet came from, by UDP.
+    /// Where the last authentic packet came from, by UDP or TCP.
     seen: Option<SocketAddr>,
     /// Counts moves, so that what was learnt of the old path is not taken for the new.
     version: u64,
@@ -160,7 +162,18 @@ impl Child {
             mtu::Family::V6
         };
         let cipher = self.outbound.key().cipher();
-        mtu::max_inner(path_mtu as usize, cipher, family, outer.encapsulated)
+        let path_mtu = path_mtu as usize;
+        match outer.encapsulation {
+            Encapsulation::None => mtu::max_inner(path_mtu, cipher, family, false),
+            Encapsulation::Udp => mtu::max_inner(path_mtu, cipher, family, true),
+            // Whatever fits a segment: a stream takes more, but then one that is lost holds up two packets (RFC 9329 §9.4).
+            Encapsulation::Tcp(_) => mtu::max_inner(
+                path_mtu.saturating_sub(TCP_AND_LENGTH),
+                cipher,
+                family,
+                false,
+            ),
+        }
     }
 
     /// Notes where an authentic packet came from. Yields whether that is news, and not where the peer is thought to be.

@@ -14,6 +14,12 @@ pub struct UserspaceConfig {
     pub ike_port: u16,
     /// Port of IKE and ESP in UDP.
     pub nat_port: u16,
+    /// TCP port on which peers are listened for (RFC 9329); none if they are not.
+    pub tcp_port: Option<u16>,
+    /// So many TCP connections there may be, and so many with one address of a peer.
+    pub tcp_connections: usize,
+    /// See there.
+    pub tcp_connections_per_address: usize,
     /// Mark of outer packets: those do not take the routes into the tunnel.
     pub mark: u32,
     /// Routing table for protected prefixes.
@@ -35,6 +41,9 @@ impl Default for UserspaceConfig {
             tun_mtu: 1400,
             ike_port: 500,
             nat_port: 4500,
+            tcp_port: None,
+            tcp_connections: 4096,
+            tcp_connections_per_address: 64,
             mark: 0xE6,
             route_table: 220,
             rule_priority: 220,

@@ -109,8 +109,11 @@ pub trait DataPlane: Send + Sync {
     /// [`PlaneError::Netlink`].
     fn release_address(&self, address: IpAddr) -> Result<(), PlaneError>;
 
-    /// Sends an IKE message. `local` is the source; its port must be the IKE port or the NAT port, and on the latter the non-ESP marker
+    /// Sends an IKE message. `local` is the source; with UDP its port must be the IKE port or the NAT port, and on the latter the non-ESP marker
     /// (RFC 3948 §2.2) is put in front. An unspecified local address lets the kernel choose. May be fragmented on the way.
+    ///
+    /// With TCP it goes by the connection between these ends. If there is none, and it is ours to make, it will be there soon, which
+    /// [`PlaneEvent::Connected`] tells; this message is lost.
     ///
     /// # Errors
     /// [`PlaneError::Io`] with what the kernel said; retransmission is the caller's.
@@ -118,8 +121,16 @@ pub trait DataPlane: Send + Sync {
         &self,
         local: SocketAddr,
         remote: SocketAddr,
+        transport: Transport,
         message: &[u8],
     ) -> Result<(), PlaneError>;
+
+    /// An IKE SA, named by a number of its own, uses the TCP connection between these ends from now on, and none that it has claimed before. It is made if it is
+    /// ours to make, and made again when it breaks. A connection that nobody claims is closed after a while.
+    fn claim(&self, owner: u64, local: SocketAddr, remote: SocketAddr, end: TcpEnd);
+
+    /// An IKE SA uses no TCP connection any more.
+    fn disclaim(&self, owner: u64);
 
     /// Sends a NAT keepalive (RFC 3948 §2.3). `local` has the NAT port.
     ///
@@ -130,7 +141,7 @@ pub trait DataPlane: Send + Sync {
     /// A queue for packets that are held back, see [`DataPlane::hold`].
     fn queue(&self) -> Arc<Hold>;
 
-    /// Holds back whatever comes for these outer addresses of ours, in place of what was done with it before: ESP and IKE that was sent to them, and
+    /// Ends the TCP connections of these outer addresses of ours on our side, so that their originators make others, and holds back whatever comes for them, in place of what was done with it before: ESP and IKE that was sent to them, and
     /// packets out of the device for Child SAs that have one of them. When this returns, the plane does nothing more with any such packet: what it has
     /// sealed is with the kernel, and [`DataPlane::replay_edges`] covers all that it has delivered. Waits for packets that are being worked on.
     fn hold(&self, addresses: &[IpAddr], hold: &Arc<Hold>);
@@ -231,12 +242,41 @@ impl fmt::Debug for ChildSa {
 /// Outer addresses of a Child SA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outer {
-    /// Ours. The port is that of IKE and counts only if encapsulated: packets leave from the NAT port then.
+    /// Ours. The port is that of IKE and counts only if encapsulated: in UDP packets leave from the NAT port.
     pub local: SocketAddr,
     /// The peer's. The port counts only if encapsulated.
     pub remote: SocketAddr,
-    /// ESP in UDP (RFC 3948).
-    pub encapsulated: bool,
+    /// What is between the outer IP header and ESP.
+    pub encapsulation: Encapsulation,
+}
+
+/// What is between the outer IP header and ESP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encapsulation {
+    /// Nothing.
+    None,
+    /// UDP (RFC 3948).
+    Udp,
+    /// TCP (RFC 9329), of which we are this end.
+    Tcp(TcpEnd),
+}
+
+/// What carries IKE messages, and encapsulates ESP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Transport {
+    /// UDP.
+    Udp,
+    /// TCP (RFC 9329), of which we are this end.
+    Tcp(TcpEnd),
+}
+
+/// An end of a TCP connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TcpEnd {
+    /// It makes the connection. Its port names the connection; it leaves from there if that is possible.
+    Originator,
+    /// It waits for connections.
+    Responder,
 }
 
 /// A destination prefix, and what policy says of it.
@@ -276,7 +316,7 @@ pub struct ChildStats {
     pub path_mtu: Option<u32>,
     /// Whether it sends.
     pub outbound_active: bool,
-    /// Where the last authentic packet came from, if it came in UDP.
+    /// Where the last authentic packet came from, if it came in UDP or TCP.
     pub seen_remote: Option<SocketAddr>,
     /// Dropped packets that could be attributed to it.
     pub drops: Drops,
@@ -301,6 +341,8 @@ pub struct Totals {
     pub keepalives_in: u64,
     /// NAT keepalives sent.
     pub keepalives_out: u64,
+    /// TCP connections that there are now.
+    pub tcp_connections: usize,
     /// Packets that were dropped.
     pub drops: Drops,
 }
@@ -336,6 +378,10 @@ drop_reasons! {
     MalformedInner = "malformed_inner",
     /// Outbound: the kernel did not take the packet.
     SendFailed = "send_failed",
+    /// Outbound: there is no TCP connection to the peer now.
+    NotConnected = "not_connected",
+    /// Outbound: the TCP connection takes no more, because the path or the peer is slower than what is to be sent.
+    TcpFull = "tcp_full",
     /// Inbound: no SA has the SPI.
     UnknownSpi = "unknown_spi",
     /// Inbound: shorter than ESP can be.
@@ -358,6 +404,10 @@ drop_reasons! {
     HoldFull = "hold_full",
     /// Held back during a handover that failed, or that was over already.
     HandoverFailed = "handover_failed",
+    /// A TCP connection that was closed at once: there are as many as there may be, in all or from that address.
+    TcpRefused = "tcp_refused",
+    /// A TCP connection that was closed because its stream is not of IKE and ESP, or nothing in it means anything.
+    TcpCorrupt = "tcp_corrupt",
     /// An IKE message for which the queue had no room.
     IkeQueueFull = "ike_queue_full",
     /// An IKE message or datagram that cannot be one, by its length.
@@ -398,6 +448,8 @@ pub enum PlaneEvent {
         local: SocketAddr,
         /// Where it came from.
         remote: SocketAddr,
+        /// By what it came.
+        transport: Transport,
         /// The message.
         bytes: Vec<u8>,
     },
@@ -410,11 +462,20 @@ pub enum PlaneEvent {
         /// Peak rate so far, in packets per second.
         rate: u64,
     },
-    /// An authentic ESP packet came by UDP from another address than the Child SA's. Once per new address. Advisory: nothing was changed.
+    /// An authentic ESP packet came by UDP or TCP from another address than the Child SA's. Once per new address. Advisory: nothing was changed.
     PeerMoved {
         /// Which.
         spi_in: u32,
         /// The address that it came from.
+        remote: SocketAddr,
+        /// By what it came.
+        transport: Transport,
+    },
+    /// A TCP connection of our own was made, or made again.
+    Connected {
+        /// Our end, as it is called.
+        local: SocketAddr,
+        /// The peer's.
         remote: SocketAddr,
     },
     /// ESP with an SPI that no SA has. Limited in rate.

@@ -4,7 +4,7 @@
 //! gateway meanwhile waits in a [`Hold`]; from the former owner it goes to the successor, and there through the plane as if it had come by that
 //! one's own device and sockets.
 
-use crate::{DropReason, PlaneError, counters::Traffic};
+use crate::{DropReason, PlaneError, TcpEnd, counters::Traffic};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::{
     collections::{HashMap, VecDeque},
@@ -56,6 +56,10 @@ pub enum DatagramKind {
     EspInUdp,
     /// ESP right on IP.
     Esp,
+    /// An IKE message in TCP (RFC 9329).
+    IkeInTcp(TcpEnd),
+    /// ESP in TCP.
+    EspInTcp(TcpEnd),
 }
 
 impl Packet {

@@ -1,7 +1,7 @@
 //! From the peers to the TUN device, and IKE to the server.
 
 use crate::{
-    Datagram, DatagramKind, DropReason, Packet, PlaneEvent,
+    Datagram, DatagramKind, DropReason, Packet, PlaneEvent, Transport,
     child::Child,
     counters::RateLimit,
     hold::Holds,
@@ -33,18 +33,29 @@ pub(crate) struct Inbound {
 
 /// Where an outer packet came from.
 #[derive(Clone, Copy)]
-struct Origin {
-    local: SocketAddr,
-    remote: SocketAddr,
-    traffic_class: u8,
+pub(crate) struct Origin {
+    pub(crate) local: SocketAddr,
+    pub(crate) remote: SocketAddr,
+    pub(crate) traffic_class: u8,
 }
 
 /// What is needed to work on a batch of datagrams.
-struct Turn<'a> {
-    shared: &'a Shared,
-    limit: &'a mut RateLimit,
-    clock: &'a Clock,
-    holds: &'a Holds,
+pub(crate) struct Turn<'a> {
+    pub(crate) shared: &'a Shared,
+    pub(crate) limit: &'a mut RateLimit,
+    pub(crate) clock: &'a Clock,
+    pub(crate) holds: &'a Holds,
+}
+
+/// What a packet says of whoever sent it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It is a peer.
+    Authentic,
+    /// That is not known here.
+    Open,
+    /// Nothing good.
+    Meaningless,
 }
 
 impl Inbound {
@@ -133,7 +144,9 @@ impl Inbound {
             };
             let origin = origin(socket, &received);
             match socket.role {
-                Role::Ike => turn.take(DatagramKind::Ike, &origin, datagram),
+                Role::Ike => {
+                    turn.take(DatagramKind::Ike, &origin, datagram);
+                }
                 Role::Nat => match udp::classify(datagram) {
                     udp::Datagram::Keepalive => shared.control.keepalives_in.add(1),
                     udp::Datagram::Ike(message) => {
@@ -141,7 +154,9 @@ impl Inbound {
                         let message = datagram.get_mut(marker..).unwrap_or_default();
                         turn.take(DatagramKind::Ike, &origin, message);
                     }
-                    udp::Datagram::Esp(_) => turn.take(DatagramKind::EspInUdp, &origin, datagram),
+                    udp::Datagram::Esp(_) => {
+                        turn.take(DatagramKind::EspInUdp, &origin, datagram);
+                    }
                     udp::Datagram::Unknown => shared.traffic.dropped(DropReason::MalformedOuter),
                 },
                 Role::Esp => {
@@ -192,13 +207,14 @@ fn ipv4_header_len(datagram: &[u8]) -> usize {
     datagram.first().map_or(0, |b| usize::from(b & 0x0f) * 4)
 }
 
-fn ike(shared: &Shared, origin: &Origin, message: &[u8]) {
+fn ike(shared: &Shared, origin: &Origin, transport: Transport, message: &[u8]) {
     if message.len() < IKE_HEADER_LEN {
         return shared.traffic.dropped(DropReason::IkeMalformed);
     }
     let event = PlaneEvent::Ike {
         local: origin.local,
         remote: origin.remote,
+        transport,
         bytes: message.to_vec(),
     };
     if shared.events.tell(event) {
@@ -210,38 +226,63 @@ fn ike(shared: &Shared, origin: &Origin, message: &[u8]) {
 
 impl Turn<'_> {
     /// Works on a datagram, unless it is held back.
-    fn take(&mut self, kind: DatagramKind, origin: &Origin, bytes: &mut [u8]) {
+    pub(crate) fn take(
+        &mut self,
+        kind: DatagramKind,
+        origin: &Origin,
+        bytes: &mut [u8],
+    ) -> Verdict {
         if let Some(hold) = self.holds.of(origin.local.ip()) {
-            return hold.push(Packet::Outer(Datagram {
+            hold.push(Packet::Outer(Datagram {
                 kind,
                 local: origin.local,
                 remote: origin.remote,
                 traffic_class: origin.traffic_class,
                 bytes: bytes.to_vec(),
             }));
+            return Verdict::Open;
         }
-        match kind {
-            DatagramKind::Ike => ike(self.shared, origin, bytes),
-            DatagramKind::EspInUdp => self.esp(origin, true, bytes),
-            DatagramKind::Esp => self.esp(origin, false, bytes),
-        }
+        let by = match kind {
+            DatagramKind::Ike => {
+                ike(self.shared, origin, Transport::Udp, bytes);
+                return Verdict::Open;
+            }
+            DatagramKind::IkeInTcp(end) => {
+                ike(self.shared, origin, Transport::Tcp(end), bytes);
+                return Verdict::Open;
+            }
+            DatagramKind::EspInUdp => Some(Transport::Udp),
+            DatagramKind::EspInTcp(end) => Some(Transport::Tcp(end)),
+            DatagramKind::Esp => None,
+        };
+        self.esp(origin, by, bytes)
     }
 
-    fn esp(&mut self, origin: &Origin, encapsulated: bool, packet: &mut [u8]) {
+    /// ESP by UDP or TCP, or right on IP.
+    fn esp(&mut self, origin: &Origin, by: Option<Transport>, packet: &mut [u8]) -> Verdict {
         let shared = self.shared;
         let Some(spi) = spi_of(packet) else {
-            return shared.traffic.dropped(DropReason::MalformedOuter);
+            shared.traffic.dropped(DropReason::MalformedOuter);
+            return Verdict::Meaningless;
         };
         let child = shared.tables().inbound(spi).cloned();
         let Some(child) = child else {
-            return self.unknown(spi, origin);
+            self.unknown(spi, origin);
+            return Verdict::Meaningless;
         };
-        match deliver(shared, &child, self.clock, origin, encapsulated, packet) {
+        match deliver(shared, &child, self.clock, origin, by, packet) {
             Ok(bytes) => {
                 child.traffic.received(bytes);
                 shared.traffic.received(bytes);
+                Verdict::Authentic
             }
-            Err(reason) => child.dropped(reason, &shared.traffic),
+            Err(reason) => {
+                child.dropped(reason, &shared.traffic);
+                match reason {
+                    DropReason::NotAuthentic | DropReason::MalformedOuter => Verdict::Meaningless,
+                    _ => Verdict::Open,
+                }
+            }
         }
     }
 
@@ -267,7 +308,7 @@ fn deliver(
     child: &Child,
     clock: &Clock,
     origin: &Origin,
-    encapsulated: bool,
+    by: Option<Transport>,
     packet: &mut [u8],
 ) -> Result<usize, DropReason> {
     let opened = child.inbound.open(packet).map_err(|e| match e {
@@ -277,8 +318,8 @@ fn deliver(
         OpenError::Padding => DropReason::MalformedPayload,
     })?;
     child.last_inbound.set(clock.unix_ms);
-    if encapsulated {
-        note_remote(shared, child, origin.remote, opened.seq);
+    if let Some(transport) = by {
+        note_remote(shared, child, (origin.remote, transport), opened.seq);
     }
     if opened.is_dummy() {
         return Err(DropReason::Dummy);
@@ -308,7 +349,12 @@ fn deliver(
 }
 
 /// An old packet from a former address, overtaken on its way, is no news (RFC 7296 §2.23): only the newest counts.
-fn note_remote(shared: &Shared, child: &Child, remote: SocketAddr, seq: u64) {
+fn note_remote(
+    shared: &Shared,
+    child: &Child,
+    (remote, transport): (SocketAddr, Transport),
+    seq: u64,
+) {
     if seq < child.inbound.right_edge() || !child.saw(remote) {
         return;
     }
@@ -316,5 +362,6 @@ fn note_remote(shared: &Shared, child: &Child, remote: SocketAddr, seq: u64) {
     let _ = shared.events.tell(PlaneEvent::PeerMoved {
         spi_in: child.spi_in,
         remote,
+        transport,
     });
 }

@@ -22,6 +22,7 @@ mod routes;
 mod rtnl;
 mod sockets;
 mod sys;
+mod tcp;
 mod tun;
 mod userspace;
 mod watch;
@@ -29,8 +30,8 @@ mod watch;
 pub use addresses::{ANNOUNCEMENTS, Addresses, AddressesConfig, Announcer, Changed, Side, Taken};
 pub use config::UserspaceConfig;
 pub use contract::{
-    Capabilities, ChildSa, ChildStats, DataPlane, DropReason, Drops, Outer, PlaneError, PlaneEvent,
-    Protected, Totals,
+    Capabilities, ChildSa, ChildStats, DataPlane, DropReason, Drops, Encapsulation, Outer,
+    PlaneError, PlaneEvent, Protected, TcpEnd, Totals, Transport,
 };
 pub use deadman::{DeadMan, DeadManConfig};
 pub use evergate_esp::{Cipher, Encryption, Integrity, Selector};

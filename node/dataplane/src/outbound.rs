@@ -1,12 +1,13 @@
 //! From the TUN device to the peers.
 
 use crate::{
-    DropReason, Outer, Packet, PlaneEvent,
+    DropReason, Encapsulation, Outer, Packet, PlaneEvent, TcpEnd,
     child::{Child, Way},
     counters::RateLimit,
     hold::Holds,
     sockets::{OuterSocket, Role},
     sys::{BATCH, Outgoing},
+    tcp::Ends,
     userspace::{Clock, Shared},
 };
 use evergate_esp::{
@@ -49,12 +50,21 @@ struct Pending {
 /// How a packet leaves.
 #[derive(Clone, Copy)]
 struct Destination {
-    socket: usize,
+    exit: Exit,
     remote: SocketAddr,
     local: IpAddr,
     traffic_class: u8,
     /// It is larger than the path, and goes in fragments.
     fragmentable: bool,
+}
+
+/// By what it leaves.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Exit {
+    /// One of the outer sockets.
+    Socket(usize),
+    /// A TCP connection.
+    Tcp(Ends, TcpEnd),
 }
 
 impl Outbound {
@@ -233,14 +243,36 @@ impl Outbound {
     fn flush(&mut self) {
         let sockets = self.shared.sockets.all();
         for (index, socket) in sockets.iter().enumerate() {
-            let of_socket = |p: &&Pending| p.to.socket == index;
+            let of_socket = |p: &&Pending| p.to.exit == Exit::Socket(index);
             let group: Vec<&Pending> = self.pending.iter().filter(of_socket).collect();
             // Runs of those that may be fragmented, which is rare, and of the others.
             for run in group.chunk_by(|a, b| a.to.fragmentable == b.to.fragmentable) {
                 self.send(socket, run);
             }
         }
+        for run in self.pending.chunk_by(|a, b| a.to.exit == b.to.exit) {
+            if let Some(Exit::Tcp(ends, end)) = run.first().map(|p| p.to.exit) {
+                self.send_by_tcp(ends, end, run);
+            }
+        }
         self.pending.clear();
+    }
+
+    /// Sends by a connection what it takes.
+    fn send_by_tcp(&self, ends: Ends, end: TcpEnd, run: &[Pending]) {
+        let packets = run.iter().map(|p| &self.slots[p.slot][p.range.clone()]);
+        let taken = self.shared.tcp.send_esp(ends, end, packets);
+        let (sent, lost) = run.split_at(taken.unwrap_or(0));
+        for p in sent {
+            self.sent(p);
+        }
+        let reason = match taken {
+            Some(_) => DropReason::TcpFull,
+            None => DropReason::NotConnected,
+        };
+        for p in lost {
+            p.child.dropped(reason, &self.shared.traffic);
+        }
     }
 
     fn send(&self, socket: &OuterSocket, group: &[&Pending]) {
@@ -306,18 +338,25 @@ fn destination(shared: &Shared, child: &Child, outer: &Outer, class: u8) -> Opti
     } else {
         OuterDscp::Fixed(0)
     };
-    let role = if outer.encapsulated {
-        Role::Nat
-    } else {
-        Role::Esp
-    };
     let mut remote = outer.remote;
-    if !outer.encapsulated {
-        // In raw sockets a port would be a protocol.
-        remote.set_port(0);
-    }
+    let socket = |role| shared.sockets.index(role, outer.remote.is_ipv4());
+    let exit = match outer.encapsulation {
+        Encapsulation::Udp => Exit::Socket(socket(Role::Nat)?),
+        Encapsulation::None => {
+            // In raw sockets a port would be a protocol.
+            remote.set_port(0);
+            Exit::Socket(socket(Role::Esp)?)
+        }
+        Encapsulation::Tcp(end) => Exit::Tcp(
+            Ends {
+                local: outer.local,
+                remote,
+            },
+            end,
+        ),
+    };
     Some(Destination {
-        socket: shared.sockets.index(role, remote.is_ipv4())?,
+        exit,
         remote,
         local: outer.local.ip(),
         traffic_class: tunnel::outer_traffic_class(class, dscp),

@@ -2,7 +2,7 @@
 
 use crate::{
     Capabilities, ChildSa, ChildStats, DataPlane, DropReason, Encryption, Hold, Outer, Packet,
-    PlaneError, PlaneEvent, Protected, Totals, UserspaceConfig,
+    PlaneError, PlaneEvent, Protected, TcpEnd, Totals, Transport, UserspaceConfig,
     child::Tables,
     counters::{Control, Events, Traffic},
     hold::{Holds, Inbox, Room},
@@ -12,6 +12,7 @@ use crate::{
     outbound::Outbound,
     protection::Protection,
     sockets::Sockets,
+    tcp::{self, Ends, Tcp},
     tun::Tun,
 };
 use evergate_esp::ReplayWindow;
@@ -61,6 +62,7 @@ pub(crate) struct Shared {
     pub(crate) config: UserspaceConfig,
     pub(crate) tun: Tun,
     pub(crate) sockets: Sockets,
+    pub(crate) tcp: Tcp,
     pub(crate) traffic: Arc<Traffic>,
     pub(crate) control: Control,
     pub(crate) events: Events,
@@ -102,6 +104,7 @@ impl Userspace {
         let mut netlink = Netlink::open(&config)?;
         netlink.add_rules()?;
         let sockets = Sockets::open(&config)?;
+        let tcp = Tcp::open(&config)?;
         let tun = Tun::create(&config.tun_name)?;
         let device = netlink.bring_up(&config.tun_name, config.tun_mtu)?;
         let protection = Protection::new(netlink, device, config.route_metric)?;
@@ -114,6 +117,7 @@ impl Userspace {
             config,
             tun,
             sockets,
+            tcp,
             traffic,
             control: Control::default(),
             events: Events(sender),
@@ -134,6 +138,9 @@ impl Userspace {
             Outbound::new(Arc::clone(&plane.shared)),
             Inbound::new(Arc::clone(&plane.shared)),
         );
+        let tcp = tcp::Runner::new(Arc::clone(&plane.shared));
+        let tcp = tcp.map_err(|e| failed("wait for TCP connections", e))?;
+        plane.spawn("evergate-tcp", move || tcp.run())?;
         plane.spawn("evergate-out", move || outbound.run())?;
         plane.spawn("evergate-in", move || inbound.run())?;
         Ok((plane, receiver))
@@ -231,6 +238,7 @@ impl DataPlane for Userspace {
             ike_out: control.ike_out.get(),
             keepalives_in: control.keepalives_in.get(),
             keepalives_out: control.keepalives_out.get(),
+            tcp_connections: self.shared.tcp.count(),
             drops: traffic.drops(),
         }
     }
@@ -267,12 +275,25 @@ impl DataPlane for Userspace {
         &self,
         local: SocketAddr,
         remote: SocketAddr,
+        transport: Transport,
         message: &[u8],
     ) -> Result<(), PlaneError> {
-        let sent = self.shared.sockets.send_ike(local, remote, message);
+        let shared = &self.shared;
+        let sent = match transport {
+            Transport::Udp => shared.sockets.send_ike(local, remote, message),
+            Transport::Tcp(end) => shared.tcp.send_ike(Ends { local, remote }, end, message),
+        };
         sent.map_err(|e| failed(&format!("send IKE from {local} to {remote}"), e))?;
         self.shared.control.ike_out.add(1);
         Ok(())
+    }
+
+    fn claim(&self, owner: u64, local: SocketAddr, remote: SocketAddr, end: TcpEnd) {
+        self.shared.tcp.claim(owner, Ends { local, remote }, end);
+    }
+
+    fn disclaim(&self, owner: u64) {
+        self.shared.tcp.disclaim(owner);
     }
 
     fn keepalive(&self, local: SocketAddr, remote: SocketAddr) -> Result<(), PlaneError> {
@@ -288,6 +309,7 @@ impl DataPlane for Userspace {
 
     fn hold(&self, addresses: &[IpAddr], hold: &Arc<Hold>) {
         self.shared.holds_mut().insert(addresses, hold);
+        self.shared.tcp.farewell(addresses);
     }
 
     fn unhold(&self, addresses: &[IpAddr], hold: &Arc<Hold>) {
@@ -356,6 +378,11 @@ impl Shared {
 
     fn holds_mut(&self) -> RwLockWriteGuard<'_, Holds> {
         self.holds.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Readable from the moment that the plane stops.
+    pub(crate) fn stopped(&self) -> &EventFd {
+        &self.stop
     }
 
     pub(crate) fn clock(&self) -> Clock {

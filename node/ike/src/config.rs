@@ -150,6 +150,10 @@ pub struct Connection {
     pub message_id_sync: bool,
     /// How often setting it up is tried in a row, each time at all addresses; zero means without end.
     pub keyingtries: u32,
+    /// Whether we set up IKE SAs by TCP (RFC 9329). Peers may, whatever this is, if we listen for them.
+    pub enable_tcp: EnableTcp,
+    /// Port of the peer for TCP.
+    pub tcp_remote_port: u16,
     /// Whether addresses may change during the life of an IKE SA, where the peer agrees (MOBIKE, RFC 4555).
     pub mobike: bool,
     /// Whether Child SAs go to a new address of the peer only after it has answered from there (RFC 4555 §3.7).
@@ -236,6 +240,18 @@ pub enum Unique {
     Replace,
     /// They stay, whatever the peer says.
     Never,
+}
+
+/// Whether we use TCP (RFC 9329 §5.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EnableTcp {
+    /// Never.
+    #[default]
+    No,
+    /// When the peer does not answer by UDP.
+    Fallback,
+    /// Always, and never UDP.
+    Yes,
 }
 
 /// Whether IKE messages are fragmented (RFC 7383).

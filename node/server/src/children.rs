@@ -76,7 +76,7 @@ pub(crate) fn outer(path: &Path) -> Outer {
     Outer {
         local: path.local,
         remote: path.remote,
-        encapsulated: path.encapsulated(),
+        encapsulation: crate::transport::encapsulation(path),
     }
 }
 

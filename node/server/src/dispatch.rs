@@ -4,12 +4,12 @@ use crate::{
     counters::IkeDrop,
     node::Node,
     shared::Shared,
-    trap,
+    transport, trap,
     worker::{Message, worker_of},
 };
 use evergate_dataplane::PlaneEvent;
 use evergate_ike::{
-    record::SaId,
+    record::{SaId, Transport},
     sa,
     wire::{ExchangeType, Header},
 };
@@ -119,8 +119,9 @@ impl Dispatcher {
             PlaneEvent::Ike {
                 local,
                 remote,
+                transport,
                 bytes,
-            } => self.message(local, remote, bytes),
+            } => self.message(local, remote, transport, bytes),
             PlaneEvent::LowReservation {
                 spi_in,
                 remaining,
@@ -137,9 +138,14 @@ impl Dispatcher {
                     tokio::spawn(extend(service, spi_in, rate));
                 }
             }
-            PlaneEvent::PeerMoved { spi_in, remote } => {
+            PlaneEvent::Connected { local, remote } => self.connected(local, remote),
+            PlaneEvent::PeerMoved {
+                spi_in,
+                remote,
+                transport,
+            } => {
                 trace!(event = "esp-from-elsewhere", spi_in = format_args!("{spi_in:08x}"), peer = %remote, "ESP came from another address");
-                self.esp_from(spi_in, remote);
+                self.esp_from(spi_in, remote, transport::of_record(transport));
             }
             PlaneEvent::UnknownSpi { spi, local, remote } => {
                 debug!(event = "esp-unknown-spi", spi = format_args!("{spi:08x}"), %local, peer = %remote, "ESP with an unknown SPI");
@@ -164,7 +170,13 @@ impl Dispatcher {
         }
     }
 
-    fn message(&self, local: SocketAddr, remote: SocketAddr, bytes: Vec<u8>) {
+    fn message(
+        &self,
+        local: SocketAddr,
+        remote: SocketAddr,
+        by: evergate_dataplane::Transport,
+        bytes: Vec<u8>,
+    ) {
         let not_served = || {
             let why = "this process does not serve the address";
             self.node.dropped(IkeDrop::NotServed, local, remote, &why);
@@ -172,12 +184,14 @@ impl Dispatcher {
         let Some(gateway) = self.node.gateway_at(local.ip()) else {
             return not_served();
         };
-        let Some(bytes) = self.node.handovers.hold_back(gateway, local, remote, bytes) else {
+        let handovers = &self.node.handovers;
+        let Some(bytes) = handovers.hold_back(gateway, local, remote, by, bytes) else {
             return;
         };
         let Some(service) = self.node.service(gateway) else {
             return not_served();
         };
+        let transport = transport::of_record(by);
         let (worker, message) = match Way::of(&bytes) {
             Way::Init(header) => {
                 let worker = self.worker_of_init(remote, header.initiator_spi);
@@ -188,6 +202,7 @@ impl Dispatcher {
                         header,
                         local,
                         remote,
+                        transport,
                     },
                 )
             }
@@ -198,9 +213,12 @@ impl Dispatcher {
                     bytes,
                     local,
                     remote,
+                    transport,
                 },
             ),
-            Way::OtherVersion => return other_version(&service, &bytes, local, remote),
+            Way::OtherVersion => {
+                return other_version(&service, &bytes, local, remote, transport);
+            }
             Way::Drop(reason, why) => return self.node.dropped(reason, local, remote, &why),
         };
         let busy = || {
@@ -219,14 +237,29 @@ impl Dispatcher {
     }
 
     /// The worker of the SA decides whether its peer is followed.
-    fn esp_from(&self, spi_in: u32, remote: SocketAddr) {
+    fn esp_from(&self, spi_in: u32, remote: SocketAddr, transport: Transport) {
         let Some(sa) = self.node.read(|state| state.spi_owner(spi_in)) else {
             return;
         };
         let service = self.node.service_of_child(spi_in);
         if let Some(worker) = service.as_ref().and_then(|s| s.worker(sa)) {
             // If there is no room, the next IKE message or another address tells it again.
-            let _ = worker.try_send(Message::EspFrom { sa, remote });
+            let _ = worker.try_send(Message::EspFrom {
+                sa,
+                remote,
+                transport,
+            });
+        }
+    }
+
+    /// Any worker of the gateway may have the SA whose connection it is. Only connections of our own are told of, so no stranger can cause this.
+    fn connected(&self, local: SocketAddr, remote: SocketAddr) {
+        let gateway = self.node.gateway_at(local.ip());
+        let service = gateway.and_then(|g| self.node.service(g));
+        let workers = service.as_ref().and_then(|s| s.workers.get());
+        for worker in workers.into_iter().flatten() {
+            // If there is no room, the next repetition goes by the connection.
+            let _ = worker.try_send(Message::Connected { local, remote });
         }
     }
 
@@ -240,14 +273,20 @@ impl Dispatcher {
 }
 
 /// Says which version we speak (RFC 7296 §2.5): the header of the answer does.
-fn other_version(service: &Shared, bytes: &[u8], local: SocketAddr, remote: SocketAddr) {
+fn other_version(
+    service: &Shared,
+    bytes: &[u8],
+    local: SocketAddr,
+    remote: SocketAddr,
+    transport: Transport,
+) {
     service.dropped(
         IkeDrop::Version,
         local,
         remote,
         &"a request of another major version",
     );
-    service.answer_stray(bytes, local, remote, || false);
+    service.answer_stray(bytes, local, remote, transport, || false);
 }
 
 /// Reserves more sequence numbers for a Child SA.

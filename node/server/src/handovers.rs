@@ -1,6 +1,6 @@
 //! What is held back for virtual gateways that come or go.
 
-use evergate_dataplane::{Datagram, DatagramKind, Hold, Packet};
+use evergate_dataplane::{Datagram, DatagramKind, Hold, Packet, Transport};
 use evergate_ike::record::GatewayId;
 use std::{
     collections::BTreeMap,
@@ -70,6 +70,7 @@ impl Handovers {
         gateway: GatewayId,
         local: SocketAddr,
         remote: SocketAddr,
+        transport: Transport,
         bytes: Vec<u8>,
     ) -> Option<Vec<u8>> {
         let entries = self.entries();
@@ -77,7 +78,10 @@ impl Handovers {
             return Some(bytes);
         };
         hold.push(Packet::Outer(Datagram {
-            kind: DatagramKind::Ike,
+            kind: match transport {
+                Transport::Udp => DatagramKind::Ike,
+                Transport::Tcp(end) => DatagramKind::IkeInTcp(end),
+            },
             local,
             remote,
             traffic_class: 0,
@@ -169,7 +173,7 @@ mod tests {
             "192.0.2.2:500".parse().unwrap(),
             "192.0.2.1:500".parse().unwrap(),
         );
-        let message = |n| all.hold_back(G, local, remote, vec![n]);
+        let message = |n| all.hold_back(G, local, remote, Transport::Udp, vec![n]);
         assert_eq!(message(1), Some(vec![1]));
         let hold = Arc::<Hold>::default();
         all.hold(G, 5, &hold);

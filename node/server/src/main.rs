@@ -28,6 +28,7 @@ mod received;
 mod run;
 mod shared;
 mod starter;
+mod transport;
 mod trap;
 mod volume;
 mod wishes;

@@ -1,10 +1,10 @@
 //! What all parts of a process share that serve one virtual gateway.
 
-use crate::{counters::IkeDrop, node::Node, wishes::Wishes, worker::Message};
+use crate::{counters::IkeDrop, node::Node, transport, wishes::Wishes, worker::Message};
 use evergate_dataplane::{Gate, PlaneError, boot_time};
 use evergate_ike::{
     config::Policy,
-    record::{GatewayId, SaId},
+    record::{GatewayId, SaId, Transport},
     sa::{self, IvCounter},
 };
 use std::{
@@ -86,6 +86,7 @@ impl Shared {
         &self,
         local: SocketAddr,
         remote: SocketAddr,
+        transport: Transport,
         message: &[u8],
     ) -> Result<(), PlaneError> {
         if !self.may_send() {
@@ -95,7 +96,8 @@ impl Shared {
                 source: io::Error::new(io::ErrorKind::PermissionDenied, "there is no lease"),
             });
         }
-        self.plane.send_ike(local, remote, message)
+        let by = transport::of_plane(transport);
+        self.plane.send_ike(local, remote, by, message)
     }
 
     /// Sends a NAT keepalive, if anything may be sent.
@@ -121,13 +123,14 @@ impl Shared {
         bytes: &[u8],
         local: SocketAddr,
         remote: SocketAddr,
+        transport: Transport,
         coming: impl FnOnce() -> bool,
     ) {
         if !self.may_send() || self.stray_answers.pass(Instant::now()).is_none() {
             return;
         }
         if let Some(answer) = sa::answer_stray(bytes).filter(|_| !coming()) {
-            let _ = self.send_ike(local, remote, &answer);
+            let _ = self.send_ike(local, remote, transport, &answer);
         }
     }
 
@@ -144,16 +147,21 @@ impl Shared {
             bytes,
             local,
             remote,
+            transport,
             ..
         }
         | Message::Init {
             bytes,
             local,
             remote,
+            transport,
             ..
         } = message
         {
-            let left = self.handovers.hold_back(self.gateway, local, remote, bytes);
+            let by = transport::of_plane(transport);
+            let left = self
+                .handovers
+                .hold_back(self.gateway, local, remote, by, bytes);
             if left.is_some() {
                 let why = "its worker has ended";
                 self.dropped(IkeDrop::NotServed, local, remote, &why);

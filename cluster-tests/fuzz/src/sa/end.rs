@@ -4,7 +4,7 @@ use super::checks::{plane_agrees, survives_serialisation};
 use evergate_ike::{
     config::Policy,
     env::{Entropy, UnixMillis},
-    record::{GatewayId, Phase, Record, SaId},
+    record::{GatewayId, Phase, Record, SaId, Transport},
     sa::{
         Change, CookieSecrets, Effect, Env, IkeSa, InitAnswer, Input, IvCounter, NoAddress,
         Question, SpiSource, Step, answer_init, initiate,
@@ -214,7 +214,7 @@ impl End {
         let answer = self.with_env(now, |env| {
             answer_init(
                 bytes,
-                path,
+                (path.0, path.1, Transport::Udp),
                 GatewayId(0),
                 demand_cookie,
                 patience,
@@ -313,6 +313,7 @@ impl End {
                     datagram,
                     local,
                     remote,
+                    ..
                 } => {
                     done.sent.push((local, remote, datagram));
                 }

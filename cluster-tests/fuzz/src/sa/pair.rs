@@ -8,7 +8,7 @@ use evergate_ike::{
     config::Policy,
     crypto::{Associated, Key},
     env::UnixMillis,
-    record::{Phase, Record, Role, SaId},
+    record::{Phase, Record, Role, SaId, Transport},
     sa::{Command, IkeSa, Input},
     wire::{ExchangeType, HEADER_LEN, Header, PayloadType, emit},
 };
@@ -177,6 +177,7 @@ impl Pair {
             bytes,
             local: to,
             remote: from,
+            transport: Transport::Udp,
         };
         let done = end.step(id, input, now);
         if !genuine && matches!(phase, Phase::InitSent(_)) {

@@ -8,6 +8,7 @@ use crate::configuration::policy;
 use arbitrary::{Result, Unstructured};
 use evergate_ike::{
     config::Policy,
+    record::Transport,
     sa::{Command, Input, Ways},
     wire::PayloadType,
 };
@@ -313,7 +314,7 @@ fn network(pair: &mut Pair, what: u8, input: &mut Unstructured<'_>) -> Result<()
             } else {
                 SocketAddr::from(([198, 51, 100, 1], port))
             };
-            pair.input(b, Input::EspFrom(from));
+            pair.input(b, Input::EspFrom(from, Transport::Udp));
         }
     }
     Ok(())

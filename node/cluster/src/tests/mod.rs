@@ -15,7 +15,7 @@ use evergate_ike::{
     identity::Identity,
     record::{
         Child, Established, Fate, GatewayId, InboundWindow, OutboundWindow, Path, Phase, Record,
-        Role, SaId,
+        Role, SaId, Transport,
     },
     secret::Secret,
 };
@@ -152,6 +152,7 @@ fn sa(id: u32, secret: &[u8]) -> Record {
         remote_spi: 7,
         connection: "c".into(),
         path: Path {
+            transport: Transport::Udp,
             local: "192.0.2.1:500".parse().unwrap(),
             remote: "192.0.2.2:500".parse().unwrap(),
             nat_local: false,

@@ -24,7 +24,7 @@ fn child_sa(spi_in: u32) -> ChildSa {
         outer: Outer {
             local: "192.0.2.1:4500".parse().unwrap(),
             remote: "192.0.2.2:4500".parse().unwrap(),
-            encapsulated: true,
+            encapsulation: Encapsulation::Udp,
         },
         local_ts: net("10.1.0.0", "10.1.255.255"),
         remote_ts: net("10.2.0.0", "10.2.255.255"),
@@ -166,6 +166,27 @@ fn a_peer_moves_once_per_address() {
     assert!(!child.saw(elsewhere));
     assert!(!child.saw(there));
     assert!(child.saw(elsewhere));
+}
+
+#[test]
+fn the_limit_depends_on_the_encapsulation() {
+    let child = Child::new(&child_sa(0x1000)).unwrap();
+    let limit = |encapsulation| {
+        let outer = Outer {
+            encapsulation,
+            ..child_sa(0x1000).outer
+        };
+        child.max_inner(&outer, 1500)
+    };
+    let [plain, udp, tcp] = [
+        Encapsulation::None,
+        Encapsulation::Udp,
+        Encapsulation::Tcp(crate::TcpEnd::Responder),
+    ]
+    .map(limit);
+    assert_eq!(plain - udp, 8);
+    // 34 bytes, in steps of four.
+    assert_eq!(plain - tcp, 36);
 }
 
 #[test]

@@ -4,7 +4,9 @@ use crate::{
     gateways::{Case, Pair, eventually, exchange},
     hosts::privileged,
 };
-use evergate_dataplane::{DataPlane, DropReason, Outer, PlaneEvent, UserspaceConfig};
+use evergate_dataplane::{
+    DataPlane, DropReason, Encapsulation, Outer, PlaneEvent, Transport, UserspaceConfig,
+};
 use std::net::SocketAddr;
 
 #[test]
@@ -29,10 +31,14 @@ fn ike_arrives_with_both_addresses_in_fragments_too() {
                     let local: SocketAddr = format!("{from}:{port}").parse().unwrap();
                     let remote: SocketAddr = format!("{to}:{port}").parse().unwrap();
                     let message = vec![7; len];
-                    pair.a.plane.send_ike(local, remote, &message).unwrap();
+                    pair.a
+                        .plane
+                        .send_ike(local, remote, Transport::Udp, &message)
+                        .unwrap();
                     let expected = PlaneEvent::Ike {
                         local: remote,
                         remote: local,
+                        transport: Transport::Udp,
                         bytes: message,
                     };
                     let is_ike = |e: &PlaneEvent| matches!(e, PlaneEvent::Ike { .. });
@@ -46,11 +52,19 @@ fn ike_arrives_with_both_addresses_in_fragments_too() {
             let remote: SocketAddr = "192.0.2.2:4500".parse().unwrap();
             pair.a.plane.keepalive(local, remote).unwrap();
             eventually("a keepalive", || pair.b.plane.totals().keepalives_in == 1);
-            pair.a.plane.send_ike(local, remote, &[0; 27]).unwrap();
+            pair.a
+                .plane
+                .send_ike(local, remote, Transport::Udp, &[0; 27])
+                .unwrap();
             let malformed = || pair.b.plane.totals().drops.get(DropReason::IkeMalformed);
             eventually("a drop", || malformed() == 1);
             let elsewhere = "192.0.2.1:4501".parse().unwrap();
-            assert!(pair.a.plane.send_ike(elsewhere, remote, &[0; 28]).is_err());
+            assert!(
+                pair.a
+                    .plane
+                    .send_ike(elsewhere, remote, Transport::Udp, &[0; 28])
+                    .is_err()
+            );
         },
     );
 }
@@ -67,7 +81,10 @@ fn a_full_queue_drops_ike_and_counts() {
         let local: SocketAddr = "192.0.2.1:500".parse().unwrap();
         let remote: SocketAddr = "192.0.2.2:500".parse().unwrap();
         for _ in 0..10 {
-            pair.a.plane.send_ike(local, remote, &[1; 28]).unwrap();
+            pair.a
+                .plane
+                .send_ike(local, remote, Transport::Udp, &[1; 28])
+                .unwrap();
         }
         let totals = || pair.b.plane.totals();
         eventually("ten datagrams", || {
@@ -92,7 +109,7 @@ fn a_moved_peer_is_told_and_followed_when_so_decided() {
             let moved = |local, remote| Outer {
                 local,
                 remote,
-                encapsulated: true,
+                encapsulation: Encapsulation::Udp,
             };
             let b = Case::IN_UDP.outer_address(2);
             pair.a
@@ -103,6 +120,7 @@ fn a_moved_peer_is_told_and_followed_when_so_decided() {
             let expected = PlaneEvent::PeerMoved {
                 spi_in: 0x1001,
                 remote: elsewhere,
+                transport: Transport::Udp,
             };
             let is_move = |e: &PlaneEvent| matches!(e, PlaneEvent::PeerMoved { .. });
             assert_eq!(pair.b.event(is_move), expected);

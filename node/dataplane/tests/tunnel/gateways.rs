@@ -2,8 +2,8 @@
 
 use crate::hosts::{Host, wire};
 use evergate_dataplane::{
-    ChildSa, ChildStats, Cipher, DataPlane, Encryption, Outer, PlaneEvent, Protected, Selector,
-    Userspace, UserspaceConfig,
+    ChildSa, ChildStats, Cipher, DataPlane, Encapsulation, Encryption, Outer, PlaneEvent,
+    Protected, Selector, Userspace, UserspaceConfig,
 };
 use std::{
     io,
@@ -206,7 +206,10 @@ impl Case {
             outer: Outer {
                 local: self.outer_address(n),
                 remote: self.outer_address(peer),
-                encapsulated: self.encapsulated,
+                encapsulation: match self.encapsulated {
+                    true => Encapsulation::Udp,
+                    false => Encapsulation::None,
+                },
             },
             local_ts: networks(n),
             remote_ts: networks(peer),

@@ -5,7 +5,7 @@ use crate::{
     hosts::privileged,
 };
 use evergate_dataplane::{
-    ChildSa, DataPlane, Datagram, DatagramKind, DropReason, Hold, Packet, PlaneEvent,
+    ChildSa, DataPlane, Datagram, DatagramKind, DropReason, Hold, Packet, PlaneEvent, Transport,
 };
 use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
@@ -140,6 +140,7 @@ fn ike_is_held_back_and_fed_too() {
             let sent = pair.a.plane.send_ike(
                 SocketAddr::new(at("192.0.2.1:0").ip(), port),
                 SocketAddr::new(OUTER[0], port),
+                Transport::Udp,
                 &message,
             );
             sent.unwrap();

@@ -155,6 +155,11 @@ impl Turn<'_, '_> {
         {
             return self.intermediate_request(message, local, remote);
         }
+        let setting_up = matches!(self.record.phase, Phase::HalfOpen(_));
+        if setting_up && self.transport != self.record.path.transport {
+            // An SA stays with the transport that it began with until MOBIKE changes that (RFC 9329 §5).
+            return self.ignore(Failure::Invalid("another transport than before"));
+        }
         let payloads = match self.open(message) {
             Some(payloads) => payloads,
             None => return,
@@ -230,7 +235,7 @@ impl Turn<'_, '_> {
 
     fn repeat_response(&mut self, local: SocketAddr, remote: SocketAddr) {
         if let Some(datagrams) = self.record.inbound.last_response.clone() {
-            self.send_to(&datagrams, local, remote);
+            self.send_to(&datagrams, local, remote, self.transport);
         }
     }
 

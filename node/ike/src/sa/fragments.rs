@@ -216,7 +216,7 @@ impl Turn<'_, '_> {
         payloads: &[Payload],
     ) -> Option<Datagrams> {
         let whole = self.seal_whole(exchange, is_response, message_id, payloads)?;
-        let Some(room) = self.room().filter(|room| whole.len() > *room) else {
+        let Some(room) = self.room(is_response).filter(|room| whole.len() > *room) else {
             return Some(vec![whole]);
         };
         let (first, content) = wire::emit_chain(payloads);
@@ -248,9 +248,18 @@ impl Turn<'_, '_> {
     }
 
     /// How long a message of ours may be; `None` if it may have any length.
-    fn room(&self) -> Option<usize> {
+    fn room(&self, is_response: bool) -> Option<usize> {
         let connection = self.env.policy.connection(&self.record.connection)?;
         if !self.record.fragmentation || connection.fragmentation != Fragmentation::Yes {
+            return None;
+        }
+        // A response goes the way of its request. TCP cuts by itself (RFC 9329 §7.5).
+        let transport = if is_response {
+            self.transport
+        } else {
+            self.record.path.transport
+        };
+        if transport.is_tcp() {
             return None;
         }
         let ip = match self.record.path.remote.ip() {

@@ -13,7 +13,7 @@ use crate::{
     proposal::{self, Chosen},
     record::{
         GatewayId, HalfOpen, InboundWindow, Intermediates, Negotiated, OutboundWindow, Path, Phase,
-        Record, Role, Rounds,
+        Record, Role, Rounds, Transport,
     },
     secret::Secret,
     signature::Hash,
@@ -79,13 +79,14 @@ struct Request<'a> {
     nonce_i: &'a [u8],
     local: SocketAddr,
     remote: SocketAddr,
+    transport: Transport,
 }
 
 /// Answers an IKE_SA_INIT request (RFC 7296 §1.2). With `demand_cookie`, a request without a valid cookie only gets one.
 /// A half-open SA waits for IKE_AUTH for `patience`.
 pub fn answer_init(
     bytes: &[u8],
-    (local, remote): (SocketAddr, SocketAddr),
+    (local, remote, transport): (SocketAddr, SocketAddr, Transport),
     gateway: GatewayId,
     demand_cookie: bool,
     patience: Duration,
@@ -96,10 +97,12 @@ pub fn answer_init(
         Ok(message) => message,
         Err(error) => return unparsable(bytes, error),
     };
-    let request = match read(&message, local, remote) {
+    let request = match read(&message, (local, remote, transport)) {
         Ok(request) => request,
         Err(what) => return InitAnswer::Silent(Failure::Invalid(what)),
     };
+    // Who sends by TCP has shown where it is, and the state that a cookie would save is there already (RFC 9329 §6.3).
+    let demand_cookie = demand_cookie && !transport.is_tcp();
     if demand_cookie && !request.has_cookie(cookies) {
         let cookie = CookieSecrets::cookie(
             &cookies.current,
@@ -183,8 +186,7 @@ fn unparsable(bytes: &[u8], error: ParseError) -> InitAnswer {
 
 fn read<'a>(
     message: &'a Message<'_>,
-    local: SocketAddr,
-    remote: SocketAddr,
+    (local, remote, transport): (SocketAddr, SocketAddr, Transport),
 ) -> Result<Request<'a>, &'static str> {
     let header = message.header;
     if header.exchange != ExchangeType::IKE_SA_INIT || header.is_response || !header.from_initiator
@@ -209,6 +211,7 @@ fn read<'a>(
         nonce_i: only!(payloads, Nonce)?,
         local,
         remote,
+        transport,
     })
 }
 
@@ -312,6 +315,7 @@ fn half_open(
         remote_spi: spi_i,
         connection: connection.name.clone(),
         path: Path {
+            transport: request.transport,
             local: request.local,
             remote: request.remote,
             nat_local: nat_local || connection.encap,

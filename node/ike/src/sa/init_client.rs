@@ -4,17 +4,17 @@ use super::{
     Effect, Env, Failure,
     auth::ppk,
     init::{named_group, nonce, signature_hashes},
-    nat,
+    nat, tcp,
     turn::{Turn, find_error, find_notify, header, notify, only},
 };
 use crate::{
-    config::{Childless, Connection, Fragmentation, Unique},
+    config::{Childless, Connection, EnableTcp, Fragmentation, Unique},
     crypto::{Exchanged, Group, IkeKeys, KeyPair},
     env::Entropy,
     proposal::{self, IkeProposal},
     record::{
         CloseReason, GatewayId, InboundWindow, InitSent, Intent, Intermediates, Negotiated,
-        OutboundWindow, Path, PendingRequest, Phase, Record, Role, Task,
+        OutboundWindow, Path, PendingRequest, Phase, Record, Role, Task, TcpEnd, Transport,
     },
     wire::{self, ExchangeType, KeyExchange, Message, NotifyType, Payload},
 };
@@ -54,6 +54,36 @@ pub fn initiate(
             "no address of the peer is known, or none of ours from which to reach it",
         ));
     };
+    let transport = match config.enable_tcp {
+        EnableTcp::Yes => Transport::Tcp(TcpEnd::Originator),
+        EnableTcp::No | EnableTcp::Fallback => Transport::Udp,
+    };
+    let ends = match transport {
+        Transport::Udp => (
+            SocketAddr::new(local, ike_port),
+            SocketAddr::new(remote, config.remote_port),
+        ),
+        Transport::Tcp(_) => tcp::ends(config, local, remote, env.rng),
+    };
+    first_record(
+        config,
+        (child, alone),
+        (transport, ends),
+        others,
+        gateway,
+        env,
+    )
+}
+
+/// A new SA of our own, whose pending request is the first message.
+pub(super) fn first_record(
+    config: &Connection,
+    (child, alone): (&str, bool),
+    (transport, (local, remote)): (Transport, (SocketAddr, SocketAddr)),
+    others: &[(IpAddr, IpAddr)],
+    gateway: GatewayId,
+    env: &mut Env<'_>,
+) -> Result<Record, Failure> {
     let group = *config
         .proposals
         .iter()
@@ -68,8 +98,9 @@ pub fn initiate(
         remote_spi: 0,
         connection: config.name.clone(),
         path: Path {
-            local: SocketAddr::new(local, ike_port),
-            remote: SocketAddr::new(remote, config.remote_port),
+            transport,
+            local,
+            remote,
             nat_local: config.encap,
             nat_remote: false,
         },
@@ -80,6 +111,7 @@ pub fn initiate(
         phase: Phase::InitSent(Box::new(InitSent {
             child: child.to_owned(),
             others: others.iter().copied().take(MAX_OTHERS).collect(),
+            silent: Vec::new(),
             key: KeyPair::generate(group, env.rng),
             nonce: nonce(env.rng),
             initial_contact: alone && config.unique != Unique::Never,
@@ -182,6 +214,7 @@ impl Turn<'_, '_> {
             && message.protected.is_none();
         if !fits
             || h.initiator_spi != self.record.id.0
+            || self.transport != self.record.path.transport
             || remote.ip() != self.record.path.remote.ip()
         {
             return self.ignore(Failure::Invalid("not a response to our IKE_SA_INIT"));
@@ -320,7 +353,7 @@ impl Turn<'_, '_> {
         self.record.path.nat_remote |= nat_remote;
         // A peer that may support MOBIKE is met at the NAT traversal port at once, NAT or not (RFC 4555 §3.3).
         let may_move = config.mobike && nat::supported(payloads);
-        if self.record.path.encapsulated() || may_move {
+        if !self.record.path.transport.is_tcp() && (self.record.path.encapsulated() || may_move) {
             // From here on both ends use the NAT traversal port (RFC 7296 §2.23).
             self.record.path.local.set_port(self.env.nat_port);
             if self.record.path.remote.port() == 500 {

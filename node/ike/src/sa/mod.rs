@@ -23,6 +23,7 @@ mod next_address;
 mod pursue;
 mod session;
 mod sync;
+mod tcp;
 #[cfg(test)]
 mod tests;
 mod turn;
@@ -40,7 +41,7 @@ use crate::{
     config::Policy,
     env::{Entropy, UnixMillis},
     identity::Identity,
-    record::{Child, CloseReason, GatewayId, Path, Record, SaId},
+    record::{Child, CloseReason, GatewayId, Path, Record, SaId, Transport},
     signature::{Scheme, SignatureError},
 };
 use std::{
@@ -85,6 +86,8 @@ pub enum Input<'a> {
         local: SocketAddr,
         /// Where it came from.
         remote: SocketAddr,
+        /// By what it came.
+        transport: Transport,
     },
     /// The time that [`IkeSa::next_timeout`] named has come.
     Timeout,
@@ -101,7 +104,14 @@ pub enum Input<'a> {
     /// Our addresses or routes may have changed, or [`Effect::FindWays`] is answered.
     Roam(Ways),
     /// The peer's newest authentic ESP packet came from there.
-    EspFrom(SocketAddr),
+    EspFrom(SocketAddr, Transport),
+    /// A TCP connection of ours between these addresses is there (again): what waits for an answer goes out (RFC 9329 §6.2).
+    Connected {
+        /// Our address and port, as the record has them.
+        local: SocketAddr,
+        /// The peer's.
+        remote: SocketAddr,
+    },
 }
 
 /// No virtual address could be had.
@@ -152,7 +162,7 @@ pub enum Change {
 /// What should happen.
 #[derive(Clone, Debug)]
 pub enum Effect {
-    /// Send a message. The non-ESP marker is added by who sends, according to the local port.
+    /// Send a message. The non-ESP marker is added by who sends, according to transport and local port.
     Send {
         /// The message.
         datagram: Vec<u8>,
@@ -160,6 +170,8 @@ pub enum Effect {
         local: SocketAddr,
         /// The peer's address and port.
         remote: SocketAddr,
+        /// By what.
+        transport: Transport,
     },
     /// Send a NAT keepalive (RFC 3948 §2.3).
     Keepalive {
@@ -304,12 +316,19 @@ pub enum Event {
         /// Why it failed.
         why: Failure,
     },
+    /// The peer does not answer by UDP: another IKE SA is set up by TCP instead (RFC 9329 §5.1).
+    OverTcp {
+        /// That one.
+        by: SaId,
+    },
     /// We use other addresses from now on.
     Moved {
         /// Ours.
         local: SocketAddr,
         /// The peer's.
         remote: SocketAddr,
+        /// By what.
+        transport: Transport,
     },
     /// Something came that anyone could have sent, and was ignored. Who logs it limits the rate.
     Ignored {

@@ -1,6 +1,6 @@
 //! An initiator that tries several addresses of its peer, one after the other (RFC 7296 §2.1, RFC 4555 §3.1).
 
-use super::{Event, Failure, init_client::make_request, turn::Turn};
+use super::{Event, Failure, init_client::make_request, tcp, turn::Turn};
 use crate::record::Phase;
 use std::net::SocketAddr;
 
@@ -16,14 +16,22 @@ impl Turn<'_, '_> {
             return Err(failed);
         };
         if init.others.is_empty() {
-            return Err(failed);
+            return self.fall_back_to_tcp(failed);
         }
         let (local, remote) = init.others.remove(0);
         init.cookie = None;
         init.restarts = 0;
-        let from = self.record.path.remote.ip();
-        self.record.path.local.set_ip(local);
-        self.record.path.remote = SocketAddr::new(remote, config.remote_port);
+        let path = &mut self.record.path;
+        let from = path.remote.ip();
+        if failed == Failure::Silent {
+            init.silent.push((path.local.ip(), from));
+        }
+        if path.transport.is_tcp() {
+            (path.local, path.remote) = tcp::ends(config, local, remote, self.env.rng);
+        } else {
+            path.local.set_ip(local);
+            path.remote = SocketAddr::new(remote, config.remote_port);
+        }
         make_request(&mut self.record, config, self.env.rng);
         self.commit();
         self.repeat_from_now();

@@ -91,6 +91,9 @@ fn requests(
     due: &mut Vec<(UnixMillis, Due)>,
 ) {
     let first = due.len();
+    if session.speak && e.replaced_by.is_none() {
+        due.push((UnixMillis(0), Due::Liveness));
+    }
     // First what decides whether anything else arrives.
     if let Some(purpose) = super::mobike::wanted(e, record, session) {
         due.push((UnixMillis(0), Due::Mobike(purpose)));
@@ -164,8 +167,8 @@ impl Turn<'_, '_> {
         self.session.reassembly.expire(now);
         if self.session.keepalive_at.is_some_and(|at| at <= now) {
             let path = self.record.path;
-            self.session.keepalive_at = path.nat_local.then(|| now + KEEPALIVE);
-            if matches!(self.record.phase, Phase::Established(_)) {
+            self.session.keepalive_at = path.wants_keepalives().then(|| now + KEEPALIVE);
+            if matches!(self.record.phase, Phase::Established(_)) && path.wants_keepalives() {
                 self.effects.push(Effect::Keepalive {
                     local: path.local,
                     remote: path.remote,

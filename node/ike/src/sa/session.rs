@@ -82,6 +82,8 @@ pub(super) struct Session {
     pub(super) not_before: Option<UnixMillis>,
     /// No request is started before this: the completion of our last one is not committed yet.
     pub(super) blocked_until: Option<UnixMillis>,
+    /// The peer is to hear from us, because only so it learns of a new TCP connection.
+    pub(super) speak: bool,
     /// When to send a NAT keepalive.
     pub(super) keepalive_at: Option<UnixMillis>,
     /// The group that the peer wants in our next CREATE_CHILD_SA.
@@ -140,7 +142,8 @@ impl IkeSa {
             wanted: VecDeque::new(),
             not_before: None,
             blocked_until: None,
-            keepalive_at: record.path.nat_local.then_some(now),
+            speak: false,
+            keepalive_at: record.path.wants_keepalives().then_some(now),
             group_hint: None,
             reassembly: Reassembly::default(),
             parked: None,
@@ -162,7 +165,11 @@ impl IkeSa {
                 bytes,
                 local,
                 remote,
-            } => turn.datagram(bytes, local, remote),
+                transport,
+            } => {
+                turn.transport = transport;
+                turn.datagram(bytes, local, remote);
+            }
             Input::Timeout => turn.timeout(),
             Input::NotUnique => turn.not_unique(),
             Input::Addresses(answer) => turn.addresses(answer),
@@ -170,7 +177,8 @@ impl IkeSa {
             Input::Signed(answer) => turn.signed(answer),
             Input::Command(command) => turn.command(command),
             Input::Roam(ways) => turn.roam(ways),
-            Input::EspFrom(remote) => turn.esp_from(remote),
+            Input::EspFrom(remote, transport) => turn.esp_from(remote, transport),
+            Input::Connected { local, remote } => turn.connected(local, remote),
         }
         turn.pursue();
         turn.finish()
@@ -185,7 +193,7 @@ impl IkeSa {
         if record.outbound.pending.is_none() {
             self.session.repeat = None;
         }
-        if record.path.nat_local && self.session.keepalive_at.is_none() {
+        if record.path.wants_keepalives() && self.session.keepalive_at.is_none() {
             self.session.keepalive_at = Some(self.session.heard);
         }
         self.record = record;

@@ -4,7 +4,9 @@ use super::{Change, Effect, Env, Event, Failure, IvCounter, Step, session::Sessi
 use crate::{
     crypto::{self, IkeKeys, IkeSuite},
     env::UnixMillis,
-    record::{CloseReason, Closed, Established, PendingRequest, Phase, Record, Role, Task},
+    record::{
+        CloseReason, Closed, Established, PendingRequest, Phase, Record, Role, Task, Transport,
+    },
     secret::Secret,
     wire::{ExchangeType, Header, Notify, NotifyType, Payload, Protocol},
 };
@@ -34,6 +36,8 @@ pub(super) struct Turn<'t, 'e> {
     pub(super) created: Vec<Record>,
     /// Where the request that is being answered arrived and came from: there its response goes (RFC 7296 §2.11).
     pub(super) arrived: Option<(SocketAddr, SocketAddr)>,
+    /// By what the message came that is worked on, or, if it is something else, what the SA uses.
+    pub(super) transport: Transport,
     durability: Durability,
     revision: u64,
 }
@@ -47,6 +51,7 @@ impl<'t, 'e> Turn<'t, 'e> {
             effects: Vec::new(),
             created: Vec::new(),
             arrived: None,
+            transport: record.path.transport,
             durability: Durability::Nothing,
             revision: record.revision,
         }
@@ -150,15 +155,22 @@ impl<'t, 'e> Turn<'t, 'e> {
     /// Queues a message to the peer for sending.
     pub(super) fn send(&mut self, datagrams: &[Vec<u8>]) {
         let path = self.record.path;
-        self.send_to(datagrams, path.local, path.remote);
+        self.send_to(datagrams, path.local, path.remote, path.transport);
     }
 
     /// Queues a message for sending between these addresses.
-    pub(super) fn send_to(&mut self, datagrams: &[Vec<u8>], local: SocketAddr, remote: SocketAddr) {
+    pub(super) fn send_to(
+        &mut self,
+        datagrams: &[Vec<u8>],
+        local: SocketAddr,
+        remote: SocketAddr,
+        transport: Transport,
+    ) {
         let each = datagrams.iter().map(|datagram| Effect::Send {
             datagram: datagram.clone(),
             local,
             remote,
+            transport,
         });
         self.effects.extend(each);
     }
@@ -171,7 +183,7 @@ impl<'t, 'e> Turn<'t, 'e> {
         self.record.inbound.next = id.wrapping_add(1);
         let path = self.record.path;
         let (local, remote) = self.arrived.unwrap_or((path.local, path.remote));
-        self.send_to(&datagrams, local, remote);
+        self.send_to(&datagrams, local, remote, self.transport);
         self.record.inbound.last_response = Some(datagrams);
     }
 
@@ -182,6 +194,7 @@ impl<'t, 'e> Turn<'t, 'e> {
             return;
         };
         self.send(&datagrams);
+        self.session.speak = false;
         self.record.outbound.pending = Some(PendingRequest {
             id,
             datagrams,

@@ -27,6 +27,7 @@ pub(super) fn status(node: &Node) -> GetStatusResponse {
             ike_in: totals.ike_in,
             ike_out: totals.ike_out,
             drops: drops(&totals.drops),
+            tcp_connections: totals.tcp_connections as u64,
         }),
         ike_drops: node
             .drops
@@ -129,6 +130,7 @@ pub(super) fn ike_sa(node: &Node, record: &Record) -> IkeSa {
         remote: record.path.remote.to_string(),
         nat_local: record.path.nat_local,
         nat_remote: record.path.nat_remote,
+        tcp: record.path.transport.is_tcp(),
         created_ms: record.created.0,
         revision: record.revision,
         inbound_next: record.inbound.next,

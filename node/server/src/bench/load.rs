@@ -12,7 +12,7 @@ use crate::{
 use anyhow::Context;
 use evergate_ike::{
     env::UnixMillis,
-    record::{CloseReason, GatewayId, Phase, Record, SaId},
+    record::{CloseReason, GatewayId, Phase, Record, SaId, Transport},
     sa::{Change, Command, Effect, Env, Event, IkeSa, Input, IvCounter, Question, Step, initiate},
     wire::Header,
 };
@@ -286,6 +286,7 @@ impl<'s> Load<'s> {
                 bytes: &bytes,
                 local: got.local,
                 remote: got.remote,
+                transport: Transport::Udp,
             };
             self.step(SaId(ours), input)?;
         }

@@ -5,12 +5,12 @@ use crate::clock::{Clock, SystemEntropy};
 use clap::Parser;
 use evergate_ike::{
     config::{
-        ChildConfig, Childless, Connection, FRAGMENT_SIZE, Fragmentation, Policy, SharedSecret,
-        StartAction, Unique, Volume,
+        ChildConfig, Childless, Connection, EnableTcp, FRAGMENT_SIZE, Fragmentation, Policy,
+        SharedSecret, StartAction, Unique, Volume,
     },
     env::Entropy,
     proposal::{default_esp, default_ike},
-    record::{GatewayId, SaId},
+    record::{GatewayId, SaId, Transport},
     sa::{
         Change, CookieSecrets, Effect, Env, IkeSa, InitAnswer, Input, IvCounter, SpiSource,
         answer_init,
@@ -117,6 +117,8 @@ impl Responder {
             dpd_delay: Duration::ZERO,
             message_id_sync: false,
             keyingtries: 0,
+            enable_tcp: EnableTcp::No,
+            tcp_remote_port: 4500,
             mobike: false,
             return_routability: true,
             childless: Childless::Allow,
@@ -198,7 +200,7 @@ impl Responder {
             let cookies = self.quirks.cookies;
             return match answer_init(
                 bytes,
-                path,
+                (path.0, path.1, Transport::Udp),
                 GatewayId(0),
                 cookies,
                 Duration::from_secs(30),
@@ -222,6 +224,7 @@ impl Responder {
             bytes,
             local,
             remote,
+            transport: Transport::Udp,
         };
         let step = sa.step(input, &mut env);
         match step.change {

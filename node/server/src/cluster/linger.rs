@@ -134,6 +134,7 @@ pub(super) fn records(shared: &Shared) -> Vec<Arc<Record>> {
 /// Takes the Child SAs of a gateway out of the data plane.
 pub(super) fn remove_children(shared: &Shared, records: &[Arc<Record>]) {
     for record in records {
+        shared.plane.disclaim(record.id.0);
         for child in record.children() {
             let _ = children::remove(shared, child.spi_in, Duration::ZERO);
         }

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{handovers::Relayed, node::Node};
 use bytes::Bytes;
-use evergate_dataplane::{DataPlane, Datagram, DatagramKind, Hold, Packet};
+use evergate_dataplane::{DataPlane, Datagram, DatagramKind, Hold, Packet, TcpEnd};
 use evergate_ike::record::GatewayId;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
 use serde::{Deserialize, Serialize, Serializer};
@@ -69,6 +69,33 @@ enum Kind {
     Ike,
     EspInUdp,
     Esp,
+    IkeInTcp(End),
+    EspInTcp(End),
+}
+
+/// Which end of the TCP connection the gateway was.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+enum End {
+    Originator,
+    Responder,
+}
+
+impl From<TcpEnd> for End {
+    fn from(end: TcpEnd) -> Self {
+        match end {
+            TcpEnd::Originator => Self::Originator,
+            TcpEnd::Responder => Self::Responder,
+        }
+    }
+}
+
+impl From<End> for TcpEnd {
+    fn from(end: End) -> Self {
+        match end {
+            End::Originator => Self::Originator,
+            End::Responder => Self::Responder,
+        }
+    }
 }
 
 /// Bytes, written at once.
@@ -90,6 +117,8 @@ impl<'a> From<&'a Packet> for Wire<'a> {
                     DatagramKind::Ike => Kind::Ike,
                     DatagramKind::EspInUdp => Kind::EspInUdp,
                     DatagramKind::Esp => Kind::Esp,
+                    DatagramKind::IkeInTcp(end) => Kind::IkeInTcp(end.into()),
+                    DatagramKind::EspInTcp(end) => Kind::EspInTcp(end.into()),
                 },
                 local: datagram.local,
                 remote: datagram.remote,
@@ -109,6 +138,8 @@ impl From<Wire<'_>> for Packet {
                     Kind::Ike => DatagramKind::Ike,
                     Kind::EspInUdp => DatagramKind::EspInUdp,
                     Kind::Esp => DatagramKind::Esp,
+                    Kind::IkeInTcp(end) => DatagramKind::IkeInTcp(end.into()),
+                    Kind::EspInTcp(end) => DatagramKind::EspInTcp(end.into()),
                 },
                 local: datagram.local,
                 remote: datagram.remote,

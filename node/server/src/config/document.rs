@@ -4,7 +4,9 @@ use super::values::{
     Auth, CrlUri, DpdAction, Named, OcspUri, Outer, PoolRange, Proposals, Remote, Rounds, Text,
 };
 use evergate_ike::{
-    config::{Childless, Fragmentation, RevocationPolicy, SendCert, StartAction, Unique},
+    config::{
+        Childless, EnableTcp, Fragmentation, RevocationPolicy, SendCert, StartAction, Unique,
+    },
     identity::{IdPattern, Identity},
     proposal::{EspProposal, IkeProposal},
     secret::Secret,
@@ -63,6 +65,12 @@ pub(crate) struct Member {
     /// UDP port of IKE and ESP behind NATs.
     #[serde(default = "nat_port")]
     pub(crate) nat_port: u16,
+    /// Whether peers are listened for by TCP (RFC 9329).
+    #[serde(default)]
+    pub(crate) listen_tcp: bool,
+    /// On which port.
+    #[serde(default = "nat_port")]
+    pub(crate) tcp_port: u16,
     /// Workers that serve IKE SAs; one for each core unless given.
     pub(crate) workers: Option<usize>,
     /// Interface of the outer addresses of virtual gateways; the one whose network they are in unless given.
@@ -134,7 +142,7 @@ pub(crate) struct Dataplane {
     pub(crate) keep_closed: bool,
 }
 
-/// `[limits]`: what bounds the load that strangers can cause. Zero switches a limit off, except the last.
+/// `[limits]`: what bounds the load that strangers can cause. Zero switches one of the first three off.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Limits {
@@ -146,6 +154,10 @@ pub(crate) struct Limits {
     pub(crate) half_open: usize,
     /// So long one waits for IKE_AUTH.
     pub(crate) half_open_timeout: Text<Duration>,
+    /// So many TCP connections there may be.
+    pub(crate) tcp_connections: usize,
+    /// So many may one address have.
+    pub(crate) tcp_connections_per_address: usize,
 }
 
 /// `[retransmit]`: how requests are repeated; replicated with the policy.
@@ -179,6 +191,8 @@ impl Default for Limits {
             block_threshold: 10,
             half_open: 10_000,
             half_open_timeout: Text(Duration::from_secs(30)),
+            tcp_connections: 4096,
+            tcp_connections_per_address: 64,
         }
     }
 }
@@ -217,6 +231,8 @@ pub(super) struct Connection {
     pub(super) ppk_required: bool,
     #[serde(default)]
     pub(super) keyingtries: u32,
+    pub(super) enable_tcp: Option<Text<EnableTcp>>,
+    pub(super) tcp_remote_port: Option<Spanned<u16>>,
     #[serde(default = "yes")]
     pub(super) mobike: bool,
     #[serde(default = "yes")]

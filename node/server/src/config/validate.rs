@@ -8,8 +8,9 @@ use super::{
 };
 use evergate_ike::{
     config::{
-        ChildConfig, Childless, Connection, FRAGMENT_SIZE, Fragmentation, LocalAuth, Policy, Pool,
-        PrivateKey, RemoteAuth, Retransmit, SharedSecret, StartAction, Unique, Volume,
+        ChildConfig, Childless, Connection, EnableTcp, FRAGMENT_SIZE, Fragmentation, LocalAuth,
+        Policy, Pool, PrivateKey, RemoteAuth, Retransmit, SharedSecret, StartAction, Unique,
+        Volume,
     },
     identity::{IdPattern, Identity},
     proposal::{default_esp, default_ike},
@@ -24,6 +25,9 @@ use std::{
     time::Duration,
 };
 use toml::Spanned;
+
+/// The TCP port that every implementation supports (RFC 9329 §2).
+const TCP_PORT: u16 = 4500;
 
 /// What the anti-replay window may be, in packets.
 const REPLAY_WINDOW: RangeInclusive<u32> = 64..=4096;
@@ -395,6 +399,13 @@ impl Check<'_> {
             dpd_delay: c.dpd_delay.map_or(Duration::ZERO, |t| t.0),
             message_id_sync: c.message_id_sync,
             keyingtries: c.keyingtries,
+            enable_tcp: c.enable_tcp.map_or_else(EnableTcp::default, |e| e.0),
+            tcp_remote_port: self.within(
+                c.tcp_remote_port,
+                "tcp_remote_port",
+                1..=u16::MAX,
+                TCP_PORT,
+            ),
             mobike: c.mobike,
             return_routability: c.return_routability,
             childless: c.childless.map_or_else(Childless::default, |c| c.0),

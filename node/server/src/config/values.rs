@@ -2,7 +2,8 @@
 
 use evergate_ike::{
     config::{
-        Childless, Fragmentation, MAX_ROUNDS, RevocationPolicy, SendCert, StartAction, Unique,
+        Childless, EnableTcp, Fragmentation, MAX_ROUNDS, RevocationPolicy, SendCert, StartAction,
+        Unique,
     },
     identity::{IdPattern, Identity},
     proposal::{EspProposal, IkeProposal, parse_esp, parse_ike},
@@ -334,6 +335,19 @@ impl Textual for Childless {
             "force" => Ok(Self::Force),
             "never" => Ok(Self::Never),
             _ => Err(format!("{text:?} is no way to set up IKE SAs")),
+        }
+    }
+}
+
+impl Textual for EnableTcp {
+    const EXPECTED: &'static str = "\"no\", \"fallback\" or \"yes\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        match text {
+            "no" => Ok(Self::No),
+            "fallback" => Ok(Self::Fallback),
+            "yes" => Ok(Self::Yes),
+            _ => Err(format!("{text:?} does not say when to use TCP")),
         }
     }
 }

@@ -139,6 +139,7 @@ fn status_json(s: &GetStatusResponse) -> Value {
             "bytes_out": plane.bytes_out,
             "ike_in": plane.ike_in,
             "ike_out": plane.ike_out,
+            "tcp_connections": plane.tcp_connections,
             "drops": sorted(&plane.drops),
         },
         "ike_drops": sorted(&s.ike_drops),
@@ -178,7 +179,11 @@ pub(super) fn sas(sas: &[IkeSa], as_json: bool) -> String {
             .to_owned(),
             sa.member.clone(),
             sa.local.clone(),
-            sa.remote.clone(),
+            if sa.tcp {
+                format!("{} (TCP)", sa.remote)
+            } else {
+                sa.remote.clone()
+            },
             sa.remote_id.clone(),
             sa.suite.clone(),
         ]
@@ -260,6 +265,7 @@ fn ike_json(sa: &IkeSa) -> Value {
         "suite": sa.suite,
         "nat_local": sa.nat_local,
         "nat_remote": sa.nat_remote,
+        "tcp": sa.tcp,
         "created_ms": sa.created_ms,
         "authenticated_ms": sa.authenticated_ms,
         "rekey_at_ms": sa.rekey_at_ms,

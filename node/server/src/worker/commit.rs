@@ -4,7 +4,7 @@ use super::{
     Message, Worker,
     slot::{Committing, Queued},
 };
-use crate::{drills, node::LogFailed};
+use crate::{drills, node::LogFailed, transport};
 use evergate_ike::{
     record::{Record, SaId},
     sa::{Effect, NoAddress, Question},
@@ -242,6 +242,7 @@ impl Worker {
         let mut records = records.into_iter();
         if let Some(own) = records.next() {
             slot.proposed = (own.inbound.next, own.outbound.next);
+            transport::claim(&*self.shared.plane, &own);
             slot.sa.adopt(own);
         }
         if !slot.is_half_open() {

@@ -5,7 +5,7 @@ use crate::{children, clock::millis, counters::IkeDrop, drills, shared::Shared};
 use evergate_dataplane::PlaneError;
 use evergate_ike::{
     env::UnixMillis,
-    record::{Phase, Record, SaId},
+    record::{Phase, Record, SaId, Transport},
     sa::{Effect, Event},
     wire::Header,
 };
@@ -37,7 +37,8 @@ impl Worker {
                 datagram,
                 local,
                 remote,
-            } => self.send(local, remote, &datagram),
+                transport,
+            } => self.send(local, remote, transport, &datagram),
             Effect::Keepalive { local, remote } => {
                 if let Err(e) = self.shared.keepalive(local, remote) {
                     debug!(event = "send-failed", sa = %id, peer = %remote, "cannot send a keepalive: {e}");
@@ -79,8 +80,14 @@ impl Worker {
     }
 
     /// Sends an IKE message. One that the kernel does not take is repeated by whoever waits for it.
-    pub(super) fn send(&self, local: SocketAddr, remote: SocketAddr, datagram: &[u8]) {
-        if let Err(e) = self.shared.send_ike(local, remote, datagram) {
+    pub(super) fn send(
+        &self,
+        local: SocketAddr,
+        remote: SocketAddr,
+        transport: Transport,
+        datagram: &[u8],
+    ) {
+        if let Err(e) = self.shared.send_ike(local, remote, transport, datagram) {
             self.shared.dropped(IkeDrop::SendFailed, local, remote, &e);
             return;
         }
@@ -124,7 +131,7 @@ impl Worker {
                 .wishes
                 .ended((connection, name.clone()), *reason);
         }
-        if let Event::IkeRekeyed { by } = event {
+        if let Event::IkeRekeyed { by } | Event::OverTcp { by } = event {
             let watchers = slot.take_watchers();
             if let Some(successor) = self.slots.get_mut(by) {
                 for watcher in watchers {

@@ -10,7 +10,7 @@ use crate::{counters::IkeDrop, drills};
 use evergate_ike::{
     config::Policy,
     identity::{IdPattern, Identity},
-    record::{Phase, Record, SaId},
+    record::{Phase, Record, SaId, Transport},
     sa::{Effect, Env, Failure, IkeSa, InitAnswer, answer_init, initiate},
     wire::{ExchangeType, Header},
 };
@@ -32,12 +32,11 @@ impl Worker {
         &mut self,
         bytes: &[u8],
         header: &Header,
-        local: SocketAddr,
-        remote: SocketAddr,
+        (local, remote, transport): (SocketAddr, SocketAddr, Transport),
     ) {
         drills::pass("request-arrived", INIT);
         if let Some(known) = self.inits.get(&(remote, header.initiator_spi)) {
-            return self.repeated_init(*known, bytes, local, remote);
+            return self.repeated_init(*known, bytes, (local, remote, transport));
         }
         let shared = Arc::clone(&self.shared);
         let demand_cookie = match shared.half_open.admission(remote.ip()) {
@@ -66,7 +65,7 @@ impl Worker {
         };
         let answer = answer_init(
             bytes,
-            (local, remote),
+            (local, remote, transport),
             shared.gateway,
             demand_cookie,
             shared.half_open.patience(),
@@ -78,9 +77,9 @@ impl Worker {
                 if let Some(failure) = failure {
                     self.refused_init(local, remote, &failure);
                 }
-                self.send(local, remote, &datagram);
+                self.send(local, remote, transport, &datagram);
             }
-            InitAnswer::HalfOpen(record) => self.half_open(*record, local, remote),
+            InitAnswer::HalfOpen(record) => self.half_open(*record),
             InitAnswer::Silent(failure) => {
                 shared.dropped(IkeDrop::BadInit, local, remote, &failure)
             }
@@ -88,7 +87,12 @@ impl Worker {
     }
 
     /// The same first message again gets the same answer, until the peer is past it (RFC 7296 §2.1).
-    fn repeated_init(&mut self, known: SaId, bytes: &[u8], local: SocketAddr, remote: SocketAddr) {
+    fn repeated_init(
+        &mut self,
+        known: SaId,
+        bytes: &[u8],
+        (local, remote, transport): (SocketAddr, SocketAddr, Transport),
+    ) {
         let answer = self
             .slots
             .get(&known)
@@ -100,7 +104,7 @@ impl Worker {
                 _ => None,
             });
         match answer {
-            Some(datagram) => self.send(local, remote, &datagram),
+            Some(datagram) => self.send(local, remote, transport, &datagram),
             None => self.shared.dropped(
                 IkeDrop::LateInit,
                 local,
@@ -118,12 +122,14 @@ impl Worker {
 
     /// A half-open SA. Its response waits for the record like any other: a peer that sends IKE_AUTH at once must find an SA also when this process
     /// dies in between. It costs a moment, but no more writes: what comes at the same time goes into one.
-    fn half_open(&mut self, record: Record, local: SocketAddr, remote: SocketAddr) {
+    fn half_open(&mut self, record: Record) {
+        let path = record.path;
         let response = record.inbound.last_response.clone();
         let effects = response.into_iter().flatten().map(|datagram| Effect::Send {
             datagram,
-            local,
-            remote,
+            local: path.local,
+            remote: path.remote,
+            transport: path.transport,
         });
         let slot = Slot::new(IkeSa::created(record.clone(), self.shared.clock.now()));
         self.propose_new(slot, record, effects.collect());

@@ -19,10 +19,10 @@ pub(crate) use limits::{HalfOpenLimits, RateLimit};
 pub(crate) use slot::{Notice, Watcher};
 pub(crate) use spis::worker_of;
 
-use crate::{children, clock::SystemEntropy, counters::IkeDrop, drills, shared::Shared};
+use crate::{children, clock::SystemEntropy, counters::IkeDrop, drills, shared::Shared, transport};
 use commit::Done;
 use evergate_ike::{
-    record::{Phase, Record, Role, SaId},
+    record::{Phase, Record, Role, SaId, Transport},
     sa::{self, Change, Env, Failure, IkeSa, Input, Timer},
     wire::Header,
 };
@@ -66,6 +66,8 @@ pub(crate) enum Message {
         local: SocketAddr,
         /// Where it came from.
         remote: SocketAddr,
+        /// By what.
+        transport: Transport,
     },
     /// The first message of an IKE SA.
     Init {
@@ -77,6 +79,8 @@ pub(crate) enum Message {
         local: SocketAddr,
         /// Where it came from.
         remote: SocketAddr,
+        /// By what.
+        transport: Transport,
     },
     /// Set up an IKE SA with a Child SA.
     Initiate {
@@ -113,6 +117,15 @@ pub(crate) enum Message {
         /// The SA.
         sa: SaId,
         /// Where it came from.
+        remote: SocketAddr,
+        /// By what.
+        transport: Transport,
+    },
+    /// A TCP connection of our own is there (again).
+    Connected {
+        /// Our end.
+        local: SocketAddr,
+        /// The peer's.
         remote: SocketAddr,
     },
 }
@@ -218,6 +231,7 @@ impl Worker {
     fn abandon(self) {
         for mut slot in self.slots.into_values() {
             let record = slot.sa.record();
+            self.shared.plane.disclaim(record.id.0);
             for child in record.children() {
                 let _ = children::remove(&self.shared, child.spi_in, Duration::ZERO);
             }
@@ -237,13 +251,15 @@ impl Worker {
                 bytes,
                 local,
                 remote,
-            } => self.datagram(sa, bytes, local, remote),
+                transport,
+            } => self.datagram(sa, bytes, (local, remote, transport)),
             Message::Init {
                 bytes,
                 header,
                 local,
                 remote,
-            } => self.init(&bytes, &header, local, remote),
+                transport,
+            } => self.init(&bytes, &header, (local, remote, transport)),
             Message::Initiate {
                 connection,
                 child,
@@ -277,15 +293,38 @@ impl Worker {
                 self.roam_all();
             }
             Message::NetworkChanged => self.roam_all(),
-            Message::EspFrom { sa, remote } => self.feed(sa, Queued::EspFrom(remote)),
+            Message::EspFrom {
+                sa,
+                remote,
+                transport,
+            } => self.feed(sa, Queued::EspFrom(remote, transport)),
+            Message::Connected { local, remote } => self.connected(local, remote),
         }
     }
 
-    fn datagram(&mut self, sa: SaId, bytes: Vec<u8>, local: SocketAddr, remote: SocketAddr) {
+    /// The SA whose TCP connection it is has one again.
+    fn connected(&mut self, local: SocketAddr, remote: SocketAddr) {
+        let has = |slot: &Slot| {
+            let path = slot.sa.record().path;
+            path.transport.is_tcp() && (path.local, path.remote) == (local, remote)
+        };
+        let ids = self.slots.iter().filter(|(_, slot)| has(slot));
+        for id in ids.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.feed(id, Queued::Connected(local, remote));
+        }
+    }
+
+    fn datagram(
+        &mut self,
+        sa: SaId,
+        bytes: Vec<u8>,
+        (local, remote, transport): (SocketAddr, SocketAddr, Transport),
+    ) {
         if !self.slots.contains_key(&sa) {
             // The peer may know the SA of a rekey sooner than its record is committed here.
             let coming = || self.slots.values().any(|slot| slot.is_making(sa));
-            self.shared.answer_stray(&bytes, local, remote, coming);
+            self.shared
+                .answer_stray(&bytes, local, remote, transport, coming);
             return self.shared.dropped(
                 IkeDrop::UnknownSpi,
                 local,
@@ -304,6 +343,7 @@ impl Worker {
                 bytes,
                 local,
                 remote,
+                transport,
             },
         );
     }
@@ -410,6 +450,7 @@ impl Worker {
 
     fn insert(&mut self, id: SaId, mut slot: Slot) {
         let record = slot.sa.record();
+        transport::claim(&*self.shared.plane, record);
         if slot.is_half_open() {
             slot.permit = Some(self.shared.half_open.permit(record.path.remote.ip()));
         }
@@ -427,6 +468,7 @@ impl Worker {
     fn remove(&mut self, id: SaId) {
         self.timers.set(id, None);
         self.dirty.remove(&id);
+        self.shared.plane.disclaim(id.0);
         if let Some(mut slot) = self.slots.remove(&id) {
             slot.tell(None);
             if let Some(key) = slot.init_key

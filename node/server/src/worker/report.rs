@@ -61,8 +61,16 @@ pub(super) fn report(shared: &Shared, record: &Record, event: &Event) {
         Event::NextAddress { from, to, why } => {
             info!(event = "next-address", %sa, connection, %from, %to, "trying the peer at {to}: {why}")
         }
-        Event::Moved { local, remote } => {
-            info!(event = "moved", %sa, connection, %local, %remote, "we use other addresses for this IKE SA")
+        Event::OverTcp { by } => {
+            info!(event = "over-tcp", %sa, connection, %peer, %by, "the peer does not answer by UDP; trying TCP")
+        }
+        Event::Moved {
+            local,
+            remote,
+            transport,
+        } => {
+            let tcp = transport.is_tcp();
+            info!(event = "moved", %sa, connection, %local, %remote, tcp, "we use other addresses for this IKE SA")
         }
         Event::Ignored { what } => {
             shared.drops.count(IkeDrop::Ignored);

@@ -4,7 +4,7 @@ use super::limits::Permit;
 use evergate_ike::{
     certificate::{CertificateError, Verified},
     env::UnixMillis,
-    record::{Phase, Record, SaId},
+    record::{Phase, Record, SaId, Transport},
     sa::{self, Effect, Event, IkeSa, Input, NoAddress, Ways},
     wire::ExchangeType,
 };
@@ -40,13 +40,15 @@ pub(super) enum Queued {
         bytes: Vec<u8>,
         local: SocketAddr,
         remote: SocketAddr,
+        transport: Transport,
     },
     Addresses(Result<Vec<IpAddr>, NoAddress>),
     Verified(Result<Box<Verified>, CertificateError>),
     Signed(Option<Vec<u8>>),
     Command(sa::Command),
     Roam(Ways),
-    EspFrom(SocketAddr),
+    EspFrom(SocketAddr, Transport),
+    Connected(SocketAddr, SocketAddr),
     NotUnique,
 }
 
@@ -57,17 +59,23 @@ impl Queued {
                 bytes,
                 local,
                 remote,
+                transport,
             } => Input::Datagram {
                 bytes,
                 local: *local,
                 remote: *remote,
+                transport: *transport,
             },
             Self::Addresses(answer) => Input::Addresses(answer.clone()),
             Self::Verified(answer) => Input::Verified(answer.clone()),
             Self::Signed(answer) => Input::Signed(answer.clone()),
             Self::Command(command) => Input::Command(command.clone()),
             Self::Roam(ways) => Input::Roam(ways.clone()),
-            Self::EspFrom(remote) => Input::EspFrom(*remote),
+            Self::EspFrom(remote, transport) => Input::EspFrom(*remote, *transport),
+            Self::Connected(local, remote) => Input::Connected {
+                local: *local,
+                remote: *remote,
+            },
             Self::NotUnique => Input::NotUnique,
         }
     }

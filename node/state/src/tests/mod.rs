@@ -14,7 +14,7 @@ use evergate_ike::{
     identity::Identity,
     record::{
         Child, ChildOffer, CloseReason, Closed, Established, Fate, GatewayId, InboundWindow,
-        OutboundWindow, Path, PendingRequest, Phase, Record, Role, SaId, Task,
+        OutboundWindow, Path, PendingRequest, Phase, Record, Role, SaId, Task, Transport,
     },
     secret::Secret,
 };
@@ -171,6 +171,7 @@ fn record(id: u64, revision: u64, phase: Phase) -> Record {
         remote_spi: 7,
         connection: "c".into(),
         path: Path {
+            transport: Transport::Udp,
             local: "192.0.2.1:500".parse().unwrap(),
             remote: "192.0.2.2:500".parse().unwrap(),
             nat_local: false,

@@ -3,7 +3,9 @@
 use super::{rules::refused, *};
 use crate::{Refusal, State};
 use evergate_ike::{
-    config::{Authentication, Childless, Connection, FRAGMENT_SIZE, Fragmentation, Unique},
+    config::{
+        Authentication, Childless, Connection, EnableTcp, FRAGMENT_SIZE, Fragmentation, Unique,
+    },
     identity::IdPattern,
     record::{HalfOpen, Negotiated},
 };
@@ -15,6 +17,8 @@ fn connection(unique: Unique) -> Connection {
         local_addrs: vec![],
         remote_addrs: vec![],
         remote_port: 500,
+        enable_tcp: EnableTcp::No,
+        tcp_remote_port: 4500,
         proposals: vec![],
         local_id: None,
         remote_id: IdPattern::Any,

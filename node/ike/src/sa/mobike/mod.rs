@@ -174,7 +174,7 @@ impl Turn<'_, '_> {
     }
 
     /// The Child SAs use the path of the record now.
-    fn move_children(&mut self) {
+    pub(super) fn move_children(&mut self) {
         if let Some(mobike) = self.mobike() {
             mobike.children_path = None;
         }
@@ -192,7 +192,7 @@ impl Turn<'_, '_> {
     }
 
     /// What waits for an answer is sent again at once: the way is another.
-    fn repeat_at_once(&mut self) {
+    pub(super) fn repeat_at_once(&mut self) {
         if self.record.outbound.pending.is_some() {
             self.session.repeat = Some(super::session::Repeat {
                 sent: 0,

@@ -8,7 +8,7 @@ use super::{
     notifies,
 };
 use crate::{
-    record::Path,
+    record::{Path, Transport},
     wire::{ExchangeType, NotifyType, Payload},
 };
 use std::net::SocketAddr;
@@ -17,7 +17,8 @@ impl Turn<'_, '_> {
     /// Refuses an IKE_AUTH request whose sender allows no NAT, if there is one (RFC 4555 §3.9).
     pub(in crate::sa) fn unexpected_nat(&self, payloads: &[Payload]) -> Result<(), Refused> {
         let path = self.record.path;
-        if notifies::unexpected_nat(payloads, path.local, path.remote) {
+        // By TCP it does not count (RFC 9329 §7.1).
+        if !path.transport.is_tcp() && notifies::unexpected_nat(payloads, path.local, path.remote) {
             let kind = NotifyType::UNEXPECTED_NAT_DETECTED;
             return Err(Refused::new(kind, Failure::UnexpectedNat));
         }
@@ -53,7 +54,7 @@ impl Turn<'_, '_> {
         if !updates && list.is_none() {
             return Ok(());
         }
-        if notifies::unexpected_nat(payloads, local, remote) {
+        if !self.transport.is_tcp() && notifies::unexpected_nat(payloads, local, remote) {
             return Err((NotifyType::UNEXPECTED_NAT_DETECTED, Failure::UnexpectedNat));
         }
         let decides = self.mobike().is_some_and(|m| !m.initiator);
@@ -89,6 +90,7 @@ impl Turn<'_, '_> {
             nat_local |= connection.is_some_and(|c| c.encap);
         }
         let path = Path {
+            transport: self.transport,
             local,
             remote,
             nat_local,
@@ -100,8 +102,9 @@ impl Turn<'_, '_> {
         let children = self.record.children_path();
         self.session.roaming.forget_esp();
         self.record.path = path;
-        let check = connection.is_none_or(|c| c.return_routability);
-        if check && remote != children.remote {
+        // A peer that sends by TCP has shown already that it receives there (RFC 9329 §7.1).
+        let check = !path.transport.is_tcp() && connection.is_none_or(|c| c.return_routability);
+        if check && (path.transport, remote) != (children.transport, children.remote) {
             // They follow when the peer has shown that it receives there.
             if let Some(mobike) = self.mobike() {
                 mobike.children_path = Some(children);
@@ -109,7 +112,7 @@ impl Turn<'_, '_> {
         } else {
             self.move_children();
         }
-        if (local, remote) != (before.local, before.remote) {
+        if (path.transport, local, remote) != (before.transport, before.local, before.remote) {
             self.repeat_at_once();
             self.report(Event::PeerMoved { to: remote });
         }
@@ -130,7 +133,7 @@ impl Turn<'_, '_> {
         };
         mobike.peer_addresses = list;
         if gone && mobike.initiator {
-            self.move_to(local, remote);
+            self.move_to(local, remote, self.transport);
         }
     }
 
@@ -145,21 +148,30 @@ impl Turn<'_, '_> {
     /// A peer behind a NAT is followed to where its authentic, fresh requests come from (RFC 7296 §2.23). With MOBIKE it says itself when its
     /// address is another, and other requests move nothing (RFC 4555 §3.8).
     pub(in crate::sa) fn follow(&mut self, local: SocketAddr, remote: SocketAddr) {
+        if self.record.path.transport.is_tcp() && self.transport == self.record.path.transport {
+            return self.follow_connection(local, remote);
+        }
         if self.mobike().is_some() {
-            if (local, remote) != (self.record.path.local, self.record.path.remote) {
+            let path = self.record.path;
+            if (self.transport, local, remote) != (path.transport, path.local, path.remote) {
                 self.commit();
             }
             return;
         }
-        if self.record.path.nat_remote && self.record.path.remote != remote {
+        if self.transport == self.record.path.transport
+            && self.record.path.nat_remote
+            && self.record.path.remote != remote
+        {
             self.follow_to(remote);
         }
     }
 
     /// The peer's newest authentic ESP packet came from there: its NAT has another mapping (RFC 7296 §2.23, RFC 4555 §3.8).
-    pub(in crate::sa) fn esp_from(&mut self, remote: SocketAddr) {
-        self.session.roaming.esp_came_from(remote);
-        self.follow_esp();
+    pub(in crate::sa) fn esp_from(&mut self, remote: SocketAddr, transport: Transport) {
+        if transport == self.record.path.transport {
+            self.session.roaming.esp_came_from(remote);
+            self.follow_esp();
+        }
     }
 
     /// Follows ESP, but not more often than is good for the log: who can change addresses on the way could cause a commit with every packet.
@@ -169,6 +181,9 @@ impl Turn<'_, '_> {
             return;
         };
         let path = self.record.path;
+        if path.transport.is_tcp() {
+            return self.follow_connection(path.local, remote);
+        }
         // With MOBIKE another address is told; only the port may change without the peer's knowledge. So ESP that was late does not lead back.
         let may = match self.mobike() {
             Some(mobike) => !mobike.initiator && remote.ip() == path.remote.ip(),

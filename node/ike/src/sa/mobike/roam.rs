@@ -1,13 +1,13 @@
 //! Our own addresses and routes change (RFC 4555 §3.5, §3.6), or the way to the peer is broken.
 
 use super::{
-    super::{Effect, Event, turn::Turn},
+    super::{Effect, Event, tcp, turn::Turn},
     Ways, notifies,
 };
 use crate::{
-    config::Connection,
+    config::{Connection, EnableTcp},
     env::UnixMillis,
-    record::{Phase, Record},
+    record::{Path, Phase, Record, TcpEnd, Transport},
 };
 use std::{
     net::{IpAddr, SocketAddr},
@@ -28,13 +28,57 @@ const FOLLOW_AGAIN: Duration = Duration::from_secs(1);
 pub(in crate::sa) struct Roaming {
     /// Other outer addresses of ours that the peer should know of, if that was found out.
     others: Option<Vec<IpAddr>>,
-    /// Pairs of addresses that did not work since the last one that did.
-    tried: Vec<(IpAddr, IpAddr)>,
+    /// Ways that did not work since the last one that did.
+    tried: Vec<Way>,
     /// The pairs that there were then: with others, all are worth a try again.
     pairs: Vec<(IpAddr, IpAddr)>,
     /// Where the peer's newest ESP came from, if it is still to be followed.
     esp: Option<SocketAddr>,
     not_before: UnixMillis,
+}
+
+/// A way to the peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Way {
+    local: IpAddr,
+    remote: IpAddr,
+    transport: Transport,
+}
+
+impl Way {
+    /// The one that a path goes.
+    fn of(path: &Path) -> Self {
+        Self {
+            local: path.local.ip(),
+            remote: path.remote.ip(),
+            transport: path.transport,
+        }
+    }
+
+    /// All between these pairs, in the order in which they are tried: UDP comes before TCP (RFC 9329 §7.1). Who does not decide, or has lost its
+    /// configuration, keeps its transport.
+    fn all(
+        pairs: &[(IpAddr, IpAddr)],
+        decides: bool,
+        connection: Option<&Connection>,
+        present: Transport,
+    ) -> Vec<Self> {
+        let tcp = Transport::Tcp(TcpEnd::Originator);
+        let transports = match connection.filter(|_| decides).map(|c| c.enable_tcp) {
+            None => vec![present],
+            Some(EnableTcp::No) => vec![Transport::Udp],
+            Some(EnableTcp::Fallback) => vec![Transport::Udp, tcp],
+            Some(EnableTcp::Yes) => vec![tcp],
+        };
+        let by = |transport| {
+            pairs.iter().map(move |&(local, remote)| Self {
+                local,
+                remote,
+                transport,
+            })
+        };
+        transports.into_iter().flat_map(by).collect()
+    }
 }
 
 impl Roaming {
@@ -86,9 +130,10 @@ impl Turn<'_, '_> {
         };
         let initiator = mobike.initiator;
         let path = self.record.path;
-        let current = (path.local.ip(), path.remote.ip());
-        if let Some(connection) = self.env.policy.connection(&self.record.connection) {
-            let nobody = if current.0.is_ipv4() {
+        let current = Way::of(&path);
+        let connection = self.env.policy.connection(&self.record.connection);
+        if let Some(connection) = connection {
+            let nobody = if current.local.is_ipv4() {
                 IpAddr::from([0; 4])
             } else {
                 IpAddr::from([0; 16])
@@ -103,28 +148,45 @@ impl Turn<'_, '_> {
             }
             roaming.pairs.clone_from(&ways.pairs);
         }
+        let all = Way::all(&ways.pairs, initiator, connection, path.transport);
         // Who decides keeps a way as long as there is one; the other end keeps it as long as it has the address.
         let stays = match initiator {
-            true => ways.pairs.contains(&current) && !roaming.tried.contains(&current),
-            false => ways.own.contains(&current.0),
+            true => all.contains(&current) && !roaming.tried.contains(&current),
+            false => ways.own.contains(&current.local),
         };
-        let mut others = ways.pairs.iter().filter(|pair| **pair != current);
-        // When all were tried it stays at the last: an SA whose peer is nowhere comes to its end.
-        let next = others.find(|pair| !roaming.tried.contains(pair));
-        if let (false, Some(&(local, remote))) = (stays, next) {
-            let remote_port = match path.remote.port() {
-                500 => 4500,
-                port => port,
-            };
-            let local = SocketAddr::new(local, self.env.nat_port);
-            self.move_to(local, SocketAddr::new(remote, remote_port));
+        // When all were tried it stays at the last: an SA whose peer is nowhere comes to its end. It does so by TCP, if that may be used at all.
+        let mut others = all.iter().filter(|way| **way != current);
+        let next = others.find(|way| !roaming.tried.contains(way));
+        let last = all
+            .last()
+            .filter(|way| way.transport.is_tcp() && !current.transport.is_tcp());
+        if let (false, Some(way)) = (stays, next.or(last)) {
+            let (local, remote) = self.ends_of(*way);
+            self.move_to(local, remote, way.transport);
         }
     }
 
+    /// Addresses with ports.
+    fn ends_of(&mut self, way: Way) -> (SocketAddr, SocketAddr) {
+        let connection = self.env.policy.connection(&self.record.connection);
+        if let (true, Some(connection)) = (way.transport.is_tcp(), connection) {
+            return tcp::ends(connection, way.local, way.remote, self.env.rng);
+        }
+        let path = self.record.path;
+        let remote_port = match path.remote.port() {
+            _ if path.transport.is_tcp() => 4500,
+            500 => 4500,
+            port => port,
+        };
+        let local = SocketAddr::new(way.local, self.env.nat_port);
+        (local, SocketAddr::new(way.remote, remote_port))
+    }
+
     /// The IKE SA uses these addresses from now on. Who decides tells the peer with the next request; the other end says which addresses it has.
-    pub(super) fn move_to(&mut self, local: SocketAddr, remote: SocketAddr) {
+    pub(super) fn move_to(&mut self, local: SocketAddr, remote: SocketAddr, transport: Transport) {
         let before = self.record.children_path();
         self.session.roaming.forget_esp();
+        self.record.path.transport = transport;
         self.record.path.local = local;
         self.record.path.remote = remote;
         let connection = self.env.policy.connection(&self.record.connection);
@@ -133,7 +195,7 @@ impl Turn<'_, '_> {
             mobike.pending_update = mobike.initiator;
             mobike.told = None;
         }
-        if check && remote.ip() != before.remote.ip() {
+        if check && !transport.is_tcp() && remote.ip() != before.remote.ip() {
             if let Some(mobike) = self.mobike() {
                 mobike.children_path = Some(before);
             }
@@ -141,7 +203,11 @@ impl Turn<'_, '_> {
             self.move_children();
         }
         self.repeat_at_once();
-        self.report(Event::Moved { local, remote });
+        self.report(Event::Moved {
+            local,
+            remote,
+            transport,
+        });
         self.commit();
     }
 
@@ -150,14 +216,13 @@ impl Turn<'_, '_> {
         if !self.mobike().is_some_and(|m| m.initiator) {
             return;
         }
-        let path = self.record.path;
-        let pair = (path.local.ip(), path.remote.ip());
+        let way = Way::of(&self.record.path);
         let tried = &mut self.session.roaming.tried;
         if tried.len() >= MAX_TRIED {
             tried.clear();
         }
-        if !tried.contains(&pair) {
-            tried.push(pair);
+        if !tried.contains(&way) {
+            tried.push(way);
         }
         self.effects.push(Effect::FindWays);
     }

@@ -2,12 +2,12 @@
 
 use crate::{
     config::{
-        ChildConfig, Childless, Connection, FRAGMENT_SIZE, Fragmentation, Policy, SharedSecret,
-        StartAction, Unique, Volume,
+        ChildConfig, Childless, Connection, EnableTcp, FRAGMENT_SIZE, Fragmentation, Policy,
+        SharedSecret, StartAction, Unique, Volume,
     },
     env::{Entropy, UnixMillis},
     identity::{IdPattern, Identity},
-    record::{Child, GatewayId, Path, Phase, Record, SaId},
+    record::{Child, GatewayId, Path, Phase, Record, SaId, TcpEnd, Transport},
     sa::{
         Change, Command, CookieSecrets, Effect, Env, Event, IkeSa, InitAnswer, Input, IvCounter,
         Question, SpiSource, answer_init, initiate,
@@ -59,7 +59,7 @@ pub(super) struct End {
     /// The source that others see instead of ours: a NAT.
     pub(super) nat: Option<SocketAddr>,
     /// From where to where each message was sent.
-    paths: BTreeMap<Vec<u8>, (SocketAddr, SocketAddr)>,
+    paths: BTreeMap<Vec<u8>, (SocketAddr, SocketAddr, Transport)>,
     /// The data plane: Child SAs by our SPI.
     pub(super) plane: BTreeMap<u32, Child>,
     /// Their outer addresses.
@@ -70,6 +70,8 @@ pub(super) struct End {
     rng: TestRng,
     epoch: u32,
     ivs: IvCounter,
+    /// It is under attack, or thinks so.
+    pub(super) demands_cookies: bool,
     /// Messages that this end sends are lost, because it is not there.
     pub(super) dead: bool,
     /// Its private keys, by their names.
@@ -97,6 +99,7 @@ impl End {
             rng: TestRng(seed),
             epoch: 1,
             ivs: IvCounter::new(1),
+            demands_cookies: false,
             dead: false,
             keys: BTreeMap::new(),
             answers: true,
@@ -164,6 +167,8 @@ pub(super) struct Pair {
     /// Everything that was ever sealed: key, IV and bytes.
     sealed: BTreeMap<(u64, u64, bool, Vec<u8>), Vec<u8>>,
     pub(super) sent: Vec<Packet>,
+    /// UDP does not get through.
+    pub(super) no_udp: bool,
 }
 
 impl Pair {
@@ -183,6 +188,7 @@ impl Pair {
             wire: VecDeque::new(),
             sealed: BTreeMap::new(),
             sent: Vec::new(),
+            no_udp: false,
         }
     }
 
@@ -225,8 +231,13 @@ impl Pair {
             .unwrap();
         self.a.committed.insert(record.id, record.clone());
         let datagrams = record.outbound.pending.as_ref().unwrap().datagrams.clone();
+        let path = record.path;
         self.a.sas.insert(record.id, IkeSa::created(record, now));
         for datagram in datagrams {
+            if path.transport.is_tcp() {
+                let way = (path.local, path.remote, path.transport);
+                self.a.paths.insert(datagram.clone(), way);
+            }
             self.transmit(false, datagram);
         }
     }
@@ -259,10 +270,18 @@ impl Pair {
     pub(super) fn deliver(&mut self, packet: &Packet) {
         let now = self.now;
         let sender = self.end(!packet.to_b);
-        let (mut from, to) = match sender.paths.get(&packet.bytes) {
+        let (mut from, to, transport) = match sender.paths.get(&packet.bytes) {
             Some(path) => *path,
-            None => (sender.address, self.end(packet.to_b).address),
+            None => (
+                sender.address,
+                self.end(packet.to_b).address,
+                Transport::Udp,
+            ),
         };
+        if transport == Transport::Udp && self.no_udp {
+            return;
+        }
+        let transport = other_end(transport);
         from = self.end(!packet.to_b).nat.unwrap_or(from);
         let end = self.end(packet.to_b);
         let to = match end.nat {
@@ -281,9 +300,9 @@ impl Pair {
             h.initiator_spi
         };
         let out = if spi == 0 {
-            let out = end.answer_init(&packet.bytes, (to, from), now);
+            let out = end.answer_init(&packet.bytes, (to, from, transport), now);
             for bytes in &out {
-                end.paths.insert(bytes.clone(), (to, from));
+                end.paths.insert(bytes.clone(), (to, from, transport));
             }
             out
         } else {
@@ -291,6 +310,7 @@ impl Pair {
                 bytes: &packet.bytes,
                 local: to,
                 remote: from,
+                transport,
             };
             end.step(SaId(spi), input, now)
         };
@@ -359,7 +379,7 @@ impl Pair {
     pub(super) fn sent_to(&self, address: IpAddr) -> usize {
         let to = |p: &&Packet| {
             let path = self.a.paths.get(&p.bytes);
-            path.is_some_and(|(_, remote)| remote.ip() == address)
+            path.is_some_and(|(_, remote, _)| remote.ip() == address)
         };
         self.sent.iter().filter(|p| p.to_b).filter(to).count()
     }
@@ -447,9 +467,10 @@ impl End {
     fn answer_init(
         &mut self,
         bytes: &[u8],
-        path: (SocketAddr, SocketAddr),
+        path: (SocketAddr, SocketAddr, Transport),
         now: UnixMillis,
     ) -> Vec<Vec<u8>> {
+        let demand_cookie = self.demands_cookies;
         let cookies = CookieSecrets {
             current: Secret::new(vec![1; 32]),
             previous: Secret::new(vec![2; 32]),
@@ -459,7 +480,7 @@ impl End {
                 bytes,
                 path,
                 GatewayId(0),
-                false,
+                demand_cookie,
                 Duration::from_secs(30),
                 &cookies,
                 env,
@@ -539,8 +560,10 @@ impl End {
                     datagram,
                     local,
                     remote,
+                    transport,
                 } => {
-                    self.paths.insert(datagram.clone(), (local, remote));
+                    self.paths
+                        .insert(datagram.clone(), (local, remote, transport));
                     out.push(datagram);
                 }
                 Effect::InstallChild { child, path, .. } => {
@@ -582,6 +605,15 @@ impl End {
     }
 }
 
+/// What the other end calls it.
+pub(super) fn other_end(transport: Transport) -> Transport {
+    match transport {
+        Transport::Udp => Transport::Udp,
+        Transport::Tcp(TcpEnd::Originator) => Transport::Tcp(TcpEnd::Responder),
+        Transport::Tcp(TcpEnd::Responder) => Transport::Tcp(TcpEnd::Originator),
+    }
+}
+
 pub(super) fn policy(local: &str, remote: &str, n: u8) -> Policy {
     let other = 3 - n;
     let ts = |n: u8| vec![format!("10.{n}.0.0/16").parse().unwrap()];
@@ -605,6 +637,8 @@ pub(super) fn policy(local: &str, remote: &str, n: u8) -> Policy {
             dpd_delay: Duration::ZERO,
             message_id_sync: false,
             keyingtries: 0,
+            enable_tcp: EnableTcp::No,
+            tcp_remote_port: 4500,
             mobike: false,
             return_routability: true,
             childless: Childless::Allow,

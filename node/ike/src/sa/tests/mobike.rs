@@ -3,7 +3,7 @@
 use super::bench::Pair;
 use crate::{
     config::Connection,
-    record::{Mobike, Path, Phase},
+    record::{Mobike, Path, Phase, Transport},
     sa::{Command, Event, Failure, Input, Ways, tests::bench::End},
     wire::ExchangeType,
 };
@@ -299,7 +299,7 @@ fn esp_from_elsewhere_is_followed_behind_a_nat_only_and_not_too_often() {
     let elsewhere: SocketAddr = "198.51.100.1:1111".parse().unwrap();
     let mut pair = pair();
     let before = pair.b.established().path;
-    pair.input(true, Input::EspFrom(elsewhere));
+    pair.input(true, Input::EspFrom(elsewhere, Transport::Udp));
     assert_eq!(pair.b.established().path, before, "there is no NAT");
 
     for mobike in [false, true] {
@@ -317,14 +317,17 @@ fn esp_from_elsewhere_is_followed_behind_a_nat_only_and_not_too_often() {
         pair.settle();
         pair.pass(Duration::from_secs(2));
         pair.a.nat = Some(elsewhere);
-        pair.input(true, Input::EspFrom(elsewhere));
+        pair.input(true, Input::EspFrom(elsewhere, Transport::Udp));
         pair.settle();
         assert_eq!(pair.b.established().path.remote, elsewhere);
         assert_eq!(paths(&pair.b)[0].remote, elsewhere);
         // What comes from many places within a second is followed once.
         let revision = pair.b.established().revision;
         for port in 1112..1115 {
-            pair.input(true, Input::EspFrom(SocketAddr::new(elsewhere.ip(), port)));
+            pair.input(
+                true,
+                Input::EspFrom(SocketAddr::new(elsewhere.ip(), port), Transport::Udp),
+            );
         }
         assert_eq!(pair.b.established().revision, revision);
         let last: SocketAddr = "198.51.100.1:1114".parse().unwrap();
@@ -346,10 +349,10 @@ fn esp_that_was_late_does_not_revert_addresses() {
     pair.settle();
     pair.pass(Duration::from_secs(2));
     pair.a.nat = Some(at(1111));
-    pair.input(true, Input::EspFrom(at(1111)));
+    pair.input(true, Input::EspFrom(at(1111), Transport::Udp));
     pair.settle();
     // This one has to wait, and meanwhile the peer says that it is elsewhere.
-    pair.input(true, Input::EspFrom(at(1112)));
+    pair.input(true, Input::EspFrom(at(1112), Transport::Udp));
     let elsewhere: SocketAddr = "203.0.113.1:5555".parse().unwrap();
     pair.a.nat = Some(elsewhere);
     roam(&mut pair, NEW);
@@ -357,7 +360,7 @@ fn esp_that_was_late_does_not_revert_addresses() {
     assert_eq!(pair.b.established().path.remote, elsewhere);
     // Nor does what was still under way from there.
     pair.pass(Duration::from_secs(2));
-    pair.input(true, Input::EspFrom(at(1111)));
+    pair.input(true, Input::EspFrom(at(1111), Transport::Udp));
     pair.pass(Duration::from_secs(2));
     assert_eq!(pair.b.established().path.remote, elsewhere);
     assert_eq!(paths(&pair.b)[0].remote, elsewhere);

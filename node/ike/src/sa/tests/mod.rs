@@ -13,6 +13,7 @@ mod rounds;
 mod secrets;
 mod suites;
 mod takeover;
+mod tcp;
 
 /// The policy of one end, for other tests.
 pub(crate) fn testing_policy() -> crate::config::Policy {

@@ -79,6 +79,7 @@ impl Net {
             let _ = end.try_send(PlaneEvent::Ike {
                 local: remote,
                 remote: local,
+                transport: evergate_dataplane::Transport::Udp,
                 bytes: message.to_vec(),
             });
         }
@@ -175,6 +176,7 @@ impl DataPlane for Plane {
         &self,
         local: SocketAddr,
         remote: SocketAddr,
+        _: evergate_dataplane::Transport,
         message: &[u8],
     ) -> Result<(), PlaneError> {
         self.net.send(local, remote, message);
@@ -183,6 +185,8 @@ impl DataPlane for Plane {
     fn keepalive(&self, _: SocketAddr, _: SocketAddr) -> Result<(), PlaneError> {
         Ok(())
     }
+    fn claim(&self, _: u64, _: SocketAddr, _: SocketAddr, _: evergate_dataplane::TcpEnd) {}
+    fn disclaim(&self, _: u64) {}
     fn queue(&self) -> Arc<Hold> {
         Arc::default()
     }
