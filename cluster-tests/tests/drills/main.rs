@@ -6,6 +6,7 @@ mod certificates;
 mod cluster_cut;
 mod cluster_exchanges;
 mod cluster_fragments;
+mod cluster_hybrid;
 mod cluster_many;
 mod cluster_operators;
 mod cluster_roaming;
