@@ -161,6 +161,11 @@ impl Pki {
         })
     }
 
+    /// A DNS name among the alternative names of a certificate; none if it is not one.
+    pub fn dns(name: &str) -> Option<SanType> {
+        name.try_into().ok().map(SanType::DnsName)
+    }
+
     /// Writes what both authorities revoked: nothing, and these. Returns the files, that of the root first.
     pub fn revoke(&self, revoked: &[&Certificate]) -> Result<[PathBuf; 2]> {
         let root = self.dir.path().join("root.crl");

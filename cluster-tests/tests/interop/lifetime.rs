@@ -3,7 +3,7 @@
 use crate::scenario::{By, Scenario};
 use anyhow::ensure;
 use evergate_cluster_tests::capture::packets;
-use evergate_cluster_tests::duo::Duo;
+use evergate_cluster_tests::duo::{C1, Duo};
 use evergate_cluster_tests::lab::Family::V4;
 use evergate_cluster_tests::packet::{Body, IkeHeader, Packet};
 use evergate_cluster_tests::sa::Spis;
@@ -13,6 +13,9 @@ use std::net::IpAddr;
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
+        Scenario::new("two_children", "A Child SA for IPv4 and one for IPv6")
+            .both(|c| c.split = true)
+            .children(&[C1, "c1-v6"]),
         Scenario::new(
             "rekeys_cross",
             "Both sides rekey by the same clock under traffic, each IKE SA after 5 s and each Child SA after 3 s",

@@ -1,8 +1,9 @@
 //! What is played: two configurations, and what differs from the usual course.
 
+use crate::page::Line;
 use evergate_cluster_tests::Result;
 use evergate_cluster_tests::connection::Connection;
-use evergate_cluster_tests::duo::{Duo, Setup};
+use evergate_cluster_tests::duo::{C1, Duo, Setup};
 use evergate_cluster_tests::lab::Family::V4;
 use evergate_cluster_tests::strongswan::Esp;
 
@@ -13,6 +14,15 @@ pub(crate) enum Version {
     V5_9,
     /// Debian forky's, with plain ESP.
     V6_1,
+}
+
+impl Version {
+    fn esp(self) -> Esp {
+        match self {
+            Self::V5_9 => Esp::InUdp,
+            Self::V6_1 => Esp::Plain,
+        }
+    }
 }
 
 /// Who starts.
@@ -40,6 +50,14 @@ impl Case {
         Self::of(Version::V6_1, By::Member),
     ];
 
+    /// The usual setup for it.
+    pub(crate) fn setup(self) -> Setup {
+        Setup {
+            esp: self.version.esp(),
+            ..Setup::new(V4)
+        }
+    }
+
     const fn of(version: Version, by: By) -> Self {
         Self { version, by }
     }
@@ -64,8 +82,8 @@ pub(crate) struct Scenario {
     pub(crate) what: &'static str,
     /// Columns that are left out, and why.
     pub(crate) without: Vec<(Case, &'static str)>,
-    /// How many Child SAs there are.
-    pub(crate) children: usize,
+    /// The Child SAs, by name, the first with the IKE SA.
+    pub(crate) children: &'static [&'static str],
     /// Whether Wireshark can open what the member's key log has.
     pub(crate) decrypted: bool,
     /// Timers rekey, so that nobody else does.
@@ -84,7 +102,7 @@ impl Scenario {
             name,
             what,
             without: Vec::new(),
-            children: 1,
+            children: &[C1],
             decrypted: true,
             by_timers: false,
             setup: Setup::new(V4),
@@ -111,13 +129,19 @@ impl Scenario {
         self
     }
 
+    /// Has these Child SAs.
+    pub(crate) fn children(mut self, children: &'static [&'static str]) -> Self {
+        self.children = children;
+        self
+    }
+
     /// Starts in another way.
     pub(crate) fn start(mut self, start: fn(&Setup) -> Result<Duo>) -> Self {
         self.start = start;
         self
     }
 
-    /// Wireshark of Debian 12 cannot open it.
+    /// Wireshark of Debian 12 cannot open it: it does not know the algorithm, or the addresses are not those of its table of keys.
     pub(crate) fn opaque(mut self) -> Self {
         self.decrypted = false;
         self
@@ -143,13 +167,20 @@ impl Scenario {
             .filter(|case| self.without.iter().all(|(other, _)| other != case))
     }
 
+    /// Its line of the page.
+    pub(crate) fn line(&self) -> Line {
+        Line {
+            name: self.name,
+            what: self.what,
+            without: self.without.clone(),
+        }
+    }
+
     /// The setup for a column.
     pub(crate) fn setup(&self, case: Case) -> Setup {
-        let mut setup = self.setup.clone();
-        setup.esp = match case.version {
-            Version::V5_9 => Esp::InUdp,
-            Version::V6_1 => Esp::Plain,
-        };
-        setup
+        Setup {
+            esp: case.version.esp(),
+            ..self.setup.clone()
+        }
     }
 }
