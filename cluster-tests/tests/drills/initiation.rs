@@ -110,7 +110,7 @@ fn what_the_peer_closed_rests_if_the_configuration_says_so() -> Result<()> {
 #[test]
 fn the_second_address_is_used_when_the_first_is_dead() -> Result<()> {
     let mut setup = Setup::new(V4);
-    setup.gateway.remote = "192.0.2.99\", \"192.0.2.1".into();
+    setup.gateway.remote = "192.0.2.99,192.0.2.1".into();
     setup.gateway.actions = "start_action = \"start\"".into();
     setup.gateway.retransmit = "timeout = \"300ms\"".into();
     let duo = Duo::start(&setup)?;
