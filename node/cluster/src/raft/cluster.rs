@@ -107,14 +107,12 @@ impl Cluster {
         self.0.raft.is_leader()
     }
 
-    /// Whether there is nobody else, neither as a voter nor as one that learns.
+    /// Whether there is nobody else, neither as a voter nor as one that learns. A member that has not been told yet who there is, is not alone.
     pub fn is_alone(&self) -> bool {
         let metrics = self.0.raft.metrics();
         let metrics = metrics.borrow_watched();
-        metrics
-            .membership_config
-            .nodes()
-            .all(|(id, _)| *id == self.0.id)
+        let nodes = metrics.membership_config.nodes();
+        nodes.map(|(id, _)| *id).eq([self.0.id])
     }
 
     /// When the last message was sent to which most members have answered: until `election_max` after it no other member can lead,
