@@ -56,6 +56,10 @@ pub struct Connection {
     pub pools: Vec<String>,
     /// Seconds between rekeys of the IKE SA; 0 for never.
     pub rekey: u32,
+    /// Seconds between authentications; 0 for never.
+    pub reauth: u32,
+    /// Whether strongSwan makes the new IKE SA of a new authentication before it breaks the old one, which 5.9 does not by itself.
+    pub make_before_break: bool,
     /// Seconds between rekeys of the child; 0 for never.
     pub child_rekey: u32,
     /// Packets after which the child is rekeyed, on a member; 0 for any number.
@@ -170,6 +174,8 @@ impl Connection {
             vips: Vec::new(),
             pools: Vec::new(),
             rekey: 0,
+            reauth: 0,
+            make_before_break: false,
             child_rekey: 0,
             child_rekey_packets: 0,
             dpd: 0,
@@ -309,7 +315,7 @@ impl Connection {
         });
         let connection = format!(
             "{name} {{\n version = 2\n mobike = {mobike}\n local_addrs = {local}\n remote_addrs = {remote}\n proposals = {ike}\n encap = {encap}\n \
-             rekey_time = {rekey}s\n rand_time = 0s\n over_time = 30s\n dpd_delay = {dpd}s\n fragmentation = {fragmentation}\n childless = {childless}\n unique = {unique}\n {vips}\n {ppk}\n \
+             rekey_time = {rekey}s\n reauth_time = {reauth}s\n rand_time = 0s\n over_time = 30s\n dpd_delay = {dpd}s\n fragmentation = {fragmentation}\n childless = {childless}\n unique = {unique}\n {vips}\n {ppk}\n \
              {ends} children {{\n{children} }}\n}}\n",
             name = self.name,
             local = self.local,
@@ -318,6 +324,7 @@ impl Connection {
             mobike = if self.mobike { "yes" } else { "no" },
             encap = if self.encap { "yes" } else { "no" },
             rekey = self.rekey,
+            reauth = self.reauth,
             dpd = self.dpd,
             fragmentation = self.fragmentation,
             childless = self.childless,
@@ -386,6 +393,13 @@ impl Connection {
         let _ = writeln!(out, "proposals = {}", array(&self.proposals));
         let _ = writeln!(out, "encap = {}", self.encap);
         let _ = writeln!(out, "rekey_time = \"{}s\"\nrand_time = \"0s\"", self.rekey);
+        if self.reauth > 0 {
+            let _ = writeln!(
+                out,
+                "reauth_time = \"{}s\"\nover_time = \"30s\"",
+                self.reauth
+            );
+        }
         let _ = writeln!(out, "dpd_delay = \"{}s\"", self.dpd);
         let _ = writeln!(out, "pools = {}", array(&self.pools));
         let _ = writeln!(out, "vips = {}", array(&self.vips));

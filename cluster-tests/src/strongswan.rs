@@ -128,6 +128,12 @@ impl StrongSwan {
         self.swanctl(&["--initiate", "--child", child, "--timeout", &seconds])
     }
 
+    /// Has a connection authenticate again.
+    pub fn reauthenticate(&self, connection: &str) -> Result<()> {
+        self.swanctl(&["--rekey", "--ike", connection, "--reauth"])
+            .map(drop)
+    }
+
     fn swanctl(&self, args: &[&str]) -> Result<String> {
         let (command, args) = args.split_first().context("no command")?;
         let mut all = vec!["/usr/sbin/swanctl", command, "--uri", &self.vici];
@@ -192,12 +198,14 @@ pub fn forky_root() -> PathBuf {
 fn conf(dir: &Path, vici: &str, esp: Esp, connections: &[Connection], charon: &[String]) -> String {
     // One for all connections.
     let fragment_size = connections.iter().map(|c| c.fragment_size).min();
+    let make_before_break = connections.iter().any(|c| c.make_before_break);
+    let make_before_break = if make_before_break { "yes" } else { "no" };
     let raw = if esp == Esp::Plain { "yes" } else { "no" };
     // Without systemd there is no journal: the log is a file. Retransmissions
     // come fast and for long, so that a drill need not wait for them.
     format!(
         "charon-systemd {{\n load = {PLUGINS}\n retransmit_tries = 12\n retransmit_timeout = 1.0\n retransmit_base = 1.2\n \
-         half_open_timeout = 60\n fragment_size = {fragment_size}\n {charon}\n \
+         half_open_timeout = 60\n fragment_size = {fragment_size}\n make_before_break = {make_before_break}\n {charon}\n \
          filelog {{\n log {{\n path = {dir}/charon.log\n time_format = %H:%M:%S\n time_add_ms = yes\n default = 1\n flush_line = yes\n }}\n }}\n \
          journal {{\n default = -1\n }}\n \
          plugins {{\n vici {{\n socket = {vici}\n }}\n kernel-libipsec {{\n allow_peer_ts = yes\n raw_esp = {raw}\n }}\n }}\n}}\n\

@@ -8,10 +8,10 @@ use evergate_cluster_tests::packet::{Body, IkeHeader};
 use evergate_cluster_tests::raw::{Random, socket};
 use evergate_cluster_tests::sa::Endpoint;
 use evergate_cluster_tests::wire::{Exchange, Kind};
-use evergate_cluster_tests::{Result, millis};
+use evergate_cluster_tests::{Result, millis, secs};
 
-#[test]
-fn a_flood_of_first_messages_costs_the_peer_one_round_trip() -> Result<()> {
+/// A lab in which peer 1 was up once, a stranger in it, and the first message of the peer.
+fn recorded() -> Result<(Duo, String, Vec<u8>)> {
     let mut setup = Setup::new(V4);
     setup.gateway.remote = "192.0.2.0/24".into();
     let mut duo = Duo::start(&setup)?;
@@ -26,7 +26,55 @@ fn a_flood_of_first_messages_costs_the_peer_one_round_trip() -> Result<()> {
         }
         _ => None,
     });
-    let mut message = first.ok_or_else(|| anyhow::anyhow!("no IKE_SA_INIT"))?;
+    let message = first.ok_or_else(|| anyhow::anyhow!("no IKE_SA_INIT"))?;
+    Ok((duo, stranger, message))
+}
+
+/// Whether a response is nothing but a notify: a cookie.
+fn is_cookie(response: &[u8]) -> bool {
+    response.len() < 100
+        && response.get(16) == Some(&41)
+        && response.get(34..36) == Some(&[0x40, 6])
+}
+
+/// An address that begins one IKE SA after the other has to return cookies; nobody else has to.
+#[test]
+fn a_flood_from_one_address_costs_nobody_else_a_round_trip() -> Result<()> {
+    let (duo, stranger, mut message) = recorded()?;
+    let address = "192.0.2.100";
+    duo.lab
+        .ip(&stranger, &format!("addr add {address}/24 dev up0"))?;
+    let socket = socket(&duo.lab, &stranger, &format!("{address}:0"))?;
+    socket.set_read_timeout(Some(secs(5)))?;
+    let (mut random, mut buffer) = (Random(9), [0; 2048]);
+    let mut cookies = Vec::new();
+    for _ in 0..12 {
+        message[..8].copy_from_slice(&random.bytes(8));
+        socket.send_to(&message, (V4.outer(2).as_str(), 500))?;
+        let length = socket.recv(&mut buffer)?;
+        cookies.push(is_cookie(&buffer[..length]));
+    }
+    assert_eq!(cookies, [vec![false; 3], vec![true; 9]].concat());
+    let before = count(&duo)?;
+    duo.peer.initiate(C1, C1)?;
+    duo.agree(1)?;
+    assert_eq!(count(&duo)? - before, 1, "the peer had to return a cookie");
+    let Duo {
+        peer,
+        member,
+        capture,
+        mut lab,
+        ..
+    } = duo;
+    drop((peer, member));
+    capture.check(&[address.parse()?])?.verdict()?;
+    lab.passed();
+    Ok(())
+}
+
+#[test]
+fn a_flood_of_first_messages_costs_the_peer_one_round_trip() -> Result<()> {
+    let (duo, stranger, mut message) = recorded()?;
     let mut random = Random(8);
     // Each address stays below what one address may have.
     let mut hostile = Vec::new();

@@ -52,11 +52,9 @@ fn record(id: u64) -> Arc<Record> {
         },
         fragmentation: false,
         created: UnixMillis(0),
-        inbound: InboundWindow {
-            next: 1,
-            last_response: Some(vec![vec![1; 300]]),
-        },
+        inbound: InboundWindow::after_first(vec![vec![1; 300]]),
         outbound: OutboundWindow::default(),
+        succeeds: None,
         phase: Phase::Closed(Box::new(Closed {
             protection: None,
             reason: CloseReason::Expired,

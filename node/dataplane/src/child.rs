@@ -13,7 +13,10 @@ use std::{
     collections::{BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     ops::Range,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant, SystemTime},
 };
 
@@ -40,6 +43,8 @@ pub(crate) struct Child {
     pub(crate) last_inbound: Counter,
     /// Unix milliseconds; 0 for never.
     pub(crate) last_outbound: Counter,
+    /// Another Child SA sends in its place, as long as there is one.
+    gives_way: AtomicBool,
     /// The source that routes to its peer's side should have.
     pub(crate) source_hint: Option<IpAddr>,
     path: Mutex<Path>,
@@ -89,6 +94,7 @@ impl Child {
             reserve: Reserve::default(),
             last_inbound: Counter::default(),
             last_outbound: Counter::default(),
+            gives_way: AtomicBool::new(false),
             source_hint: sa.source_hint,
             path: Mutex::new(Path {
                 outer: sa.outer,
@@ -183,6 +189,11 @@ impl Child {
         news && remote != path.outer.remote
     }
 
+    /// Whether its peer sends on it while another sends to the peer: true once.
+    pub(crate) fn is_shown_to_be_there(&self) -> bool {
+        self.gives_way.load(Ordering::Relaxed) && self.gives_way.swap(false, Ordering::Relaxed)
+    }
+
     pub(crate) fn dropped(&self, reason: DropReason, plane: &Traffic) {
         self.traffic.dropped(reason);
         plane.dropped(reason);
@@ -233,11 +244,13 @@ pub(crate) struct Tables {
     leaving: HashMap<u32, Instant>,
     /// The same in the order of time.
     ends: BTreeSet<(Instant, u32)>,
+    /// Those that give way to others, and until when.
+    behind: BTreeSet<(Instant, u32)>,
     activations: u64,
 }
 
 impl Tables {
-    pub(crate) fn install(&mut self, sa: &ChildSa) -> Result<(), PlaneError> {
+    pub(crate) fn install(&mut self, sa: &ChildSa, now: Instant) -> Result<(), PlaneError> {
         let child = Arc::new(Child::new(sa)?);
         if self.sad.get(sa.spi_in).is_some() {
             return Err(PlaneError::SpiInUse(sa.spi_in));
@@ -246,8 +259,10 @@ impl Tables {
             return Err(PlaneError::Limit("Child SAs"));
         }
         self.sad.insert(sa.spi_in, Arc::clone(&child));
-        if sa.outbound_active {
-            self.activate(&child);
+        match sa.outbound_active {
+            true if self.goes_behind(&child, now, sa.gives_way) => {}
+            true => self.activate(&child),
+            false => {}
         }
         Ok(())
     }
@@ -278,6 +293,7 @@ impl Tables {
         let child = self.staying(spi_in)?;
         match (active, self.is_sending(spi_in)) {
             (true, false) => self.activate(&child),
+            (true, true) if child.is_shown_to_be_there() => self.bring_forward(spi_in),
             (false, true) => self.deactivate(spi_in),
             _ => {}
         }
@@ -316,16 +332,47 @@ impl Tables {
 
     /// Whether [`Self::sweep`] has something to do.
     pub(crate) fn is_due(&self, now: Instant) -> bool {
-        self.ends.first().is_some_and(|(until, _)| *until <= now)
+        let first = [self.ends.first(), self.behind.first()];
+        first.into_iter().flatten().any(|(until, _)| *until <= now)
     }
 
-    /// Forgets those whose grace is over.
+    /// Forgets those whose grace is over, and lets those send that gave way for long enough.
     pub(crate) fn sweep(&mut self, now: Instant) {
-        while self.is_due(now)
-            && let Some((_, spi_in)) = self.ends.pop_first()
-        {
+        let pop = |set: &mut BTreeSet<(Instant, u32)>| {
+            let due = set.first().is_some_and(|(until, _)| *until <= now);
+            due.then(|| set.pop_first()).flatten()
+        };
+        while let Some((_, spi_in)) = pop(&mut self.ends) {
             self.leaving.remove(&spi_in);
             self.sad.remove(spi_in);
+        }
+        while let Some((_, spi_in)) = pop(&mut self.behind) {
+            self.bring_forward(spi_in);
+        }
+    }
+
+    /// Puts a Child SA behind one that has the same selectors, if there is one: that goes on sending.
+    fn goes_behind(&mut self, child: &Arc<Child>, now: Instant, wait: Duration) -> bool {
+        let same = self.spd.same(child.inbound.selectors());
+        let (Some(id), false) = (same, wait.is_zero()) else {
+            return false;
+        };
+        child.gives_way.store(true, Ordering::Relaxed);
+        self.behind
+            .insert((now.checked_add(wait).unwrap_or(now), child.spi_in));
+        self.sending.insert(child.spi_in, id);
+        self.spd.add_behind(id, Arc::clone(child))
+    }
+
+    /// A Child SA that gave way sends from now on.
+    pub(crate) fn bring_forward(&mut self, spi_in: u32) {
+        if !self.is_sending(spi_in) {
+            return;
+        }
+        self.deactivate(spi_in);
+        if let Some(child) = self.sad.get(spi_in).cloned() {
+            child.gives_way.store(false, Ordering::Relaxed);
+            self.activate(&child);
         }
     }
 
@@ -341,7 +388,11 @@ impl Tables {
     }
 
     fn deactivate(&mut self, spi_in: u32) {
-        if let Some(id) = self.sending.remove(&spi_in) {
+        let (Some(id), Some(child)) = (self.sending.remove(&spi_in), self.sad.get(spi_in)) else {
+            return;
+        };
+        self.spd.remove_sa(id, child);
+        if self.spd.get(id).is_some_and(|e| e.sas().next().is_none()) {
             self.spd.remove(id);
         }
     }

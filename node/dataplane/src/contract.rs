@@ -31,6 +31,11 @@ pub trait DataPlane: Send + Sync {
     /// [`PlaneError::Reservation`] for an impossible range, [`PlaneError::Limit`] if there are too many.
     fn install(&self, child: ChildSa) -> Result<(), PlaneError>;
 
+    /// A Child SA with this SPI is asked for: packets that come before it is installed wait for it, for a while and within bounds.
+    fn expect(&self, spi_in: u32) {
+        let _ = spi_in;
+    }
+
     /// Lets a Child SA send, or stops it from sending. It receives either way.
     ///
     /// # Errors
@@ -211,6 +216,9 @@ pub struct ChildSa {
     pub remote_ts: Vec<Selector>,
     /// Whether it sends already.
     pub outbound_active: bool,
+    /// For so long it leaves packets to another sending Child SA with the same selectors, if there is one: unless its peer sends on it before, which shows
+    /// that it has it.
+    pub gives_way: Duration,
     /// The sequence numbers that may be sent. May be empty. Number 0 is never used (RFC 4303 §3.3.3).
     pub reservation: Range<u64>,
     /// Whether the inner DSCP is copied to the outer header (RFC 2983); otherwise the outer one is 0. Does not concern ECN.

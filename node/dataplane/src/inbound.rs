@@ -265,13 +265,25 @@ impl Turn<'_> {
             shared.traffic.dropped(DropReason::MalformedOuter);
             return Verdict::Meaningless;
         };
-        let child = shared.tables().inbound(spi).cloned();
+        let find = || shared.tables().inbound(spi).cloned();
+        let mut child = find();
+        if child.is_none() {
+            let kept = shared.early().keep(spi, || early(origin, by, packet));
+            if kept {
+                return Verdict::Open;
+            }
+            // It may just have been installed.
+            child = find();
+        }
         let Some(child) = child else {
             self.unknown(spi, origin);
             return Verdict::Meaningless;
         };
         match deliver(shared, &child, self.clock, origin, by, packet) {
             Ok(bytes) => {
+                if child.is_shown_to_be_there() {
+                    shared.tables_mut().bring_forward(spi);
+                }
                 child.traffic.received(bytes);
                 shared.traffic.received(bytes);
                 Verdict::Authentic
@@ -299,6 +311,21 @@ impl Turn<'_> {
                 remote: origin.remote,
             });
         }
+    }
+}
+
+/// An ESP packet as it came.
+fn early(origin: &Origin, by: Option<Transport>, packet: &[u8]) -> Datagram {
+    Datagram {
+        kind: match by {
+            Some(Transport::Udp) => DatagramKind::EspInUdp,
+            Some(Transport::Tcp(end)) => DatagramKind::EspInTcp(end),
+            None => DatagramKind::Esp,
+        },
+        local: origin.local,
+        remote: origin.remote,
+        traffic_class: origin.traffic_class,
+        bytes: packet.to_vec(),
     }
 }
 

@@ -9,6 +9,7 @@ mod config;
 mod contract;
 mod counters;
 mod deadman;
+mod early;
 mod gate;
 mod hold;
 mod inbound;

@@ -5,6 +5,7 @@ use crate::{
     PlaneError, PlaneEvent, Protected, TcpEnd, Totals, Transport, UserspaceConfig,
     child::Tables,
     counters::{Control, Events, Traffic},
+    early::Early,
     hold::{Holds, Inbox, Room},
     inbound::Inbound,
     local,
@@ -68,6 +69,8 @@ pub(crate) struct Shared {
     pub(crate) events: Events,
     /// Never held across a system call.
     tables: RwLock<Tables>,
+    /// What came before its Child SA. Taken after `tables`, if both are.
+    early: Mutex<Early>,
     /// Read for as long as a batch of packets is worked on, so that whoever has written it knows that none is under the old rule.
     holds: RwLock<Holds>,
     room: Arc<Room>,
@@ -122,6 +125,7 @@ impl Userspace {
             control: Control::default(),
             events: Events(sender),
             tables: RwLock::default(),
+            early: Mutex::default(),
             holds: RwLock::default(),
             clear: Inbox::new(Arc::clone(&room))?,
             outer: Inbox::new(Arc::clone(&room))?,
@@ -174,11 +178,18 @@ impl DataPlane for Userspace {
     }
 
     fn install(&self, child: ChildSa) -> Result<(), PlaneError> {
-        self.shared.tables_mut().install(&child)?;
+        self.shared.tables_mut().install(&child, Instant::now())?;
+        // What comes from now on finds it; what came before waits here.
+        let waited = self.shared.early().take(child.spi_in);
+        self.feed(waited.into_iter().map(Packet::Outer).collect());
         if let Some(source) = child.source_hint {
             Self::follow_hint(lock(&self.protection).add_hint(&child.remote_ts, source));
         }
         Ok(())
+    }
+
+    fn expect(&self, spi_in: u32) {
+        self.shared.early().expect(spi_in, Instant::now());
     }
 
     fn set_outbound(&self, spi_in: u32, active: bool) -> Result<(), PlaneError> {
@@ -369,6 +380,10 @@ impl Shared {
 
     pub(crate) fn tables_mut(&self) -> RwLockWriteGuard<'_, Tables> {
         self.tables.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn early(&self) -> MutexGuard<'_, Early> {
+        lock(&self.early)
     }
 
     /// Held during a batch of packets.

@@ -77,6 +77,11 @@ impl<S> Entry<S> {
         self.sas.push(Installed { sa, active });
     }
 
+    /// Adds an active SA as the oldest: it sends once there is no other.
+    pub fn add_behind(&mut self, sa: Arc<S>) {
+        self.sas.insert(0, Installed { sa, active: true });
+    }
+
     /// Makes an SA eligible for sending, or no longer so; `false` if it is not here.
     pub fn set_active(&mut self, sa: &Arc<S>, active: bool) -> bool {
         let found = self
@@ -279,6 +284,24 @@ impl<S> Spd<S> {
             .get_mut(&id)
             .map(|entry| entry.add(sa, active))
             .is_some()
+    }
+
+    /// Adds an active SA to a policy as its oldest; `false` if there is no such policy.
+    pub fn add_behind(&mut self, id: PolicyId, sa: Arc<S>) -> bool {
+        let entry = self.entries.get_mut(&id);
+        entry.map(|entry| entry.add_behind(sa)).is_some()
+    }
+
+    /// The policy that goes first of those with just these selectors.
+    pub fn same(&self, selectors: &Selectors) -> Option<PolicyId> {
+        let prefix = selectors.remote.iter().find_map(Prefix::covering)?;
+        let rules = self.rules.get(&prefix)?;
+        let ids = rules.iter().rev().map(|rule| rule.rank.id);
+        ids.into_iter().find(|id| {
+            self.entries
+                .get(id)
+                .is_some_and(|e| e.selectors == *selectors)
+        })
     }
 
     /// Makes an SA of a policy eligible for sending, or no longer so; `false` if it is not there.

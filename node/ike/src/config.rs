@@ -140,14 +140,19 @@ pub struct Connection {
     pub pools: Vec<String>,
     /// Rekey the IKE SA after this time; zero means never.
     pub rekey_time: Duration,
-    /// Delete the IKE SA this long after it should have been rekeyed.
+    /// Authenticate again after this time, with a new IKE SA and its Child SAs before the old ones go; zero means never. Where the peer began the
+    /// connection it is told to do so (RFC 4478).
+    pub reauth_time: Duration,
+    /// Delete the IKE SA this long after it should have been rekeyed, or authenticated again.
     pub over_time: Duration,
-    /// Subtract up to this much from rekey times, at random.
+    /// Subtract up to this much from these times, at random.
     pub rand_time: Duration,
     /// Check that the peer lives after this much silence; zero means never.
     pub dpd_delay: Duration,
     /// Whether to announce and use Message ID synchronisation (RFC 6311).
     pub message_id_sync: bool,
+    /// How many requests the peer may have under way at a time (RFC 7296 §2.3); at least one.
+    pub window_size: u8,
     /// How often setting it up is tried in a row, each time at all addresses; zero means without end.
     pub keyingtries: u32,
     /// Whether we set up IKE SAs by TCP (RFC 9329). Peers may, whatever this is, if we listen for them.

@@ -5,8 +5,12 @@
 //! how many messages were sealed) is in the SA's session instead and never here.
 
 mod mobike;
+mod succession;
+mod window;
 
 pub use mobike::{Mobike, MobikePurpose, MobikeRequest};
+pub use succession::Succession;
+pub use window::{Answered, InboundWindow};
 
 use crate::{
     crypto::{EspSuite, IkeKeys, IkeSuite, KeyPair},
@@ -133,21 +137,14 @@ pub struct Record {
     pub inbound: InboundWindow,
     /// Our requests.
     pub outbound: OutboundWindow,
+    /// The IKE SA whose place this one takes by a new authentication, until that is done.
+    pub succeeds: Option<Box<Succession>>,
     /// How far it is.
     pub phase: Phase,
 }
 
 /// A message of ours as it was sent: one datagram, or its fragments in their order (RFC 7383). Repeating it is sending all of them again.
 pub type Datagrams = Vec<Vec<u8>>;
-
-/// Message IDs of the peer's requests, and the response that may be asked for again (RFC 7296 §2.2, §2.3).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InboundWindow {
-    /// The Message ID that we expect next.
-    pub next: u32,
-    /// The response to request `next - 1`, whole. Absent for harmless exchanges of a former epoch.
-    pub last_response: Option<Datagrams>,
-}
 
 /// Message IDs of our requests (RFC 7296 §2.2). The window is one request.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -433,6 +430,12 @@ pub struct Established {
     pub initial_contact: bool,
     /// When both ends were authenticated; an IKE rekey does not change it.
     pub authenticated: UnixMillis,
+    /// Whether we began the first IKE SA of this series: then authenticating again is ours to begin (RFC 4478 §2). A rekey does not change it.
+    pub initiated: bool,
+    /// When to authenticate again, if ever and if that is ours to begin.
+    pub reauth_at: Option<UnixMillis>,
+    /// The IKE SA of ours that is to take the place of this one once it is authenticated ([`Record::succeeds`] is its side of it).
+    pub successor: Option<SaId>,
     /// When to rekey it, if ever.
     pub rekey_at: Option<UnixMillis>,
     /// When to delete it, if ever.
@@ -550,6 +553,8 @@ pub enum CloseReason {
     Rekeyed,
     /// The peer authenticated anew, and has no use for this one.
     Displaced,
+    /// We authenticated anew, and another IKE SA took its place.
+    Reauthenticated,
     /// Its lifetime ended.
     Expired,
     /// Setting it up failed.
@@ -637,6 +642,16 @@ impl Record {
         match &self.phase {
             Phase::Established(e) => &e.children,
             _ => &[],
+        }
+    }
+
+    /// Our inbound SPI of the Child SA that a request of ours under way asks for: the peer may use it before we know that it agrees.
+    pub fn offered_child(&self) -> Option<u32> {
+        match (&self.phase, self.outbound.pending.as_ref().map(|p| &p.task)) {
+            (Phase::AuthSent(sent), _) => Some(sent.child.spi_in),
+            (_, Some(Task::CreateChild(offer))) => Some(offer.spi_in),
+            (_, Some(Task::FollowUp(follow_up, _))) => follow_up.child_spi(),
+            _ => None,
         }
     }
 

@@ -12,6 +12,10 @@ use zeroize::Zeroizing;
 /// The anti-replay window of a Child SA that the policy does not know any more, in packets.
 const DEFAULT_WINDOW: u32 = 1024;
 
+/// How long a Child SA that the peer asked for leaves the sending to an older one for the same traffic: until the peer uses it, or deletes the other, there is
+/// no telling whether it has it (make before break).
+const GIVES_WAY: Duration = Duration::from_secs(10);
+
 /// No sequence numbers at all.
 const NOTHING: std::ops::Range<u64> = 1..1;
 
@@ -55,10 +59,19 @@ pub(crate) fn install(
         local_ts,
         remote_ts: selectors(&child.remote_ts),
         outbound_active,
+        gives_way: gives_way(shared, child),
         reservation: reservation.unwrap_or(NOTHING),
         copy_dscp: config.is_none_or(|c| c.copy_dscp),
         gate: Arc::clone(&shared.gate),
     })
+}
+
+/// How long a Child SA still leaves the sending to others.
+fn gives_way(shared: &Shared, child: &Child) -> Duration {
+    match child.initiated {
+        true => Duration::ZERO,
+        false => GIVES_WAY.saturating_sub(shared.clock.now().since(child.created)),
+    }
 }
 
 /// Takes a Child SA out of the data plane.

@@ -1,7 +1,7 @@
 //! What commands do. Each checks everything before it changes anything.
 
 use crate::{
-    command::{Command, Counters, Entry, Outcome, Refusal},
+    command::{Carried, Command, Counters, Entry, Outcome, Refusal},
     lease::{Claim, Wish},
     limits::{MAX_CHILDREN, MAX_SAS, MAX_VIPS},
     reservation::Reservation,
@@ -99,6 +99,11 @@ impl State {
                 epoch,
                 edges,
             } => self.note_received(*gateway, *epoch, edges),
+            Command::ReportCarried {
+                gateway,
+                epoch,
+                carried,
+            } => self.note_carried(*gateway, *epoch, carried),
             Command::RemoveSas {
                 gateway,
                 epoch,
@@ -292,6 +297,7 @@ impl State {
             if spis.get(&spi).is_none_or(|(_, used)| used.esn.is_none()) {
                 self.body.reservations.remove(&spi);
                 self.body.received.remove(&spi);
+                self.body.carried.remove(&spi);
             }
         }
         for (&spi, &(id, used)) in spis {
@@ -346,6 +352,7 @@ impl State {
                 self.spis.remove(&used.spi);
                 self.body.reservations.remove(&used.spi);
                 self.body.received.remove(&used.spi);
+                self.body.carried.remove(&used.spi);
             }
         }
         Ok(Outcome::Applied)
@@ -389,6 +396,24 @@ impl State {
         Ok(Outcome::Applied)
     }
 
+    fn note_carried(
+        &mut self,
+        gateway: GatewayId,
+        epoch: u32,
+        carried: &[(u32, Carried)],
+    ) -> Result<Outcome, Refusal> {
+        self.check_epoch(gateway, epoch)?;
+        for &(spi, more) in carried {
+            let reservation = self.body.reservations.get(&spi);
+            if reservation.is_some_and(|r| r.gateway() == gateway) {
+                let known = self.body.carried.entry(spi).or_default();
+                known.bytes = more.bytes.max(known.bytes);
+                known.packets = more.packets.max(known.packets);
+            }
+        }
+        Ok(Outcome::Applied)
+    }
+
     fn set_policy(&mut self, expected: u64, policy: &Arc<Policy>) -> Result<Outcome, Refusal> {
         let current = self.body.policy_version;
         if expected != current {
@@ -427,9 +452,7 @@ fn raise(record: &mut Arc<Record>, counted: &Counters) {
         return;
     }
     if counted.inbound_next > record.inbound.next {
-        let inbound = &mut Arc::make_mut(record).inbound;
-        inbound.next = counted.inbound_next;
-        inbound.last_response = None;
+        Arc::make_mut(record).inbound.skip_to(counted.inbound_next);
     }
     // A request that changes something is finished only by a record that says so.
     let unfinished = record

@@ -90,6 +90,15 @@ pub enum Command {
         /// Our inbound SPI of the Child SA, and the highest sequence number that was received on it.
         edges: Vec<(u32, u64)>,
     },
+    /// How much Child SAs have carried, in all epochs (coalesced, advisory): what a successor counts on from.
+    ReportCarried {
+        /// The gateway.
+        gateway: GatewayId,
+        /// The epoch of the gateway.
+        epoch: u32,
+        /// Our inbound SPI of the Child SA, and how much.
+        carried: Vec<(u32, Carried)>,
+    },
     /// Forgets SAs: tombstones and half-open SAs whose time is over.
     RemoveSas {
         /// The gateway.
@@ -136,6 +145,15 @@ pub enum Command {
     },
     /// New cookie secrets.
     SetCookieSecrets(CookieSecrets),
+}
+
+/// How much a Child SA has carried, in whichever direction it is more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Carried {
+    /// Bytes of inner packets.
+    pub bytes: u64,
+    /// Packets.
+    pub packets: u64,
 }
 
 /// What harmless exchanges moved.

@@ -265,18 +265,21 @@ impl Leases {
                 .iter()
                 .filter(|p| family(&p.first) && family(&p.last))
         };
-        // An SA that displaces others of its peer gets what they had: to the peer it is the same tunnel.
+        // An SA that displaces others of its peer gets what they had: to the peer it is the same tunnel. So it is if the peer names what it has already:
+        // it authenticates again, and deletes the other SA once it has this one.
         let free = |a: &IpAddr| match self.by_address.get(a) {
             None => true,
-            Some(lease) => wish.takes_over && lease.identity == *wish.identity,
+            Some(lease) => lease.identity == *wish.identity && (wish.takes_over || *a == wanted),
         };
         let usable = |a: &IpAddr| pools().any(|p| p.first <= *a && *a <= p.last) && free(a);
         let former = self.former.get(wish.identity).and_then(|f| match wanted {
             IpAddr::V4(_) => f.v4.map(IpAddr::V4),
             IpAddr::V6(_) => f.v6.map(IpAddr::V6),
         });
-        former
+        let named = Some(wanted).filter(|a| self.by_address.contains_key(a));
+        named
             .filter(usable)
+            .or_else(|| former.filter(usable))
             .or_else(|| Some(wanted).filter(usable))
             .or_else(|| {
                 let used = if wanted.is_ipv4() {

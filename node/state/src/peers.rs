@@ -10,6 +10,7 @@ use evergate_ike::{
     config::Unique,
     identity::Identity,
     record::{Phase, Record, Role, SaId},
+    sa::Displaced,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -60,6 +61,11 @@ impl Peers {
     }
 }
 
+/// Whether the peer of `old` seems to authenticate again: nobody else has its address and port. Two hosts behind one NAT have different ports.
+fn again_from_there(old: &Record, new: &Record) -> bool {
+    new.role == Role::Responder && old.path.remote == new.path.remote
+}
+
 impl State {
     /// The established SAs between these identities, ours first, of any gateway, in the order of their names.
     pub fn between(&self, local: &Identity, remote: &Identity) -> impl Iterator<Item = SaId> {
@@ -70,18 +76,21 @@ impl State {
         })
     }
 
-    /// The SAs that a batch displaces, and whether their peer knows of them.
-    pub(crate) fn check_unique(&self, batch: &Batch<'_>) -> Result<BTreeMap<SaId, bool>, Refusal> {
+    /// The SAs that a batch displaces, and how.
+    pub(crate) fn check_unique(
+        &self,
+        batch: &Batch<'_>,
+    ) -> Result<BTreeMap<SaId, Displaced>, Refusal> {
         let mut displaced = BTreeMap::new();
         for record in batch.values() {
             if self.authenticates(record) {
                 displaced.extend(self.displaced_by(record, batch)?);
             }
             // A rekey does not save an SA that is to go.
-            if let (Some(&forgotten), Some(new)) =
+            if let (Some(&how), Some(new)) =
                 (self.body.displaced.get(&record.id), record.replaced_by())
             {
-                displaced.insert(new, forgotten);
+                displaced.insert(new, how);
             }
         }
         Ok(displaced)
@@ -98,7 +107,7 @@ impl State {
         &self,
         record: &Record,
         batch: &Batch<'_>,
-    ) -> Result<Vec<(SaId, bool)>, Refusal> {
+    ) -> Result<Vec<(SaId, Displaced)>, Refusal> {
         let (Some((local, remote)), Phase::Established(e)) = (record.identities(), &record.phase)
         else {
             return Ok(Vec::new());
@@ -108,32 +117,48 @@ impl State {
             .policy
             .connection(&record.connection)
             .map_or(Unique::Never, |c| c.unique);
-        let mut others = self.between(local, remote).filter(|id| {
-            !batch.contains_key(id) && self.sa(*id).is_some_and(|r| r.gateway == record.gateway)
-        });
+        // What we put in its place ourselves is told by it, once it is complete.
+        let succeeds = record.succeeds.as_ref().map(|s| s.old);
+        let others: Vec<&Record> = self
+            .between(local, remote)
+            .filter(|id| !batch.contains_key(id) && Some(*id) != succeeds)
+            .filter_map(|id| self.sa(id).map(AsRef::as_ref))
+            .filter(|r| r.gateway == record.gateway)
+            .collect();
         let forgotten = e.initial_contact;
-        match unique {
-            Unique::Never => Ok(Vec::new()),
-            Unique::No if !forgotten => Ok(Vec::new()),
+        let displaced = match unique {
+            Unique::Never => Vec::new(),
+            Unique::No if !forgotten => Vec::new(),
             Unique::Keep if !forgotten => {
-                let kept = others.find(|id| !self.body.displaced.contains_key(id));
-                match kept.filter(|_| record.role == Role::Responder) {
-                    Some(kept) => Err(Refusal::NotUnique(kept)),
-                    None => Ok(Vec::new()),
+                let kept = |r: &&&Record| {
+                    !self.body.displaced.contains_key(&r.id) && !again_from_there(r, record)
+                };
+                if let (Some(kept), Role::Responder) = (others.iter().find(kept), record.role) {
+                    return Err(Refusal::NotUnique(kept.id));
                 }
+                let again = others.iter().filter(|r| again_from_there(r, record));
+                again.map(|r| (r.id, Displaced::Later)).collect()
             }
-            _ => Ok(others.map(|id| (id, forgotten)).collect()),
-        }
+            _ => {
+                let how = |r: &Record| match forgotten {
+                    true => Displaced::Forgotten,
+                    false if r.path.remote.ip() == record.path.remote.ip() => Displaced::Later,
+                    false => Displaced::Told,
+                };
+                others.iter().map(|r| (r.id, how(r))).collect()
+            }
+        };
+        Ok(displaced)
     }
 
     /// Marks SAs as displaced, those that still exist; they stay so until they are closed.
-    pub(crate) fn displace(&mut self, displaced: BTreeMap<SaId, bool>) -> Outcome {
+    pub(crate) fn displace(&mut self, displaced: BTreeMap<SaId, Displaced>) -> Outcome {
         let open = |state: &Self, id: &SaId| {
             state
                 .sa(*id)
                 .is_some_and(|r| !matches!(r.phase, Phase::Closed(_)))
         };
-        let displaced: BTreeMap<SaId, bool> = displaced
+        let displaced: BTreeMap<SaId, Displaced> = displaced
             .into_iter()
             .filter(|(id, _)| open(self, id))
             .collect();

@@ -1,7 +1,7 @@
 //! The state itself, as it is read.
 
 use crate::{
-    command::Refusal,
+    command::{Carried, Refusal},
     lease::{Lease, Leases},
     peers::Peers,
     reservation::Reservation,
@@ -10,7 +10,7 @@ use evergate_ike::{
     config::Policy,
     env::UnixMillis,
     record::{GatewayId, Record, SaId},
-    sa::CookieSecrets,
+    sa::{CookieSecrets, Displaced},
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt, net::IpAddr, ops::Range, sync::Arc};
@@ -64,8 +64,10 @@ pub(crate) struct Body {
     pub(crate) reservations: BTreeMap<u32, Reservation>,
     /// The highest sequence numbers that were received, by our inbound SPIs; for Child SAs that have a reservation.
     pub(crate) received: BTreeMap<u32, u64>,
-    /// SAs that are to go, because their peer has authenticated anew; and whether it said that it knows nothing of them.
-    pub(crate) displaced: BTreeMap<SaId, bool>,
+    /// How much was carried, likewise.
+    pub(crate) carried: BTreeMap<u32, Carried>,
+    /// SAs that are to go, because their peer has authenticated anew; and how.
+    pub(crate) displaced: BTreeMap<SaId, Displaced>,
     pub(crate) leases: Leases,
     pub(crate) policy: Arc<Policy>,
     pub(crate) policy_version: u64,
@@ -143,6 +145,11 @@ impl State {
         (reservation.epoch() == epoch).then(|| reservation.range())
     }
 
+    /// How much a Child SA is known to have carried.
+    pub fn carried(&self, spi_in: u32) -> Carried {
+        self.body.carried.get(&spi_in).copied().unwrap_or_default()
+    }
+
     /// The highest sequence number that is known to have been received on a Child SA.
     pub fn received(&self, spi_in: u32) -> Option<u64> {
         self.body.received.get(&spi_in).copied()
@@ -153,8 +160,8 @@ impl State {
         self.body.reservations.iter().map(|(spi, r)| (*spi, r))
     }
 
-    /// Whether an SA is to go because its peer has authenticated anew; and then, whether the peer said that it knows nothing of it.
-    pub fn displaced(&self, id: SaId) -> Option<bool> {
+    /// Whether an SA is to go because its peer has authenticated anew; and how.
+    pub fn displaced(&self, id: SaId) -> Option<Displaced> {
         self.body.displaced.get(&id).copied()
     }
 

@@ -154,8 +154,7 @@ impl End {
     pub(crate) fn replicate(&mut self) {
         for (id, record) in std::mem::take(&mut self.lagging) {
             if let Some(committed) = self.committed.get_mut(&id) {
-                committed.inbound.next = record.inbound.next;
-                committed.inbound.last_response = None;
+                committed.inbound.restart(record.inbound.next);
                 committed.outbound.next = record.outbound.next;
             }
             if let Some(sa) = self.sas.get_mut(&id) {
@@ -227,7 +226,7 @@ impl End {
             InitAnswer::Silent(_) => vec![],
             InitAnswer::HalfOpen(record) => {
                 survives_serialisation(&record);
-                let response = record.inbound.last_response.clone().expect("a response");
+                let response = record.inbound.response(0).cloned().expect("a response");
                 self.committed.insert(record.id, (*record).clone());
                 self.sas.insert(record.id, IkeSa::created(*record, now));
                 response
@@ -329,13 +328,23 @@ impl End {
                     self.lagging.remove(&id);
                 }
                 Effect::Ask(question) => {
-                    let more = self.step(id, answer(&question), now);
+                    let input = match question {
+                        Question::Exists(other) => Input::Exists(self.is_open(other)),
+                        other => answer(&other),
+                    };
+                    let more = self.step(id, input, now);
                     done.changed |= more.changed;
                     done.sent.extend(more.sent);
                 }
                 _ => {}
             }
         }
+    }
+
+    /// Whether there is an IKE SA, and it is not closed.
+    fn is_open(&self, id: SaId) -> bool {
+        let record = self.committed.get(&id);
+        record.is_some_and(|r| !matches!(r.phase, Phase::Closed(_)))
     }
 
     pub(crate) fn next_timeout(&self) -> Option<(UnixMillis, SaId)> {
@@ -368,6 +377,7 @@ fn answer(question: &Question) -> Input<'static> {
             Input::Verified(Err(evergate_ike::certificate::CertificateError::Missing))
         }
         Question::Sign { .. } => Input::Signed(None),
+        Question::Exists(_) => Input::Exists(false),
         Question::Addresses { v4, v6, .. } => {
             let v4 = v4.map(|_| IpAddr::from([10, 99, 0, 1]));
             let v6 = v6.map(|_| IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]));

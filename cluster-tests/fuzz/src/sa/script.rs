@@ -9,7 +9,7 @@ use arbitrary::{Result, Unstructured};
 use evergate_ike::{
     config::Policy,
     record::Transport,
-    sa::{Command, Input, Ways},
+    sa::{Command, Displaced, Input, Ways},
     wire::PayloadType,
 };
 use std::{net::SocketAddr, path::Path, sync::OnceLock, time::Duration};
@@ -269,8 +269,8 @@ fn command(pair: &mut Pair, input: &mut Unstructured<'_>) -> Result<()> {
         3 => Command::CreateChild("net".to_owned()),
         4 => Command::CreateChild("other".to_owned()),
         5 => Command::Delete,
-        6 => Command::Displace { forgotten: false },
-        7 => Command::Displace { forgotten: true },
+        6 => Command::Displace(Displaced::Told),
+        7 => Command::Displace(Displaced::Forgotten),
         _ => Command::CreateChild("unknown".to_owned()),
     };
     pair.command(b, command);

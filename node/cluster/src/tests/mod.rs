@@ -14,8 +14,8 @@ use evergate_ike::{
     env::UnixMillis,
     identity::Identity,
     record::{
-        Child, Established, Fate, GatewayId, InboundWindow, OutboundWindow, Path, Phase, Record,
-        Role, SaId, Transport,
+        Answered, Child, Established, Fate, GatewayId, InboundWindow, OutboundWindow, Path, Phase,
+        Record, Role, SaId, Transport,
     },
     secret::Secret,
 };
@@ -131,6 +131,9 @@ fn sa(id: u32, secret: &[u8]) -> Record {
         remote_id: Identity::Fqdn("peer".into()),
         initial_contact: false,
         authenticated: UnixMillis(0),
+        initiated: false,
+        reauth_at: None,
+        successor: None,
         rekey_at: None,
         expires_at: None,
         peer_vips: vec![],
@@ -162,9 +165,14 @@ fn sa(id: u32, secret: &[u8]) -> Record {
         created: UnixMillis(0),
         inbound: InboundWindow {
             next: 2,
-            last_response: Some(vec![vec![9; 80]]),
+            size: 1,
+            answered: vec![Answered {
+                id: 1,
+                response: vec![vec![9; 80]],
+            }],
         },
         outbound: OutboundWindow::default(),
+        succeeds: None,
         phase: Phase::Established(Box::new(established)),
     }
 }

@@ -29,6 +29,7 @@ fn child_sa(spi_in: u32) -> ChildSa {
         local_ts: net("10.1.0.0", "10.1.255.255"),
         remote_ts: net("10.2.0.0", "10.2.255.255"),
         outbound_active: true,
+        gives_way: Duration::ZERO,
         reservation: 1..100,
         copy_dscp: true,
         source_hint: None,
@@ -54,12 +55,12 @@ fn sender(tables: &Tables) -> Option<u32> {
 fn the_last_that_was_activated_sends() {
     let mut tables = Tables::default();
     assert_eq!(sender(&tables), None);
-    tables.install(&child_sa(0x1000)).unwrap();
+    tables.install(&child_sa(0x1000), Instant::now()).unwrap();
     let standby = ChildSa {
         outbound_active: false,
         ..child_sa(0x1001)
     };
-    tables.install(&standby).unwrap();
+    tables.install(&standby, Instant::now()).unwrap();
     assert_eq!(sender(&tables), Some(0x1000));
     tables.set_outbound(0x1001, true).unwrap();
     assert_eq!(sender(&tables), Some(0x1001));
@@ -78,12 +79,12 @@ fn a_removed_one_receives_for_its_grace_only() {
     let now = Instant::now();
     let second = Duration::from_secs(1);
     let mut tables = Tables::default();
-    tables.install(&child_sa(0x1000)).unwrap();
+    tables.install(&child_sa(0x1000), Instant::now()).unwrap();
     assert!(tables.remove(0x1000, now + second * 2).unwrap().is_some());
     assert_eq!(sender(&tables), None);
     assert!(tables.inbound(0x1000).is_some());
     assert!(matches!(
-        tables.install(&child_sa(0x1000)),
+        tables.install(&child_sa(0x1000), Instant::now()),
         Err(PlaneError::SpiInUse(0x1000))
     ));
     assert!(tables.set_outbound(0x1000, true).is_err());
@@ -94,7 +95,7 @@ fn a_removed_one_receives_for_its_grace_only() {
     assert!(tables.is_due(now + second * 2));
     tables.sweep(now + second * 2);
     assert!(tables.inbound(0x1000).is_none());
-    tables.install(&child_sa(0x1000)).unwrap();
+    tables.install(&child_sa(0x1000), Instant::now()).unwrap();
     assert_eq!(sender(&tables), Some(0x1000));
 }
 
@@ -103,9 +104,12 @@ fn impossible_ones_are_refused_and_leave_nothing() {
     let mut tables = Tables::default();
     let mut short = child_sa(0x1000);
     short.key_out = Zeroizing::new(vec![2; 35]);
-    assert!(matches!(tables.install(&short), Err(PlaneError::Key)));
     assert!(matches!(
-        tables.install(&child_sa(255)),
+        tables.install(&short, Instant::now()),
+        Err(PlaneError::Key)
+    ));
+    assert!(matches!(
+        tables.install(&child_sa(255), Instant::now()),
         Err(PlaneError::SpiReserved(255))
     ));
     for reservation in [0..5, 1..(1 << 32) + 1] {
@@ -114,7 +118,7 @@ fn impossible_ones_are_refused_and_leave_nothing() {
             ..child_sa(0x1000)
         };
         assert!(matches!(
-            tables.install(&sa),
+            tables.install(&sa, Instant::now()),
             Err(PlaneError::Reservation(_))
         ));
     }
@@ -193,4 +197,54 @@ fn the_limit_depends_on_the_encapsulation() {
 fn keys_do_not_show() {
     let text = format!("{:?}", child_sa(0x1000));
     assert!(!text.contains("key"), "{text}");
+}
+
+/// One that gives way, of the same traffic as the others here.
+fn modest(spi_in: u32) -> ChildSa {
+    ChildSa {
+        gives_way: Duration::from_secs(10),
+        ..child_sa(spi_in)
+    }
+}
+
+#[test]
+fn one_that_gives_way_sends_once_the_other_is_gone() {
+    let mut tables = Tables::default();
+    let now = Instant::now();
+    tables.install(&child_sa(0x1000), now).unwrap();
+    tables.install(&modest(0x1001), now).unwrap();
+    assert_eq!(sender(&tables), Some(0x1000));
+    tables.remove(0x1000, now).unwrap();
+    assert_eq!(sender(&tables), Some(0x1001));
+    tables.sweep(now + Duration::from_secs(20));
+    assert_eq!(sender(&tables), Some(0x1001));
+    tables.remove(0x1001, now).unwrap();
+    assert_eq!(sender(&tables), None);
+    assert!(tables.spd.is_empty() && tables.sending.is_empty());
+}
+
+#[test]
+fn it_gives_way_for_a_time_and_until_its_peer_uses_it() {
+    let now = Instant::now();
+    let mut tables = Tables::default();
+    tables.install(&child_sa(0x1000), now).unwrap();
+    tables.install(&modest(0x1001), now).unwrap();
+    tables.sweep(now + Duration::from_secs(9));
+    assert_eq!(sender(&tables), Some(0x1000));
+    assert!(tables.is_due(now + Duration::from_secs(10)));
+    tables.sweep(now + Duration::from_secs(10));
+    assert_eq!(sender(&tables), Some(0x1001));
+
+    tables.install(&modest(0x1002), now).unwrap();
+    let child = tables.staying(0x1002).unwrap();
+    assert!(child.is_shown_to_be_there() && !child.is_shown_to_be_there());
+    tables.bring_forward(0x1002);
+    assert_eq!(sender(&tables), Some(0x1002));
+    // Other traffic is no concern of it.
+    let narrow = ChildSa {
+        remote_ts: net("10.2.0.0", "10.2.0.255"),
+        ..modest(0x1003)
+    };
+    tables.install(&narrow, now).unwrap();
+    assert_eq!(sender(&tables), Some(0x1003));
 }

@@ -214,6 +214,7 @@ impl Case {
             local_ts: networks(n),
             remote_ts: networks(peer),
             outbound_active: true,
+            gives_way: Duration::ZERO,
             reservation: self.first..self.first + 10_000,
             copy_dscp: true,
             source_hint: Some(format!("10.{n}.0.1").parse().unwrap()),

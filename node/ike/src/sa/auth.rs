@@ -28,7 +28,7 @@ use crate::{
     env::{Entropy, UnixMillis},
     identity::Identity,
     proposal::IkeProposal,
-    record::{Established, Negotiated, Phase},
+    record::{Established, Negotiated, Phase, Role},
     wire::{self, CfgAttrType, CfgType, ExchangeType, Identification, NotifyType, Payload},
 };
 use std::{
@@ -121,6 +121,8 @@ impl<'e> Turn<'_, 'e> {
     /// Authenticated, but the peer has another IKE SA, which is kept.
     pub(super) fn not_unique(&mut self) {
         if matches!(self.record.phase, Phase::HalfOpen(_)) {
+            // The record is that of before the request, which may have come by other addresses.
+            self.arrived = self.session.answering.take();
             let refused = Refused::new(NotifyType::AUTHENTICATION_FAILED, Failure::NotUnique);
             self.refuse(ExchangeType::IKE_AUTH, self.record.inbound.next, refused);
         }
@@ -178,6 +180,7 @@ impl<'e> Turn<'_, 'e> {
             .ok_or_else(|| Refused::new(NotifyType::AUTHENTICATION_FAILED, Failure::Signing))?;
         self.record.path.local = request.local;
         self.record.path.remote = request.remote;
+        self.session.answering = Some((request.local, request.remote));
         self.commit();
         if !request.is_last(connection) {
             self.next_round(connection, &request, negotiated, &peer, own);
@@ -300,6 +303,8 @@ impl<'e> Turn<'_, 'e> {
             }
         }
         answer.extend(self.accept_mobike(connection, payloads));
+        answer.extend(self.authentication_lifetime(connection));
+        answer.extend(window_size(connection));
         if sync {
             answer.push(notify(
                 NotifyType::IKEV2_MESSAGE_ID_SYNC_SUPPORTED,
@@ -335,15 +340,26 @@ impl<'e> Turn<'_, 'e> {
         remote_id: Identity,
         message_id_sync: bool,
     ) {
-        let (rekey_at, expires_at) = self.ike_times(connection);
+        let now = self.env.now;
+        let (rekey_at, expires_at) = self.ike_times(connection, now);
+        let initiated = self.record.role == Role::Initiator;
+        let reauth_at = initiated
+            .then(|| self.time_to_authenticate(connection))
+            .flatten();
         self.record.connection = connection.name.clone();
+        // Until here it is one (RFC 7296 §2.3), and what came before cannot be repeated any more.
+        self.record.inbound.size = connection.window_size.max(1);
+        self.record.inbound.answered.clear();
         self.record.phase = Phase::Established(Box::new(Established {
             suite: negotiated.suite,
             keys: negotiated.keys,
             local_id,
             remote_id: remote_id.clone(),
             initial_contact: false,
-            authenticated: self.env.now,
+            authenticated: now,
+            initiated,
+            reauth_at,
+            successor: None,
             rekey_at,
             expires_at,
             peer_vips: Vec::new(),
@@ -363,17 +379,27 @@ impl<'e> Turn<'_, 'e> {
         });
     }
 
-    /// When an IKE SA that is made now should be rekeyed, and when deleted.
-    pub(super) fn ike_times(&mut self, c: &Connection) -> (Option<UnixMillis>, Option<UnixMillis>) {
-        if c.rekey_time.is_zero() {
-            return (None, None);
-        }
-        let rekey_in = randomised(c.rekey_time, c.rand_time, self.env.rng);
-        (
-            Some(self.env.now + rekey_in),
-            Some(self.env.now + c.rekey_time + c.over_time),
-        )
+    /// When an IKE SA that is made now should be rekeyed, and when deleted, if its ends were authenticated at that time.
+    pub(super) fn ike_times(
+        &mut self,
+        c: &Connection,
+        authenticated: UnixMillis,
+    ) -> (Option<UnixMillis>, Option<UnixMillis>) {
+        let now = self.env.now;
+        let rekeyed = !c.rekey_time.is_zero();
+        let rekey_at = rekeyed.then(|| now + randomised(c.rekey_time, c.rand_time, self.env.rng));
+        let unrekeyed = rekeyed.then(|| now + c.rekey_time + c.over_time);
+        // A rekey does not make the authentication last longer (RFC 4478 §2).
+        let stale = (!c.reauth_time.is_zero()).then(|| authenticated + c.reauth_time + c.over_time);
+        let expires_at = unrekeyed.into_iter().chain(stale).min();
+        (rekey_at, expires_at)
     }
+}
+
+/// Says how many requests the peer may have under way, unless it is the usual one (RFC 7296 §2.3).
+pub(super) fn window_size(connection: &Connection) -> Option<Payload> {
+    let size = u32::from(connection.window_size).to_be_bytes();
+    (connection.window_size > 1).then(|| notify(NotifyType::SET_WINDOW_SIZE, size.to_vec()))
 }
 
 /// Whether an IKE_AUTH request has nothing of a Child SA (RFC 6023 §5).

@@ -4,7 +4,7 @@ use super::{
     Command, Effect, Failure, Question,
     auth::{
         Own, Parked, Requested, accepts, announced_hashes, certificate_requests,
-        octets_of_initiator, octets_of_responder, ppk, rounds, verification,
+        octets_of_initiator, octets_of_responder, ppk, rounds, verification, window_size,
     },
     child_client::offered_selectors,
     configuration,
@@ -261,7 +261,8 @@ impl Turn<'_, '_> {
             payloads.push(notify(NotifyType::MULTIPLE_AUTH_SUPPORTED, Vec::new()));
         }
         if !config.vips.is_empty() {
-            payloads.push(Payload::Cp(configuration::request(&config.vips)));
+            let wished = self.wished_addresses(config);
+            payloads.push(Payload::Cp(configuration::request(&wished)));
         }
         if !state.childless {
             payloads.push(Payload::Sa(proposal::offer_esp(
@@ -273,6 +274,7 @@ impl Turn<'_, '_> {
             payloads.push(Payload::TsR(state.child.remote_ts.clone()));
         }
         payloads.extend(self.offer_mobike(config));
+        payloads.extend(window_size(config));
         if config.message_id_sync {
             payloads.push(notify(
                 NotifyType::IKEV2_MESSAGE_ID_SYNC_SUPPORTED,
@@ -444,6 +446,7 @@ impl Turn<'_, '_> {
             && find_notify(payloads, NotifyType::IKEV2_MESSAGE_ID_SYNC_SUPPORTED).is_some();
         self.establish(config, negotiated, local_id, remote_id, sync);
         self.mobike_accepted(config, payloads);
+        self.note_authentication_lifetime(payloads);
         self.commit();
         if let Ok(Some(cp)) = at_most_one!(payloads, Cp) {
             let (addresses, dns) = configuration::assigned(cp);
@@ -454,13 +457,17 @@ impl Turn<'_, '_> {
             }
         }
         if childless {
+            if self.record.succeeds.is_some() {
+                return; // all Child SAs that it takes over are asked for
+            }
             // It is asked for in the same step, so that it is committed with the IKE SA.
             self.session.want(Command::CreateChild(child.name));
             return;
         }
-        let spi_in = child.spi_in;
+        let (spi_in, name) = (child.spi_in, child.name.clone());
         if let Err(failure) = self.complete_child(child, payloads, &nonce_r, true) {
             let refused = matches!(failure, Failure::PeerRefused(_));
+            self.cannot_take_over(&name);
             self.fail(failure);
             if !refused {
                 self.delete_children(vec![spi_in]); // the peer has a Child SA now that we cannot have

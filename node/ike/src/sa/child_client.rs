@@ -104,7 +104,7 @@ impl Turn<'_, '_> {
         if let Some(error) = find_error(payloads) {
             return self.child_refused(&offer, error);
         }
-        let spi_in = offer.spi_in;
+        let (spi_in, name) = (offer.spi_in, offer.name.clone());
         let completed = match only!(payloads, Nonce) {
             Ok(nonce_r) => self.complete_child(offer, payloads, nonce_r, false),
             Err(what) => Err(Failure::Invalid(what)),
@@ -112,6 +112,7 @@ impl Turn<'_, '_> {
         if let Err(failure) = completed {
             self.fail(failure);
             self.session.not_before = Some(self.env.now + RETRY_REFUSED);
+            self.cannot_take_over(&name);
             // The peer has a Child SA now that we cannot have.
             self.delete_children(vec![spi_in]);
         }
@@ -142,6 +143,7 @@ impl Turn<'_, '_> {
             _ => {}
         }
         self.session.not_before = Some(self.env.now + RETRY_REFUSED);
+        self.cannot_take_over(&offer.name);
         self.fail(Failure::PeerRefused(error.kind));
     }
 

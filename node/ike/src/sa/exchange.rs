@@ -133,13 +133,13 @@ impl Turn<'_, '_> {
         }
         let id = message.header.message_id;
         let expected = self.record.inbound.next;
-        if expected > 0 && id == expected - 1 {
+        if self.record.inbound.is_repeated(id) {
             return self.repeated_request(message, local, remote);
         }
-        let ahead = id.wrapping_sub(expected);
-        if ahead > self.session.ahead {
+        let ahead = self.record.inbound.ahead(id);
+        let Some(ahead) = ahead.filter(|ahead| *ahead <= self.session.ahead) else {
             if !self.session.synced
-                && ahead < u32::MAX / 2
+                && ahead.is_some()
                 && !message.is_fragment()
                 && self.open(message).is_some_and(|opened| opened.is_ok())
             {
@@ -149,7 +149,7 @@ impl Turn<'_, '_> {
                 given: id,
                 expected,
             });
-        }
+        };
         if message.header.exchange == ExchangeType::IKE_INTERMEDIATE
             && matches!(self.record.phase, Phase::HalfOpen(_))
         {
@@ -192,10 +192,11 @@ impl Turn<'_, '_> {
 
     /// The peer did not get our response, or repeats its request for other reasons: the same bytes again, from whoever serves it.
     fn repeated_request(&mut self, message: &Message<'_>, local: SocketAddr, remote: SocketAddr) {
+        let id = message.header.message_id;
         if let (Phase::HalfOpen(_), ExchangeType::IKE_SA_INIT) =
             (&self.record.phase, message.header.exchange)
         {
-            return self.repeat_response(local, remote);
+            return self.repeat_response(id, local, remote);
         }
         let first = message
             .protected
@@ -203,22 +204,22 @@ impl Turn<'_, '_> {
             .is_none_or(|(number, _)| number == 1);
         if self.is_repeated_intermediate(message) {
             if first {
-                self.repeat_response(local, remote);
+                self.repeat_response(id, local, remote);
             }
             return;
         }
         // Of a message in fragments the first one asks for the response, so that it goes out once (RFC 7383 §2.6.1).
         if let Some((number, _)) = message.protected.and_then(|p| p.fragment) {
             if number == 1 && message.protected.is_some_and(|p| self.is_authentic(&p)) {
-                self.repeat_response(local, remote);
+                self.repeat_response(id, local, remote);
             }
             return;
         }
         let Some(opened) = self.open(message) else {
             return;
         };
-        if self.record.inbound.last_response.is_some() {
-            return self.repeat_response(local, remote);
+        if self.record.inbound.response(id).is_some() {
+            return self.repeat_response(id, local, remote);
         }
         // The response was to a harmless exchange of a former epoch: it means the same, and if it is empty, it is the same byte for byte.
         let harmless = match (message.header.exchange, opened) {
@@ -227,14 +228,13 @@ impl Turn<'_, '_> {
         };
         if let Some(answer) = harmless {
             self.session.heard = self.now();
-            let id = message.header.message_id;
             self.respond(ExchangeType::INFORMATIONAL, id, &answer);
             self.commit_lazily();
         }
     }
 
-    fn repeat_response(&mut self, local: SocketAddr, remote: SocketAddr) {
-        if let Some(datagrams) = self.record.inbound.last_response.clone() {
+    fn repeat_response(&mut self, id: u32, local: SocketAddr, remote: SocketAddr) {
+        if let Some(datagrams) = self.record.inbound.response(id).cloned() {
             self.send_to(&datagrams, local, remote, self.transport);
         }
     }

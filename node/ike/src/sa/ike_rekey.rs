@@ -48,7 +48,8 @@ impl Turn<'_, '_> {
         let pending = self.record.outbound.pending.as_ref().map(|p| &p.task);
         let busy = pending.is_some_and(Task::forbids_ike_rekey);
         let est = self.established();
-        if busy || est.replaced_by.is_some() || est.rival.is_some() {
+        let ending = est.replaced_by.is_some() || est.successor.is_some();
+        if busy || ending || est.rival.is_some() {
             let failure =
                 Failure::Invalid("it rekeys the IKE SA while another exchange is under way");
             return Err(Refused::new(NotifyType::TEMPORARY_FAILURE, failure));
@@ -290,7 +291,9 @@ impl Turn<'_, '_> {
     /// The record of the new IKE SA, without Child SAs.
     pub(super) fn new_ike(&mut self, new: &NewIke<'_>) -> Record {
         let connection = self.env.policy.connection(&self.record.connection);
-        let (rekey_at, expires_at) = connection.map_or((None, None), |c| self.ike_times(c));
+        let authenticated = self.established().authenticated;
+        let (rekey_at, expires_at) =
+            connection.map_or((None, None), |c| self.ike_times(c, authenticated));
         let old_id = self.record.id;
         let (spi_i, spi_r) = match new.role {
             Role::Initiator => (new.id.0, new.remote_spi),
@@ -317,6 +320,7 @@ impl Turn<'_, '_> {
             created: self.env.now,
             inbound: InboundWindow::default(),
             outbound: OutboundWindow::default(),
+            succeeds: None,
             phase: Phase::Established(Box::new(Established {
                 suite: new.suite,
                 keys,
@@ -350,6 +354,7 @@ impl Turn<'_, '_> {
         }
         let by = new.id;
         new.path = self.record.path;
+        new.succeeds = self.record.succeeds.take();
         self.created.push(new);
         self.report(Event::IkeRekeyed { by });
     }

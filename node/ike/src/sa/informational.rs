@@ -39,18 +39,28 @@ impl Turn<'_, '_> {
             .iter()
             .any(|p| matches!(p, Payload::Delete(Delete::Ike)))
         {
-            self.respond(ExchangeType::INFORMATIONAL, id, &[]);
-            self.rival_remains();
-            let replaced = self.established().replaced_by.is_some();
-            return self.close(if replaced {
-                CloseReason::Rekeyed
-            } else {
-                CloseReason::DeletedByPeer
-            });
+            return self.delete_request(id);
         }
+        self.note_authentication_lifetime(payloads);
         let mut answer = self.delete_peers_children(payloads);
         answer.extend(self.mobike_request(payloads));
         self.respond(ExchangeType::INFORMATIONAL, id, &answer);
+    }
+
+    /// The peer deletes this IKE SA.
+    fn delete_request(&mut self, id: u32) {
+        let before = self.effects.len();
+        self.respond(ExchangeType::INFORMATIONAL, id, &[]);
+        // First the Child SAs go, because with the response the peer receives nothing any more: another IKE SA may have the same traffic.
+        let response = self.effects.split_off(before);
+        self.rival_remains();
+        let replaced = self.established().replaced_by.is_some();
+        self.close(if replaced {
+            CloseReason::Rekeyed
+        } else {
+            CloseReason::DeletedByPeer
+        });
+        self.effects.extend(response);
     }
 
     /// Deletes the Child SAs that the peer names, and says what to answer: our halves, except those that a Delete of our own under way names.
@@ -150,10 +160,11 @@ impl Turn<'_, '_> {
 
     /// Why an IKE SA that we asked the peer to delete ends.
     pub(super) fn delete_reason(&mut self) -> CloseReason {
-        let now = self.env.now;
+        let (now, retired) = (self.env.now, self.session.retired);
         let est = self.established();
         match (est.replaced_by, est.expires_at) {
             (Some(_), _) => CloseReason::Rekeyed,
+            _ if retired => CloseReason::Reauthenticated,
             (None, Some(at)) if at <= now => CloseReason::Expired,
             _ => CloseReason::DeletedByUs,
         }

@@ -36,7 +36,7 @@ pub enum InitAnswer {
         /// What went wrong, unless it is a cookie request.
         failure: Option<Failure>,
     },
-    /// A half-open SA: replicate the record lazily, send the response (its `inbound.last_response`).
+    /// A half-open SA: replicate the record lazily, send the response, which is in its `inbound`.
     HalfOpen(Box<Record>),
     /// Say nothing.
     Silent(Failure),
@@ -326,6 +326,7 @@ fn half_open(
         created: env.now,
         inbound: InboundWindow::default(),
         outbound: OutboundWindow::default(),
+        succeeds: None,
         phase: Phase::HalfOpen(Box::new(HalfOpen {
             negotiated: Negotiated {
                 suite,
@@ -368,10 +369,7 @@ fn half_open(
     if let Phase::HalfOpen(h) = &mut record.phase {
         h.negotiated.init_response = response.clone();
     }
-    record.inbound = InboundWindow {
-        next: 1,
-        last_response: Some(vec![response]),
-    };
+    record.inbound = InboundWindow::after_first(vec![response]);
     Ok(record)
 }
 

@@ -108,6 +108,7 @@ pub(super) fn first_record(
         created: env.now,
         inbound: InboundWindow::default(),
         outbound: OutboundWindow::default(),
+        succeeds: None,
         phase: Phase::InitSent(Box::new(InitSent {
             child: child.to_owned(),
             others: others.iter().copied().take(MAX_OTHERS).collect(),

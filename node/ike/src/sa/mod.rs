@@ -21,6 +21,7 @@ mod mobike;
 mod nat;
 mod next_address;
 mod pursue;
+mod reauthentication;
 mod session;
 mod sync;
 mod tcp;
@@ -44,6 +45,7 @@ use crate::{
     record::{Child, CloseReason, GatewayId, Path, Record, SaId, Transport},
     signature::{Scheme, SignatureError},
 };
+use serde::{Deserialize, Serialize};
 use std::{
     net::{IpAddr, SocketAddr},
     time::Duration,
@@ -99,6 +101,8 @@ pub enum Input<'a> {
     Verified(Result<Box<Verified>, CertificateError>),
     /// The answer to [`Question::Sign`]: the signature, of ECDSA in ASN.1 form; `None` if there is none.
     Signed(Option<Vec<u8>>),
+    /// The answer to [`Question::Exists`].
+    Exists(bool),
     /// An operator or the configuration wants something.
     Command(Command),
     /// Our addresses or routes may have changed, or [`Effect::FindWays`] is answered.
@@ -127,15 +131,28 @@ pub enum Command {
     RekeyChild(u32),
     /// Rekey the IKE SA.
     RekeyIke,
+    /// Authenticate again, with a new IKE SA in the place of this one.
+    Reauthenticate,
+    /// That new IKE SA is complete: this one goes.
+    Retire,
     /// Delete a Child SA, by our inbound SPI.
     DeleteChild(u32),
     /// Delete the IKE SA.
     Delete,
     /// The peer has authenticated anew, on another IKE SA: this one goes.
-    Displace {
-        /// It said that it does not know of this one any more, so there is nobody to tell.
-        forgotten: bool,
-    },
+    Displace(Displaced),
+}
+
+/// How an IKE SA goes whose peer has authenticated anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Displaced {
+    /// The peer said that it does not know of this one any more: there is nobody to tell.
+    Forgotten,
+    /// It is told at once.
+    Told,
+    /// It is told after a while: it seems to be the same peer at the same address, which authenticates again and deletes this one itself once it uses the
+    /// other.
+    Later,
 }
 
 /// What a step wants.
@@ -225,6 +242,11 @@ pub enum Effect {
     Ask(Question),
     /// The way to the peer seems to be broken: [`Input::Roam`] should name others.
     FindWays,
+    /// This SA is complete, and takes the place of that one, which is to be told ([`Command::Retire`]).
+    Retire {
+        /// Which.
+        old: SaId,
+    },
     /// Forget this SA entirely (its record as well, lazily).
     Forget,
     /// Something an operator wants to know.
@@ -247,6 +269,8 @@ pub enum Question {
         /// The SA will displace those that the peer has, so it may have their addresses.
         takes_over: bool,
     },
+    /// Whether there is such an IKE SA, and it is not closed; answered by [`Input::Exists`].
+    Exists(SaId),
     /// Whether a peer is who it says; answered by [`Input::Verified`].
     Verify(Box<Verification>),
     /// A signature of ours; answered by [`Input::Signed`].
@@ -293,6 +317,11 @@ pub enum Event {
     /// An IKE SA was replaced by another.
     IkeRekeyed {
         /// The new one.
+        by: SaId,
+    },
+    /// We authenticate again.
+    Reauthenticating {
+        /// The new IKE SA.
         by: SaId,
     },
     /// An IKE SA ended.
@@ -462,6 +491,9 @@ pub enum Failure {
     /// What should prove that the peer receives at its address does not.
     #[error("the peer returned another COOKIE2 than it was sent")]
     Cookie2,
+    /// A new authentication came to nothing; the IKE SA goes on as long as it may.
+    #[error("authenticating again failed")]
+    NotReauthenticated,
     /// The peer does not answer.
     #[error("the peer does not answer")]
     Silent,
@@ -484,6 +516,8 @@ pub enum Timer {
     Keepalive,
     /// The IKE SA is due for a rekey.
     RekeyIke,
+    /// The IKE SA is due for a new authentication, or one is under way.
+    Reauthenticate,
     /// A Child SA is due for a rekey.
     RekeyChild,
     /// A Child SA, the IKE SA, a half-open SA or a tombstone ends.

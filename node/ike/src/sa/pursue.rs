@@ -1,6 +1,9 @@
 //! What an SA does by itself, and when: one agenda, from which both the next wake-up and what is done at it are taken.
 
-use super::{Command, Effect, Event, Failure, Timer, session::Session, turn::Turn};
+use super::{
+    Command, Displaced, Effect, Event, Failure, Timer, reauthentication::Succeed, session::Session,
+    turn::Turn,
+};
 use crate::{
     config::Policy,
     env::UnixMillis,
@@ -10,6 +13,9 @@ use std::time::Duration;
 
 /// How often a NAT mapping is kept open (RFC 3948 §4: default 20 s).
 const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// How long an IKE SA stays whose peer seems to authenticate again: time enough to set up all Child SAs of the new one.
+const LINGERS_DISPLACED: Duration = Duration::from_secs(10);
 
 /// How soon to look again whether the completion of our last request is committed.
 const UNTIL_COMMITTED: Duration = Duration::from_millis(30);
@@ -28,6 +34,9 @@ enum Due {
     DeleteIke,
     DeleteChildren(Vec<u32>),
     RekeyIke,
+    Reauthenticate,
+    /// The new IKE SA of a new authentication, or the old one, is looked after.
+    Succeed(Succeed),
     RekeyChild(u32),
     Liveness,
     /// Something about addresses is to be told or asked.
@@ -46,6 +55,7 @@ impl Due {
             }
             Self::Command | Self::Mobike(_) | Self::Follow => Timer::Retry,
             Self::RekeyIke => Timer::RekeyIke,
+            Self::Reauthenticate | Self::Succeed(_) => Timer::Reauthenticate,
             Self::RekeyChild(_) => Timer::RekeyChild,
             Self::Liveness => Timer::Liveness,
         }
@@ -120,8 +130,17 @@ fn requests(
             due.push((UnixMillis(0), Due::Command));
         }
         let wait = session.not_before.unwrap_or_default();
-        if let Some(at) = e.rekey_at {
+        if let Some((at, step)) = super::reauthentication::wanted(e, record, session) {
+            due.push((at, Due::Succeed(step)));
+        }
+        if let (Some(at), None) = (session.displaced_at, e.successor) {
+            due.push((at, Due::DeleteIke));
+        }
+        if let (Some(at), None) = (e.rekey_at, e.successor) {
             due.push((at.max(wait), Due::RekeyIke));
+        }
+        if let (Some(at), None) = (e.reauth_at, e.successor) {
+            due.push((at.max(wait), Due::Reauthenticate));
         }
         for child in e.children.iter().filter(|c| c.fate == Fate::Live) {
             // One that the peer is replacing already is left to it.
@@ -185,8 +204,9 @@ impl Turn<'_, '_> {
     /// An operator wants something.
     pub(super) fn command(&mut self, command: Command) {
         match (&self.record.phase, &command) {
-            (Phase::Established(_), Command::Displace { forgotten }) => self.displace(*forgotten),
-            (_, Command::Displace { .. }) => {}
+            (Phase::Established(_), Command::Displace(how)) => self.displace(*how),
+            (Phase::Established(_), Command::Retire) => self.retire(),
+            (_, Command::Displace(_) | Command::Retire) => {}
             (Phase::Established(_), _) => {
                 if !self.session.want(command) {
                     self.fail(Failure::Command("too many commands wait for this SA"));
@@ -202,13 +222,14 @@ impl Turn<'_, '_> {
     }
 
     /// The peer has another IKE SA, which takes the place of this one. If it has forgotten this one, nobody would answer a deletion.
-    fn displace(&mut self, forgotten: bool) {
+    fn displace(&mut self, how: Displaced) {
         self.report(Event::Displaced);
-        if forgotten {
-            return self.close(CloseReason::Displaced);
-        }
-        self.session.wanted.clear();
-        self.session.want(Command::Delete);
+        let wait = match how {
+            Displaced::Forgotten => return self.close(CloseReason::Displaced),
+            Displaced::Told => Duration::ZERO,
+            Displaced::Later => LINGERS_DISPLACED,
+        };
+        self.session.displaced_at = Some(self.env.now + wait);
     }
 
     /// Starts the most important request that is due, if none is under way.
@@ -244,6 +265,8 @@ impl Turn<'_, '_> {
                 Due::DeleteIke => self.delete_ike(),
                 Due::DeleteChildren(spis) => self.delete_children(spis),
                 Due::RekeyIke => self.start_ike_rekey(),
+                Due::Reauthenticate => self.start_reauthentication(),
+                Due::Succeed(step) => self.succeed(step),
                 Due::RekeyChild(spi) => self.rekey_child(spi),
                 Due::Command => self.next_command(),
                 Due::Mobike(purpose) => self.ask_mobike(purpose),
@@ -289,6 +312,7 @@ impl Turn<'_, '_> {
             Some(Command::CreateChild(name)) => self.start_child(&name, None),
             Some(Command::RekeyChild(spi)) => self.rekey_child(spi),
             Some(Command::RekeyIke) => self.start_ike_rekey(),
+            Some(Command::Reauthenticate) => self.start_reauthentication(),
             Some(Command::DeleteChild(spi)) => {
                 if self.record.children().iter().any(|c| c.spi_in == spi) {
                     self.delete_children(vec![spi]);
@@ -297,7 +321,7 @@ impl Turn<'_, '_> {
                 }
             }
             Some(Command::Delete) => self.delete_ike(),
-            Some(Command::Displace { .. }) | None => {}
+            Some(Command::Displace(_) | Command::Retire) | None => {}
         }
     }
 }

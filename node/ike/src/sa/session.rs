@@ -7,6 +7,7 @@ use crate::{
 };
 use std::{
     collections::VecDeque,
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -90,8 +91,16 @@ pub(super) struct Session {
     pub(super) group_hint: Option<u16>,
     /// Messages of which not all fragments are here.
     pub(super) reassembly: Reassembly,
+    /// Where the IKE_AUTH request came from whose answer is being committed: ours, and the peer's.
+    pub(super) answering: Option<(SocketAddr, SocketAddr)>,
     /// IKE_AUTH, while it waits for answers from outside.
     pub(super) parked: Option<Parked>,
+    /// Another IKE SA has taken the place of this one by a new authentication.
+    pub(super) retired: bool,
+    /// When to look again how the other IKE SA of a new authentication fares.
+    pub(super) look_at: UnixMillis,
+    /// When this SA is deleted, because its peer has authenticated anew.
+    pub(super) displaced_at: Option<UnixMillis>,
     /// Where the peer and we are, as far as only this process knows.
     pub(super) roaming: super::mobike::Roaming,
 }
@@ -147,6 +156,10 @@ impl IkeSa {
             group_hint: None,
             reassembly: Reassembly::default(),
             parked: None,
+            answering: None,
+            retired: false,
+            look_at: now,
+            displaced_at: None,
             roaming: super::mobike::Roaming::default(),
         };
         Self { record, session }
@@ -175,6 +188,7 @@ impl IkeSa {
             Input::Addresses(answer) => turn.addresses(answer),
             Input::Verified(answer) => turn.verified(answer),
             Input::Signed(answer) => turn.signed(answer),
+            Input::Exists(exists) => turn.exists(exists),
             Input::Command(command) => turn.command(command),
             Input::Roam(ways) => turn.roam(ways),
             Input::EspFrom(remote, transport) => turn.esp_from(remote, transport),

@@ -10,7 +10,7 @@ use super::{
     turn::{Turn, find_notify, notify},
 };
 use crate::{
-    record::{Goal, Phase, SyncAnswer, SyncRequest, Task},
+    record::{Datagrams, Goal, Phase, SyncAnswer, SyncRequest, Task},
     wire::{ExchangeType, Header, Message, NotifyType, Payload},
 };
 
@@ -73,11 +73,11 @@ impl Turn<'_, '_> {
     /// Whether the last request of the peer that we answered made something, and the peer may not know the answer. Synchronising would have it abandon
     /// that request, and what was made would be ours alone. If it goes on, it repeats the request and gets the answer, or sends another.
     pub(super) fn is_unconfirmed(&self) -> bool {
-        let last = self.record.inbound.last_response.as_ref();
-        let header = last
-            .and_then(|datagrams| datagrams.first())
-            .and_then(|datagram| Header::parse(datagram).ok());
-        header.is_some_and(|h| h.exchange != ExchangeType::INFORMATIONAL)
+        let header = |datagrams: &Datagrams| Header::parse(datagrams.first()?).ok();
+        let headers = self.record.inbound.answered.iter();
+        headers
+            .filter_map(|answered| header(&answered.response))
+            .any(|h| h.exchange != ExchangeType::INFORMATIONAL)
     }
 
     /// Asks the peer to agree on new Message IDs, if it can and was not asked in this epoch yet.
@@ -102,7 +102,7 @@ impl Turn<'_, '_> {
         let data = SyncData {
             nonce,
             send,
-            receive: self.record.inbound.next,
+            receive: self.record.inbound.end(),
         };
         let Some(datagram) =
             self.seal_whole(ExchangeType::INFORMATIONAL, false, 0, &[data.payload()])
@@ -152,7 +152,7 @@ impl Turn<'_, '_> {
         let asked = self.established().sync_request.as_ref().map(|r| r.nonce);
         if asked != Some(data.nonce)
             || data.receive < self.record.outbound.next
-            || data.send < self.record.inbound.next
+            || data.send < self.record.inbound.end()
         {
             return self.ignore(Failure::Invalid("a synchronisation that was not asked for"));
         }
@@ -163,8 +163,7 @@ impl Turn<'_, '_> {
         self.session.repeat = None;
         self.record.outbound.pending = None;
         self.record.outbound.next = data.receive;
-        self.record.inbound.next = data.send;
-        self.record.inbound.last_response = None;
+        self.record.inbound.restart(data.send);
         self.commit();
     }
 
@@ -190,10 +189,10 @@ impl Turn<'_, '_> {
             return true;
         }
         // At most what was seen already: a replay.
-        if data.send < self.record.inbound.next {
+        if data.send < self.record.inbound.end() {
             self.ignore(Failure::MessageId {
                 given: data.send,
-                expected: self.record.inbound.next,
+                expected: self.record.inbound.end(),
             });
             return true;
         }
@@ -213,8 +212,7 @@ impl Turn<'_, '_> {
         };
         self.abandon_pending();
         self.session.heard = self.now();
-        self.record.inbound.next = answer.receive;
-        self.record.inbound.last_response = None;
+        self.record.inbound.restart(answer.receive);
         self.record.outbound.next = answer.send;
         self.established().sync_answer = Some(SyncAnswer {
             nonce: data.nonce,

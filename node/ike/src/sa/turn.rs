@@ -180,11 +180,10 @@ impl<'t, 'e> Turn<'t, 'e> {
         let Some(datagrams) = self.seal(exchange, true, id, payloads) else {
             return;
         };
-        self.record.inbound.next = id.wrapping_add(1);
         let path = self.record.path;
         let (local, remote) = self.arrived.unwrap_or((path.local, path.remote));
         self.send_to(&datagrams, local, remote, self.transport);
-        self.record.inbound.last_response = Some(datagrams);
+        self.record.inbound.answer(id, datagrams);
     }
 
     /// Sends a request of ours: committed whole before it is first sent (the caller commits).
@@ -230,11 +229,13 @@ impl<'t, 'e> Turn<'t, 'e> {
                 .map(|c| (c.spi_in, c.name.clone()))
                 .collect();
             let vips = e.our_vips.clone();
+            // What the peer sent before it knew of the successor may still come.
+            let grace = match e.successor {
+                Some(_) => INBOUND_GRACE,
+                None => Duration::ZERO,
+            };
             for (spi_in, name) in gone {
-                self.effects.push(Effect::RemoveChild {
-                    spi_in,
-                    grace: Duration::ZERO,
-                });
+                self.effects.push(Effect::RemoveChild { spi_in, grace });
                 self.report(Event::ChildClosed {
                     name,
                     spi_in,

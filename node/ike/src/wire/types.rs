@@ -168,6 +168,8 @@ iana! {
         COOKIE2 = 16401,
         /// The addresses that the sender put into the IP header (RFC 4555 §4.2.6).
         NO_NATS_ALLOWED = 16402,
+        /// How long the authentication is good for, in seconds (RFC 4478 §3).
+        AUTH_LIFETIME = 16403,
         /// Several rounds of authentication are supported (RFC 4739 §3.1).
         MULTIPLE_AUTH_SUPPORTED = 16404,
         /// The sender authenticates again (RFC 4739 §3.2).

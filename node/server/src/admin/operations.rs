@@ -209,6 +209,9 @@ pub(crate) async fn rekey(
         .target
         .ok_or_else(|| Status::invalid_argument("nothing is named that should be rekeyed"))?;
     let (sa, wanted, old) = match target {
+        rekey_request::Target::Ike(id) if request.reauth => {
+            (SaId(id), Command::Reauthenticate, None)
+        }
         rekey_request::Target::Ike(id) => (SaId(id), Command::RekeyIke, None),
         rekey_request::Target::Child(spi) => {
             (owner(node, spi)?, Command::RekeyChild(spi), Some(spi))
@@ -217,7 +220,7 @@ pub(crate) async fn rekey(
     let (watcher, events) = mpsc::channel(NOTICES);
     command(node, sa, wanted, Some(watcher)).await?;
     let done = move |_: SaId, event: &Event| match (event, old) {
-        (Event::IkeRekeyed { by }, None) => Some(Ok(by.0)),
+        (Event::IkeRekeyed { by } | Event::Reauthenticating { by }, None) => Some(Ok(by.0)),
         (
             Event::ChildEstablished {
                 spi_in, replaces, ..

@@ -408,8 +408,8 @@ impl<'s> Load<'s> {
                 let signed = self.keys.sign_by_name(policy, &key, scheme, &octets);
                 Ok(Some(Input::Signed(Some(signed?))))
             }
-            // Only responders have pools.
-            Question::Addresses { .. } => Ok(None),
+            // Only responders have pools, and nobody here authenticates again.
+            Question::Addresses { .. } | Question::Exists(_) => Ok(None),
         }
     }
 

@@ -112,10 +112,12 @@ impl Responder {
             vips: vec![],
             pools: vec![],
             rekey_time: Duration::ZERO,
+            reauth_time: Duration::ZERO,
             over_time: Duration::ZERO,
             rand_time: Duration::ZERO,
             dpd_delay: Duration::ZERO,
             message_id_sync: false,
+            window_size: 1,
             keyingtries: 0,
             enable_tcp: EnableTcp::No,
             tcp_remote_port: 4500,
@@ -209,7 +211,7 @@ impl Responder {
             ) {
                 InitAnswer::Stateless { datagram, .. } => vec![datagram],
                 InitAnswer::HalfOpen(record) => {
-                    let response = record.inbound.last_response.clone();
+                    let response = record.inbound.response(0).cloned();
                     self.sas.insert(record.id, IkeSa::created(*record, now));
                     response.unwrap_or_default()
                 }

@@ -148,6 +148,8 @@ pub(crate) struct Dataplane {
 pub(crate) struct Limits {
     /// From so many half-open IKE SAs on, cookies are demanded (RFC 7296 §2.6).
     pub(crate) cookie_threshold: usize,
+    /// From so many half-open IKE SAs of one address on, cookies are demanded of it.
+    pub(crate) cookie_threshold_ip: usize,
     /// So many half-open IKE SAs may one address have.
     pub(crate) block_threshold: usize,
     /// So many half-open IKE SAs there may be in all.
@@ -188,6 +190,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             cookie_threshold: 30,
+            cookie_threshold_ip: 3,
             block_threshold: 10,
             half_open: 10_000,
             half_open_timeout: Text(Duration::from_secs(30)),
@@ -214,11 +217,13 @@ pub(super) struct Connection {
     #[serde(default)]
     pub(super) pools: Vec<Spanned<String>>,
     pub(super) rekey_time: Option<Text<Duration>>,
+    pub(super) reauth_time: Option<Text<Duration>>,
     pub(super) over_time: Option<Text<Duration>>,
     pub(super) rand_time: Option<Spanned<Text<Duration>>>,
     pub(super) dpd_delay: Option<Text<Duration>>,
     #[serde(default = "yes")]
     pub(super) message_id_sync: bool,
+    pub(super) window_size: Option<Spanned<u8>>,
     pub(super) childless: Option<Text<Childless>>,
     pub(super) unique: Option<Text<Unique>>,
     pub(super) fragmentation: Option<Text<Fragmentation>>,

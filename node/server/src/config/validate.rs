@@ -35,6 +35,8 @@ const REPLAY_WINDOW: RangeInclusive<u32> = 64..=4096;
 const MTU: RangeInclusive<u16> = 1280..=65_000;
 /// What the size of fragments may be, in bytes: every IPv4 host takes a packet of 576 (RFC 791 §3.1).
 const FRAGMENT_SIZES: RangeInclusive<u16> = 576..=u16::MAX;
+/// What the window of requests may be: each response of it is kept in the record of the IKE SA.
+const WINDOW_SIZES: RangeInclusive<u8> = 1..=8;
 /// How long a half-open IKE SA may wait for IKE_AUTH.
 const HALF_OPEN_TIMEOUT: RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(600);
@@ -351,9 +353,16 @@ impl Check<'_> {
         auth.ppk = self.ppk_use(c.ppk_id, c.ppk_required, known);
         self.references(&c.pools, pools);
         let proposals = self.proposals(c.proposals, default_ike);
-        let rekey_time = c.rekey_time.map_or(Duration::from_secs(4 * 3600), |t| t.0);
-        let over_time = c.over_time.map_or(rekey_time / 10, |t| t.0);
-        let rand_time = self.rand_time(c.rand_time, over_time, rekey_time);
+        let reauth_time = c.reauth_time.map_or(Duration::ZERO, |t| t.0);
+        // Who wants new authentications gets new keys with them.
+        let unless_given = match reauth_time.is_zero() {
+            true => Duration::from_secs(4 * 3600),
+            false => Duration::ZERO,
+        };
+        let rekey_time = c.rekey_time.map_or(unless_given, |t| t.0);
+        let longer = rekey_time.max(reauth_time);
+        let over_time = c.over_time.map_or(longer / 10, |t| t.0);
+        let rand_time = self.rand_time(c.rand_time, over_time, longer);
         let (mut remote_addrs, mut remote_names) = (Vec::<IpNet>::new(), Vec::new());
         for remote in c.remote_addrs {
             match remote.0 {
@@ -394,10 +403,12 @@ impl Check<'_> {
             vips: c.vips.into_iter().map(|t| t.0).collect(),
             pools: c.pools.into_iter().map(Spanned::into_inner).collect(),
             rekey_time,
+            reauth_time,
             over_time,
             rand_time,
             dpd_delay: c.dpd_delay.map_or(Duration::ZERO, |t| t.0),
             message_id_sync: c.message_id_sync,
+            window_size: self.within(c.window_size, "window_size", WINDOW_SIZES, 1),
             keyingtries: c.keyingtries,
             enable_tcp: c.enable_tcp.map_or_else(EnableTcp::default, |e| e.0),
             tcp_remote_port: self.within(

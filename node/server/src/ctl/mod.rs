@@ -112,14 +112,16 @@ struct Terminate {
 }
 
 #[derive(Debug, clap::Args)]
-#[group(required = true, multiple = false)]
 struct Rekey {
     /// An IKE SA, by our SPI (0x and hexadecimal, or decimal)
-    #[arg(long, value_parser = spi64)]
+    #[arg(long, value_parser = spi64, required_unless_present = "child", conflicts_with = "child")]
     ike: Option<u64>,
     /// A Child SA, by our SPI (0x and hexadecimal, or decimal)
     #[arg(long, value_parser = spi32)]
     child: Option<u32>,
+    /// Authenticate again, with a new IKE SA in the place of this one
+    #[arg(long, requires = "ike")]
+    reauth: bool,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -282,13 +284,14 @@ async fn rekey(
     arguments: &Arguments,
     target: &Rekey,
 ) -> Result<String, Status> {
-    let target = match (target.ike, target.child) {
+    let target_of = match (target.ike, target.child) {
         (Some(id), _) => rekey_request::Target::Ike(id),
         (None, spi) => rekey_request::Target::Child(spi.unwrap_or_default()),
     };
-    let of_ike = matches!(target, rekey_request::Target::Ike(_));
+    let of_ike = matches!(target_of, rekey_request::Target::Ike(_));
     let request = RekeyRequest {
-        target: Some(target),
+        target: Some(target_of),
+        reauth: target.reauth,
     };
     let new = client
         .rekey(timed(arguments, request))

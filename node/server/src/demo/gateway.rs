@@ -151,6 +151,7 @@ impl Gateway {
                 let target = rekey_request::Target::Child(child.spi_in);
                 let request = RekeyRequest {
                     target: Some(target),
+                    reauth: false,
                 };
                 let rekeyed = timeout(ANSWER, client.rekey(request)).await;
                 let rekeyed = rekeyed.map_err(Error::from).and_then(|r| Ok(r?));

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{drills, node::LogFailed, transport};
 use evergate_ike::{
-    record::{Record, SaId},
+    record::{Phase, Record, SaId},
     sa::{Effect, NoAddress, Question},
     wire::ExchangeType,
 };
@@ -158,6 +158,13 @@ impl Worker {
                 })
                 .map(move |outcome| Done::Leased { sa: id, outcome })
                 .boxed(),
+            Question::Exists(other) => {
+                let exists = self.shared.read(|state| {
+                    let other = state.sa(other);
+                    other.is_some_and(|r| !matches!(r.phase, Phase::Closed(_)))
+                });
+                std::future::ready(answered(Queued::Exists(exists))).boxed()
+            }
             Question::Verify(question) => credentials
                 .verify(policy, self.shared.clock.now(), *question)
                 .map(move |answer| answered(Queued::Verified(answer)))
@@ -241,6 +248,9 @@ impl Worker {
         drills::pass("after-commit", exchange);
         let mut records = records.into_iter();
         if let Some(own) = records.next() {
+            if let Some(spi) = own.offered_child() {
+                self.shared.plane.expect(spi);
+            }
             slot.proposed = (own.inbound.next, own.outbound.next);
             transport::claim(&*self.shared.plane, &own);
             slot.sa.adopt(own);
@@ -292,14 +302,14 @@ impl Worker {
     /// Tells SAs that their peer has authenticated anew; each to the worker that has it.
     pub(super) fn displace(&self, sas: &[SaId]) {
         for &sa in sas {
-            let forgotten = self.shared.read(|state| state.displaced(sa));
-            let (Some(forgotten), Some(worker)) = (forgotten, self.shared.worker(sa)) else {
+            let how = self.shared.read(|state| state.displaced(sa));
+            let (Some(how), Some(worker)) = (how, self.shared.worker(sa)) else {
                 continue;
             };
             let worker = worker.clone();
             let message = Message::Command {
                 sa,
-                command: evergate_ike::sa::Command::Displace { forgotten },
+                command: evergate_ike::sa::Command::Displace(how),
                 watcher: None,
                 reply: None,
             };

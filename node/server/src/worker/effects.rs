@@ -1,16 +1,25 @@
 //! What happens once a change is committed.
 
-use super::Worker;
+use super::{Message, Worker};
 use crate::{children, clock::millis, counters::IkeDrop, drills, shared::Shared};
 use evergate_dataplane::PlaneError;
 use evergate_ike::{
     env::UnixMillis,
     record::{Phase, Record, SaId, Transport},
-    sa::{Effect, Event},
+    sa::{Command, Effect, Event},
     wire::Header,
 };
+use evergate_state::State;
 use std::net::{IpAddr, SocketAddr};
 use tracing::{debug, error};
+
+/// Whether an IKE SA besides this one has a virtual address from the same or another peer.
+fn has_another(state: &State, id: SaId, address: IpAddr) -> bool {
+    state.sas().any(|record| match &record.phase {
+        Phase::Established(e) => record.id != id && e.our_vips.contains(&address),
+        _ => false,
+    })
+}
 
 impl Shared {
     /// When the data plane last received an authentic packet of this SA's peer.
@@ -67,12 +76,17 @@ impl Worker {
             Effect::AssignAddresses { addresses, .. } => self.assign(id, &addresses),
             Effect::ReleaseAddresses { addresses } => {
                 for address in addresses {
+                    // Another IKE SA has it too when we have authenticated again.
+                    if self.shared.read(|state| has_another(state, id, address)) {
+                        continue;
+                    }
                     if let Err(e) = self.shared.plane.release_address(address) {
                         error!(event = "address-failed", sa = %id, %address, "cannot give a virtual address up: {e}");
                     }
                 }
             }
             Effect::Ask(question) => self.ask(id, question),
+            Effect::Retire { old } => self.retire(old),
             Effect::FindWays => self.roam(id),
             Effect::Forget => self.forget(id),
             Effect::Report(event) => self.happened(id, &event),
@@ -141,6 +155,20 @@ impl Worker {
         }
     }
 
+    /// Tells an IKE SA that another one has taken its place.
+    fn retire(&self, old: SaId) {
+        let Some(worker) = self.shared.worker(old).cloned() else {
+            return;
+        };
+        let message = Message::Command {
+            sa: old,
+            command: Command::Retire,
+            watcher: None,
+            reply: None,
+        };
+        tokio::spawn(async move { worker.send(message).await });
+    }
+
     fn assign(&self, id: SaId, addresses: &[IpAddr]) {
         for address in addresses {
             if let Err(e) = self.shared.plane.assign_address(*address) {
@@ -153,6 +181,9 @@ impl Worker {
     pub(super) fn install_all(&self, record: &Record) {
         if let Phase::Established(e) = &record.phase {
             self.assign(record.id, &e.our_vips);
+        }
+        if let Some(spi) = record.offered_child() {
+            self.shared.plane.expect(spi);
         }
         let path = record.children_path();
         for child in record.children() {

@@ -124,7 +124,7 @@ impl Worker {
     /// dies in between. It costs a moment, but no more writes: what comes at the same time goes into one.
     fn half_open(&mut self, record: Record) {
         let path = record.path;
-        let response = record.inbound.last_response.clone();
+        let response = record.inbound.response(0).cloned();
         let effects = response.into_iter().flatten().map(|datagram| Effect::Send {
             datagram,
             local: path.local,

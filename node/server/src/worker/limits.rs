@@ -60,7 +60,9 @@ impl HalfOpenLimits {
         if counts.total >= self.limits.half_open || reached(self.limits.block_threshold, of_source)
         {
             Admission::Full
-        } else if reached(self.limits.cookie_threshold, counts.total) {
+        } else if reached(self.limits.cookie_threshold, counts.total)
+            || reached(self.limits.cookie_threshold_ip, of_source)
+        {
             Admission::WithCookie
         } else {
             Admission::Free
@@ -145,6 +147,7 @@ mod tests {
     fn limits(cookie: usize, block: usize, all: usize) -> Arc<HalfOpenLimits> {
         HalfOpenLimits::new(Limits {
             cookie_threshold: cookie,
+            cookie_threshold_ip: 0,
             block_threshold: block,
             half_open: all,
             ..Limits::default()
@@ -168,6 +171,22 @@ mod tests {
         permits.clear();
         assert_eq!(limits.admission(a), Admission::Free);
         assert!(limits.counts.lock().unwrap().by_source.is_empty());
+    }
+
+    #[test]
+    fn one_address_is_asked_for_cookies_sooner_than_all() {
+        let limits = HalfOpenLimits::new(Limits::default());
+        let (a, b): (IpAddr, IpAddr) = ([192, 0, 2, 1].into(), [192, 0, 2, 2].into());
+        let mut permits = Vec::new();
+        for _ in 0..3 {
+            assert_eq!(limits.admission(a), Admission::Free);
+            permits.push(limits.permit(a));
+        }
+        assert_eq!(limits.admission(a), Admission::WithCookie);
+        assert_eq!(limits.admission(b), Admission::Free);
+        permits.extend((0..7).map(|_| limits.permit(a)));
+        assert_eq!(limits.admission(a), Admission::Full);
+        assert_eq!(limits.admission(b), Admission::Free);
     }
 
     #[test]

@@ -47,6 +47,9 @@ pub(super) fn report(shared: &Shared, record: &Record, event: &Event) {
         Event::IkeRekeyed { by } => {
             info!(event = "ike-rekeyed", %sa, connection, %peer, %by, "IKE SA rekeyed")
         }
+        Event::Reauthenticating { by } => {
+            info!(event = "ike-reauthenticating", %sa, connection, %peer, %by, "authenticating again")
+        }
         // Where something failed, a warning has said what.
         Event::IkeClosed { reason } => {
             let reason = reason_name(*reason);
@@ -90,6 +93,7 @@ pub(crate) fn reason_name(reason: CloseReason) -> &'static str {
         CloseReason::PeerSilent => "peer-silent",
         CloseReason::Rekeyed => "rekeyed",
         CloseReason::Displaced => "displaced",
+        CloseReason::Reauthenticated => "reauthenticated",
         CloseReason::Expired => "expired",
         CloseReason::SetupFailed => "setup-failed",
     }

@@ -13,8 +13,9 @@ use evergate_ike::{
     env::UnixMillis,
     identity::Identity,
     record::{
-        Child, ChildOffer, CloseReason, Closed, Established, Fate, GatewayId, InboundWindow,
-        OutboundWindow, Path, PendingRequest, Phase, Record, Role, SaId, Task, Transport,
+        Answered, Child, ChildOffer, CloseReason, Closed, Established, Fate, GatewayId,
+        InboundWindow, OutboundWindow, Path, PendingRequest, Phase, Record, Role, SaId, Task,
+        Transport,
     },
     secret::Secret,
 };
@@ -137,6 +138,9 @@ fn established(
         remote_id: identity(who),
         initial_contact: false,
         authenticated: UnixMillis(0),
+        initiated: false,
+        reauth_at: None,
+        successor: None,
         rekey_at: None,
         expires_at: None,
         peer_vips,
@@ -181,12 +185,17 @@ fn record(id: u64, revision: u64, phase: Phase) -> Record {
         created: UnixMillis(0),
         inbound: InboundWindow {
             next: 2,
-            last_response: Some(vec![vec![9; 80]]),
+            size: 1,
+            answered: vec![Answered {
+                id: 1,
+                response: vec![vec![9; 80]],
+            }],
         },
         outbound: OutboundWindow {
             next: 0,
             pending: None,
         },
+        succeeds: None,
         phase,
     }
 }

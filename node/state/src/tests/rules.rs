@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Counters, MAX_EPOCH, MAX_EXTENSION, Refusal, SnapshotError};
+use crate::{Carried, Counters, MAX_EPOCH, MAX_EXTENSION, Refusal, SnapshotError};
 use evergate_ike::sa::CookieSecrets;
 
 /// Applies a command that must be refused, and checks that it left nothing behind.
@@ -394,7 +394,7 @@ fn counters_only_rise() {
         let r = state.sa(SaId(1)).unwrap();
         (
             r.inbound.next,
-            r.inbound.last_response.is_some(),
+            !r.inbound.answered.is_empty(),
             r.outbound.next,
             r.outbound.pending.is_some(),
             r.revision,
@@ -456,6 +456,33 @@ fn what_was_received_only_grows_and_ends_with_the_child() {
     assert_eq!(state.received(100), Some(50), "a successor knows it");
     apply(&mut state, put(2, vec![closed(1, 2)]));
     assert_eq!(state.received(100), None);
+}
+
+#[test]
+fn what_was_carried_only_grows_and_ends_with_the_child() {
+    let mut state = taken();
+    let report = |epoch, bytes, packets| Command::ReportCarried {
+        gateway: GW,
+        epoch,
+        carried: vec![(100, Carried { bytes, packets }), (999, Carried::default())],
+    };
+    let with_child = established(1, 1, "p", vec![child(100, false)], vec![]);
+    apply(&mut state, put(1, vec![with_child]));
+    assert_eq!(apply(&mut state, report(1, 500, 5)), Outcome::Applied);
+    apply(&mut state, report(1, 400, 6));
+    let known = Carried {
+        bytes: 500,
+        packets: 6,
+    };
+    assert_eq!(state.carried(100), known);
+    take(&mut state, GW);
+    assert_eq!(state.carried(100), known, "a successor knows it");
+    assert!(matches!(
+        apply(&mut state, report(1, 900, 9)),
+        Outcome::Refused(Refusal::StaleEpoch { .. })
+    ));
+    apply(&mut state, put(2, vec![closed(1, 2)]));
+    assert_eq!(state.carried(100), Carried::default());
 }
 
 #[test]

@@ -7,7 +7,8 @@ use evergate_ike::{
         Authentication, Childless, Connection, EnableTcp, FRAGMENT_SIZE, Fragmentation, Unique,
     },
     identity::IdPattern,
-    record::{HalfOpen, Negotiated},
+    record::{HalfOpen, Negotiated, Succession},
+    sa::Displaced,
 };
 use std::time::Duration;
 
@@ -27,10 +28,12 @@ fn connection(unique: Unique) -> Connection {
         vips: vec![],
         pools: vec!["p".into()],
         rekey_time: Duration::ZERO,
+        reauth_time: Duration::ZERO,
         over_time: Duration::ZERO,
         rand_time: Duration::ZERO,
         dpd_delay: Duration::ZERO,
         message_id_sync: false,
+        window_size: 1,
         keyingtries: 0,
         mobike: false,
         return_routability: true,
@@ -95,7 +98,7 @@ fn a_peer_that_has_no_other_sa_is_rid_of_its_others() {
         assert_eq!(comes(&mut state, 2, "b", true), Outcome::Applied);
         let outcome = comes(&mut state, 3, "a", true);
         assert_eq!(outcome, Outcome::Displaced(vec![SaId(1)]), "{unique:?}");
-        assert_eq!(state.displaced(SaId(1)), Some(true));
+        assert_eq!(state.displaced(SaId(1)), Some(Displaced::Forgotten));
         assert_eq!(state.displaced(SaId(2)), None);
         let again = State::from_snapshot(&state.to_snapshot()).unwrap();
         assert_eq!(again, state);
@@ -118,17 +121,56 @@ fn without_that_the_policy_decides() {
     comes(&mut state, 1, "a", false);
     let displaced = Outcome::Displaced(vec![SaId(1)]);
     assert_eq!(comes(&mut state, 2, "a", false), displaced);
-    assert_eq!(state.displaced(SaId(1)), Some(false), "it is told");
+    assert_eq!(state.displaced(SaId(1)), Some(Displaced::Later));
 
     let mut state = with(Unique::Keep);
     comes(&mut state, 1, "a", false);
+    move_peer(&mut state, 1);
     apply(&mut state, put(1, vec![half_open(2)]));
     let new = authenticate(2, "a", false, vec![]);
     assert_eq!(refused(&mut state, new), Refusal::NotUnique(SaId(1)));
     // Once the other one is gone there is room.
-    apply(&mut state, put(1, vec![closed(1, 3)]));
+    apply(&mut state, put(1, vec![closed(1, 4)]));
     let new = authenticate(2, "a", false, vec![]);
     assert_eq!(apply(&mut state, new), Outcome::Applied);
+}
+
+/// The peer of an SA is at another address than those of all others.
+fn move_peer(state: &mut State, id: u64) {
+    let mut record = established(id, 3, "a", vec![], vec![]);
+    record.path.remote = "198.51.100.9:4500".parse().unwrap();
+    assert_eq!(apply(state, put(1, vec![record])), Outcome::Applied);
+}
+
+#[test]
+fn a_peer_that_authenticates_again_from_the_same_place_has_time() {
+    for unique in [Unique::Keep, Unique::Replace] {
+        let mut state = with(unique);
+        comes(&mut state, 1, "a", false);
+        let displaced = Outcome::Displaced(vec![SaId(1)]);
+        assert_eq!(comes(&mut state, 2, "a", false), displaced, "{unique:?}");
+        assert_eq!(state.displaced(SaId(1)), Some(Displaced::Later));
+    }
+    let mut state = with(Unique::Replace);
+    comes(&mut state, 1, "a", false);
+    move_peer(&mut state, 1);
+    comes(&mut state, 2, "a", false);
+    assert_eq!(state.displaced(SaId(1)), Some(Displaced::Told));
+}
+
+#[test]
+fn what_we_replace_ourselves_is_not_displaced() {
+    let mut state = with(Unique::Replace);
+    comes(&mut state, 1, "a", false);
+    apply(&mut state, put(1, vec![half_open(2)]));
+    let mut new = established(2, 2, "a", vec![], vec![]);
+    new.succeeds = Some(Box::new(Succession {
+        old: SaId(1),
+        children: vec![],
+        addresses: vec![],
+    }));
+    assert_eq!(apply(&mut state, put(1, vec![new])), Outcome::Applied);
+    assert_eq!(state.displaced(SaId(1)), None);
 }
 
 #[test]
@@ -173,8 +215,14 @@ fn the_virtual_address_goes_over_to_the_new_sa() {
     apply(&mut state, put(1, vec![half_open(1)]));
     assert_eq!(apply(&mut state, ask(1, "a", true)), leased("10.0.0.1"));
     apply(&mut state, authenticate(1, "a", true, first.clone()));
-    // Nobody else gets it, nor does the peer without displacing what it has.
+    // Nobody else gets it, nor does the peer without displacing what it has, unless it names it.
     assert_eq!(apply(&mut state, ask(2, "b", true)), leased("10.0.0.2"));
+    assert_eq!(apply(&mut state, ask(5, "a", false)), leased("10.0.0.3"));
+    let mut named = ask(6, "a", false);
+    if let Command::LeaseAddresses { v4, .. } = &mut named {
+        *v4 = Some(ip("10.0.0.1"));
+    }
+    assert_eq!(apply(&mut state, named), leased("10.0.0.1"));
     apply(&mut state, put(1, vec![half_open(4)]));
     assert_eq!(apply(&mut state, ask(4, "a", true)), leased("10.0.0.1"));
     let outcome = apply(&mut state, authenticate(4, "a", true, first.clone()));

@@ -18,6 +18,7 @@ fn rekey(ike: u64) -> CallRequest {
     CallRequest {
         call: Some(Call::Rekey(RekeyRequest {
             target: Some(Target::Ike(ike)),
+            reauth: false,
         })),
     }
 }
@@ -27,6 +28,7 @@ async fn answer(from: String, request: CallRequest) -> CallReply {
     let result = match request.call {
         Some(Call::Rekey(RekeyRequest {
             target: Some(Target::Ike(spi)),
+            ..
         })) if spi != 0 => Answer::Rekey(RekeyResponse { spi }),
         _ => Answer::Refusal(Refusal {
             code: 5,

@@ -488,7 +488,7 @@ impl End {
         }) {
             InitAnswer::Stateless { datagram, .. } => vec![datagram],
             InitAnswer::HalfOpen(record) => {
-                let response = record.inbound.last_response.clone().unwrap();
+                let response = record.inbound.response(0).cloned().unwrap();
                 self.committed.insert(record.id, (*record).clone());
                 self.sas.insert(record.id, IkeSa::created(*record, now));
                 response
@@ -508,8 +508,7 @@ impl End {
             Change::Lazy(record) => {
                 if self.lazy {
                     let committed = self.committed.get_mut(&id).unwrap();
-                    committed.inbound.next = record.inbound.next;
-                    committed.inbound.last_response = None;
+                    committed.inbound.restart(record.inbound.next);
                     committed.outbound.next = record.outbound.next;
                     sa.outbound_committed(record.outbound.next);
                 }
@@ -547,6 +546,10 @@ impl End {
                 let signed = self.keys.get(key).map(|k| k.sign(octets).unwrap());
                 Input::Signed(signed)
             }
+            Question::Exists(other) => {
+                let other = self.committed.get(other);
+                Input::Exists(other.is_some_and(|r| !matches!(r.phase, Phase::Closed(_))))
+            }
             Question::Addresses { .. } => return vec![],
         };
         self.step(id, input, now)
@@ -574,6 +577,9 @@ impl End {
                     for spi in spis_in {
                         self.plane_paths.insert(spi, path);
                     }
+                }
+                Effect::Retire { old } => {
+                    out.extend(self.step(old, Input::Command(Command::Retire), now));
                 }
                 Effect::FindWays => self.ways_wanted += 1,
                 Effect::RemoveChild { spi_in, .. } => {
@@ -632,10 +638,12 @@ pub(super) fn policy(local: &str, remote: &str, n: u8) -> Policy {
             vips: vec![],
             pools: vec![],
             rekey_time: Duration::ZERO,
+            reauth_time: Duration::ZERO,
             over_time: Duration::from_secs(60),
             rand_time: Duration::ZERO,
             dpd_delay: Duration::ZERO,
             message_id_sync: false,
+            window_size: 1,
             keyingtries: 0,
             enable_tcp: EnableTcp::No,
             tcp_remote_port: 4500,

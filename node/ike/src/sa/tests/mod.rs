@@ -9,11 +9,13 @@ mod hybrid;
 mod initiation;
 mod mobike;
 mod ppk;
+mod reauthentication;
 mod rounds;
 mod secrets;
 mod suites;
 mod takeover;
 mod tcp;
+mod window;
 
 /// The policy of one end, for other tests.
 pub(crate) fn testing_policy() -> crate::config::Policy {

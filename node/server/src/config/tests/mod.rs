@@ -33,6 +33,7 @@ tries = 3
 
 [limits]
 cookie_threshold = 5
+cookie_threshold_ip = 4
 block_threshold = 2
 half_open = 100
 half_open_timeout = "45s"
@@ -50,6 +51,7 @@ over_time = "30m"
 rand_time = "10m"
 dpd_delay = "30s"
 message_id_sync = false
+window_size = 4
 unique = "keep"
 childless = "prefer"
 fragmentation = "accept"
@@ -133,10 +135,11 @@ fn every_key_arrives() {
     assert_eq!(
         (
             limits.cookie_threshold,
+            limits.cookie_threshold_ip,
             limits.block_threshold,
             limits.half_open
         ),
-        (5, 2, 100)
+        (5, 4, 2, 100)
     );
     assert_eq!(limits.half_open_timeout.0, Duration::from_secs(45));
     let c = &config.policy.connections[0];
@@ -149,8 +152,8 @@ fn every_key_arrives() {
         ]
     );
     assert_eq!(
-        (c.remote_port, c.encap, c.message_id_sync),
-        (1501, true, false)
+        (c.remote_port, c.encap, c.message_id_sync, c.window_size),
+        (1501, true, false, 4)
     );
     assert_eq!(c.childless, Childless::Prefer);
     assert_eq!(

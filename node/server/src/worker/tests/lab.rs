@@ -332,7 +332,7 @@ pub(super) fn config(local: &str, remote: &str, more: &str) -> String {
 pub(super) fn limits(cookie_threshold: usize, block_threshold: usize) -> String {
     let all = Limits::default().half_open;
     format!(
-        "[limits]\ncookie_threshold = {cookie_threshold}\nblock_threshold = {block_threshold}\nhalf_open = {all}\n"
+        "[limits]\ncookie_threshold = {cookie_threshold}\ncookie_threshold_ip = 0\nblock_threshold = {block_threshold}\nhalf_open = {all}\n"
     )
 }
 

@@ -57,10 +57,16 @@ async fn agree(a: &Host, b: &Host) {
 async fn rekey_child(host: &Host, spi: u32) -> u32 {
     let target = Some(rekey_request::Target::Child(spi));
     u32::try_from(
-        rekey(host.shared.node(), RekeyRequest { target })
-            .await
-            .unwrap()
-            .spi,
+        rekey(
+            host.shared.node(),
+            RekeyRequest {
+                target,
+                reauth: false,
+            },
+        )
+        .await
+        .unwrap()
+        .spi,
     )
     .unwrap()
 }
@@ -98,10 +104,16 @@ async fn rekeys_from_either_side_leave_one_pair() {
         agree(&a, &b).await;
         assert_eq!(a.sending()[0].0, new);
         let target = Some(rekey_request::Target::Ike(b.only().0.0));
-        let new = rekey(b.shared.node(), RekeyRequest { target })
-            .await
-            .unwrap()
-            .spi;
+        let new = rekey(
+            b.shared.node(),
+            RekeyRequest {
+                target,
+                reauth: false,
+            },
+        )
+        .await
+        .unwrap()
+        .spi;
         until("only the new IKE SA is left", || {
             b.established().len() == 1 && a.established().len() == 1
         })
@@ -131,9 +143,9 @@ async fn nothing_leaves_before_it_is_committed() {
                 s.sa(sa_id(ours)).is_some_and(|r| match header.is_response {
                     true => r
                         .inbound
-                        .last_response
+                        .answered
                         .iter()
-                        .flatten()
+                        .flat_map(|a| &a.response)
                         .any(|d| d == message),
                     false => r
                         .outbound
@@ -229,9 +241,15 @@ async fn who_lost_the_gateway_sends_nothing_any_more() {
     let before = net.sent_by(B).len();
     let target = Some(rekey_request::Target::Child(spi));
     assert!(
-        rekey(b.shared.node(), RekeyRequest { target })
-            .await
-            .is_err()
+        rekey(
+            b.shared.node(),
+            RekeyRequest {
+                target,
+                reauth: false
+            }
+        )
+        .await
+        .is_err()
     );
     until("the member is passive", || b.shared.passive.is_cancelled()).await;
     until("its data plane is empty", || {
@@ -278,7 +296,13 @@ async fn a_member_whose_disk_fails_becomes_passive() {
     let target = Some(rekey_request::Target::Child(a.only().1));
     let asked = tokio::time::timeout(
         Duration::from_millis(500),
-        rekey(a.shared.node(), RekeyRequest { target }),
+        rekey(
+            a.shared.node(),
+            RekeyRequest {
+                target,
+                reauth: false,
+            },
+        ),
     )
     .await;
     assert!(asked.is_err(), "answered without a log: {asked:?}");

@@ -1,0 +1,32 @@
+//! A peer authenticates again, and the active member dies in the middle of it.
+
+use crate::cluster_exchanges::armed;
+use evergate_cluster_tests::duo::C1;
+use evergate_cluster_tests::lab::Family::V4;
+use evergate_cluster_tests::{Result, secs, until};
+
+const G: &str = "g1";
+
+/// The record of the new IKE SA is committed, and the peer has not been answered.
+#[test]
+fn the_member_dies_before_it_answers() -> Result<()> {
+    let (mut trio, doomed) = armed("after-commit:IKE_AUTH:2", |c| c.make_before_break = true)?;
+    let before = trio.up(G)?;
+    let flow = trio.traffic(V4, 5)?;
+    flow.runs(50, secs(10))?;
+    std::thread::scope(|scope| -> Result<()> {
+        let peer = &trio.peer;
+        let driver = scope.spawn(move || peer.reauthenticate(C1));
+        trio.members[doomed].wait_for_failpoint()?;
+        driver.join().map_err(|_| anyhow::anyhow!("driver"))?
+    })?;
+    assert_ne!(trio.active(G)?, doomed);
+    until(secs(30), "the new IKE SA is there alone", || {
+        let now = trio.agree(G, 1)?;
+        Ok(now.ike.len() == 1 && now.ike.is_disjoint(&before.ike))
+    })?;
+    flow.runs(50, secs(10))?;
+    flow.stop().has_no_duplicate()?;
+    trio.finish()?;
+    Ok(())
+}
