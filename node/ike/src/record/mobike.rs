@@ -19,12 +19,15 @@ pub struct Mobike {
     pub pending_update: bool,
     /// NAT_DETECTION_DESTINATION_IP of the peer's last response to an update: where it sees us (RFC 4555 §3.8).
     pub seen_as: Option<Vec<u8>>,
+    /// The Message ID of the peer's newest request that said something of addresses: with a window, older ones may come after it (RFC 4555 §3.5).
+    pub newest: Option<u32>,
 }
 
 impl Mobike {
-    /// The same in an IKE SA with other SPIs, which what the peer said of NATs depends on.
+    /// The same in an IKE SA with other SPIs, which what the peer said of NATs depends on, and other Message IDs.
     pub(crate) fn with_new_spis(mut self) -> Self {
         self.seen_as = None;
+        self.newest = None;
         self
     }
 }

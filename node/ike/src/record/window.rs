@@ -61,7 +61,7 @@ impl InboundWindow {
     pub fn is_repeated(&self, id: u32) -> bool {
         let end = self.end();
         self.response(id).is_some()
-            || (id < self.next && id + u32::from(self.size) >= end && id < end)
+            || (id < self.next && id.saturating_add(self.size.into()) >= end)
     }
 
     /// How far a request is beyond what the peer may send, if all that it has sent has come; `None` if it is older than what it may repeat.

@@ -175,15 +175,15 @@ impl Turn<'_, '_> {
                 self.auth_request(payloads, local, remote)
             }
             (Phase::Established(_), ExchangeType::INFORMATIONAL) => {
-                self.follow(local, remote);
+                self.follow(id, local, remote);
                 self.informational(id, &payloads);
             }
             (Phase::Established(_), ExchangeType::CREATE_CHILD_SA) => {
-                self.follow(local, remote);
+                self.follow(id, local, remote);
                 self.create_child_request(id, &payloads);
             }
             (Phase::Established(_), ExchangeType::IKE_FOLLOWUP_KE) => {
-                self.follow(local, remote);
+                self.follow(id, local, remote);
                 self.follow_up_request(id, &payloads);
             }
             _ => self.ignore(Failure::Invalid("this exchange has no place now")),

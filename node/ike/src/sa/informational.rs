@@ -43,7 +43,7 @@ impl Turn<'_, '_> {
         }
         self.note_authentication_lifetime(payloads);
         let mut answer = self.delete_peers_children(payloads);
-        answer.extend(self.mobike_request(payloads));
+        answer.extend(self.mobike_request(id, payloads));
         self.respond(ExchangeType::INFORMATIONAL, id, &answer);
     }
 

@@ -10,6 +10,7 @@ mod document;
 mod problem;
 #[cfg(test)]
 mod tests;
+mod times;
 mod validate;
 mod values;
 

@@ -353,16 +353,7 @@ impl Check<'_> {
         auth.ppk = self.ppk_use(c.ppk_id, c.ppk_required, known);
         self.references(&c.pools, pools);
         let proposals = self.proposals(c.proposals, default_ike);
-        let reauth_time = c.reauth_time.map_or(Duration::ZERO, |t| t.0);
-        // Who wants new authentications gets new keys with them.
-        let unless_given = match reauth_time.is_zero() {
-            true => Duration::from_secs(4 * 3600),
-            false => Duration::ZERO,
-        };
-        let rekey_time = c.rekey_time.map_or(unless_given, |t| t.0);
-        let longer = rekey_time.max(reauth_time);
-        let over_time = c.over_time.map_or(longer / 10, |t| t.0);
-        let rand_time = self.rand_time(c.rand_time, over_time, longer);
+        let times = self.ike_times(c.rekey_time, c.reauth_time, c.over_time, c.rand_time);
         let (mut remote_addrs, mut remote_names) = (Vec::<IpNet>::new(), Vec::new());
         for remote in c.remote_addrs {
             match remote.0 {
@@ -402,10 +393,10 @@ impl Check<'_> {
             encap: c.encap,
             vips: c.vips.into_iter().map(|t| t.0).collect(),
             pools: c.pools.into_iter().map(Spanned::into_inner).collect(),
-            rekey_time,
-            reauth_time,
-            over_time,
-            rand_time,
+            rekey_time: times.rekey,
+            reauth_time: times.reauth,
+            over_time: times.over,
+            rand_time: times.rand,
             dpd_delay: c.dpd_delay.map_or(Duration::ZERO, |t| t.0),
             message_id_sync: c.message_id_sync,
             window_size: self.within(c.window_size, "window_size", WINDOW_SIZES, 1),
@@ -578,25 +569,6 @@ impl Check<'_> {
             self.error(given.span(), what);
         }
         given.into_inner()
-    }
-
-    fn rand_time(
-        &mut self,
-        given: Option<Spanned<Text<Duration>>>,
-        default: Duration,
-        rekey_time: Duration,
-    ) -> Duration {
-        let Some(given) = given else {
-            return default.min(rekey_time);
-        };
-        let value = given.get_ref().0;
-        if value > rekey_time {
-            self.error(
-                given.span(),
-                "rand_time is longer than rekey_time, expected less",
-            );
-        }
-        value
     }
 
     /// Proposals, each text of which may stand for several.

@@ -2,8 +2,8 @@
 //!
 //! Who began the first IKE SA of a series is its *initiator* here, whichever end has rekeyed it since, and decides which
 //! addresses are used. All that the peer is told of is in the record ([`Mobike`]): what is still to be said follows from it, so a successor goes on
-//! wherever its predecessor was. Requests come in the order of their Message IDs, and a repeated one is only answered again, so an address that
-//! was left is not taken up again because of a message that was late.
+//! wherever its predecessor was. A request that comes after a newer one, which is possible where there is a window, is only answered, as is a repeated
+//! one: so an address that was left is not taken up again because of a message that was late.
 
 mod notifies;
 mod request;
@@ -116,6 +116,7 @@ impl Turn<'_, '_> {
                 children_path: None,
                 pending_update: false,
                 seen_as: None,
+                newest: None,
             });
         }
         both

@@ -25,13 +25,12 @@ impl Turn<'_, '_> {
         Ok(())
     }
 
-    /// Does what an INFORMATIONAL request says of addresses, and yields what to answer.
-    pub(in crate::sa) fn mobike_request(&mut self, payloads: &[Payload]) -> Vec<Payload> {
+    /// Does what the INFORMATIONAL request `id` says of addresses, and yields what to answer.
+    pub(in crate::sa) fn mobike_request(&mut self, id: u32, payloads: &[Payload]) -> Vec<Payload> {
         let (Some((local, remote)), true) = (self.arrived, self.mobike().is_some()) else {
             return notifies::cookie(payloads).into_iter().collect();
         };
-        let updates = find_notify(payloads, NotifyType::UPDATE_SA_ADDRESSES).is_some();
-        let mut answer = match self.addresses_from_peer(payloads, updates, local, remote) {
+        let mut answer = match self.addresses_from_peer(id, payloads, (local, remote)) {
             Ok(()) if nat::supported(payloads) => self.nat_answer(local, remote),
             Ok(()) => Vec::new(),
             Err((kind, failure)) => {
@@ -45,13 +44,13 @@ impl Turn<'_, '_> {
 
     fn addresses_from_peer(
         &mut self,
+        id: u32,
         payloads: &[Payload],
-        updates: bool,
-        local: SocketAddr,
-        remote: SocketAddr,
+        (local, remote): (SocketAddr, SocketAddr),
     ) -> Result<(), (NotifyType, Failure)> {
+        let updates = find_notify(payloads, NotifyType::UPDATE_SA_ADDRESSES).is_some();
         let list = notifies::addresses(payloads);
-        if !updates && list.is_none() {
+        if (!updates && list.is_none()) || self.is_outdated(id) {
             return Ok(());
         }
         if !self.transport.is_tcp() && notifies::unexpected_nat(payloads, local, remote) {
@@ -65,6 +64,18 @@ impl Turn<'_, '_> {
             self.list_from_peer(list, local, remote);
         }
         Ok(())
+    }
+
+    /// Whether the peer has said something newer of addresses; if not, this is the newest.
+    fn is_outdated(&mut self, id: u32) -> bool {
+        let Some(mobike) = self.mobike() else {
+            return false;
+        };
+        let outdated = mobike.newest.is_some_and(|newest| newest > id);
+        if !outdated {
+            mobike.newest = Some(id);
+        }
+        outdated
     }
 
     /// The peer decides which addresses are used: those of its message (RFC 4555 §3.5).
@@ -147,8 +158,11 @@ impl Turn<'_, '_> {
 
     /// A peer behind a NAT is followed to where its authentic, fresh requests come from (RFC 7296 §2.23). With MOBIKE it says itself when its
     /// address is another, and other requests move nothing (RFC 4555 §3.8).
-    pub(in crate::sa) fn follow(&mut self, local: SocketAddr, remote: SocketAddr) {
-        if self.record.path.transport.is_tcp() && self.transport == self.record.path.transport {
+    pub(in crate::sa) fn follow(&mut self, id: u32, local: SocketAddr, remote: SocketAddr) {
+        // One that comes after a newer one may be from where the peer was.
+        let newest = id >= self.record.inbound.end();
+        let same = self.transport == self.record.path.transport;
+        if newest && same && self.transport.is_tcp() {
             return self.follow_connection(local, remote);
         }
         if self.mobike().is_some() {
@@ -158,10 +172,8 @@ impl Turn<'_, '_> {
             }
             return;
         }
-        if self.transport == self.record.path.transport
-            && self.record.path.nat_remote
-            && self.record.path.remote != remote
-        {
+        let path = self.record.path;
+        if newest && same && path.nat_remote && path.remote != remote {
             self.follow_to(remote);
         }
     }

@@ -153,6 +153,9 @@ impl Packet {
     pub(super) fn exchange(&self) -> ExchangeType {
         Header::parse(&self.bytes).unwrap().exchange
     }
+    pub(super) fn message_id(&self) -> u32 {
+        Header::parse(&self.bytes).unwrap().message_id
+    }
     pub(super) fn is_response(&self) -> bool {
         Header::parse(&self.bytes).unwrap().is_response
     }

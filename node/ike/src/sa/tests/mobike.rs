@@ -1,6 +1,9 @@
 //! Addresses change under an IKE SA (RFC 4555).
 
-use super::bench::Pair;
+use super::{
+    bench::{Packet, Pair},
+    window::forget_request,
+};
 use crate::{
     config::Connection,
     record::{Mobike, Path, Phase, Transport},
@@ -243,6 +246,35 @@ fn a_kill_at_any_moment_of_a_move_leaves_both_ends_agreed() {
             }
         }
     }
+}
+
+/// `a` moves and says so, and counts the request as answered.
+fn update(pair: &mut Pair, to: &str) -> Packet {
+    roam(pair, to);
+    let packet = pair.wire.pop_back().unwrap();
+    pair.wire.clear();
+    forget_request(&mut pair.a);
+    packet
+}
+
+#[test]
+fn an_update_that_comes_after_a_newer_one_moves_nothing() {
+    let mut pair = with(|c| c.window_size = 4);
+    let late = update(&mut pair, "192.0.2.77");
+    let newer = update(&mut pair, NEW);
+    for taken_over in [false, true] {
+        pair.deliver(if taken_over { &late } else { &newer });
+        assert_eq!(pair.b.established().path.remote.ip(), ip(NEW));
+        if !taken_over {
+            let now = pair.now;
+            pair.b.take_over(now);
+        }
+    }
+    let answered = |p: &Packet| p.is_response() && p.message_id() == late.message_id();
+    assert!(
+        pair.wire.iter().any(answered),
+        "it is answered all the same"
+    );
 }
 
 #[test]

@@ -1,20 +1,25 @@
 //! Several requests of the peer under way at once (RFC 7296 §2.3).
 
-use super::bench::{Packet, Pair};
+use super::bench::{End, Packet, Pair};
 use crate::sa::Command;
 
 /// `a` makes a request of its own, which is not delivered, and makes the next one without waiting for its answer.
 fn request(pair: &mut Pair) -> Packet {
     pair.command(false, Command::CreateChild("net".into()));
     let packet = pair.wire.pop_back().unwrap();
-    let id = pair.a.established().id;
-    let sa = pair.a.sas.get_mut(&id).unwrap();
+    forget_request(&mut pair.a);
+    packet
+}
+
+/// An end makes its next request without waiting for the answer to this one.
+pub(super) fn forget_request(end: &mut End) {
+    let id = end.established().id;
+    let sa = end.sas.get_mut(&id).unwrap();
     let mut record = sa.record().clone();
     let pending = record.outbound.pending.take().unwrap();
     record.outbound.next = pending.id + 1;
     record.revision += 1;
     sa.adopt(record);
-    packet
 }
 
 /// Delivers a request and yields the response.
