@@ -229,10 +229,10 @@ impl<'t, 'e> Turn<'t, 'e> {
                 .map(|c| (c.spi_in, c.name.clone()))
                 .collect();
             let vips = e.our_vips.clone();
-            // What the peer sent before it knew of the successor may still come.
-            let grace = match e.successor {
-                Some(_) => INBOUND_GRACE,
-                None => Duration::ZERO,
+            // What the peer sent before it went over to another IKE SA, or before it deleted this one, may come after its request.
+            let grace = match reason {
+                CloseReason::DeletedByPeer | CloseReason::Reauthenticated => INBOUND_GRACE,
+                _ => Duration::ZERO,
             };
             for (spi_in, name) in gone {
                 self.effects.push(Effect::RemoveChild { spi_in, grace });

@@ -1,6 +1,6 @@
 //! Each exchange once, from either side, with loss.
 
-use super::bench::Pair;
+use super::bench::{End, Pair};
 use crate::{
     config::Childless,
     record::{CloseReason, Fate, Phase},
@@ -391,4 +391,16 @@ fn who_never_wants_it_is_not_asked_without_a_child() {
     pair.start();
     pair.settle();
     assert!(pair.a.children().is_empty() && pair.b.children().is_empty());
+}
+
+/// What the peer has sent before its request may come after it; who deletes it wants nothing more.
+#[test]
+fn what_was_under_way_when_the_peer_deleted_the_ike_sa_is_taken() {
+    let mut pair = Pair::new();
+    pair.connect();
+    pair.command(false, Command::Delete);
+    pair.settle();
+    let graces = |end: &End| end.graces.values().copied().collect::<Vec<_>>();
+    assert_eq!(graces(&pair.a), [Duration::ZERO]);
+    assert_eq!(graces(&pair.b), [Duration::from_secs(5)]);
 }

@@ -64,6 +64,8 @@ pub(super) struct End {
     pub(super) plane: BTreeMap<u32, Child>,
     /// Their outer addresses.
     pub(super) plane_paths: BTreeMap<u32, Path>,
+    /// How long Child SAs that were removed go on receiving.
+    pub(super) graces: BTreeMap<u32, Duration>,
     /// It was asked for other ways to the peer.
     pub(super) ways_wanted: u32,
     pub(super) events: Vec<Event>,
@@ -94,6 +96,7 @@ impl End {
             paths: BTreeMap::new(),
             plane: BTreeMap::new(),
             plane_paths: BTreeMap::new(),
+            graces: BTreeMap::new(),
             ways_wanted: 0,
             events: Vec::new(),
             rng: TestRng(seed),
@@ -585,8 +588,9 @@ impl End {
                     out.extend(self.step(old, Input::Command(Command::Retire), now));
                 }
                 Effect::FindWays => self.ways_wanted += 1,
-                Effect::RemoveChild { spi_in, .. } => {
+                Effect::RemoveChild { spi_in, grace } => {
                     self.plane.remove(&spi_in);
+                    self.graces.insert(spi_in, grace);
                 }
                 Effect::Report(event) => self.events.push(event),
                 Effect::Forget => {
