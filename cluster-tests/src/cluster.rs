@@ -59,6 +59,27 @@ impl Gateway {
     }
 }
 
+/// How soon members act on what they do not hear.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pace {
+    /// As configured by default: what is about times and gaps. Such a drill needs the machine for itself.
+    Usual,
+    /// Six times as patient, for what holds at any speed: a machine that is busy with other drills does not make members lose their leases.
+    Patient,
+}
+
+impl Pace {
+    /// Lines for a member's `[cluster]`.
+    fn toml(self) -> &'static str {
+        match self {
+            Self::Usual => "",
+            Self::Patient => {
+                "lease = \"2100ms\"\nrenew = \"240ms\"\nheartbeat = \"120ms\"\nelection_min = \"360ms\"\nelection_max = \"600ms\"\n"
+            }
+        }
+    }
+}
+
 /// In which direction a member is cut off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OneWay {
@@ -83,8 +104,13 @@ pub struct Trio<P = StrongSwan> {
 
 impl Trio {
     /// Starts all, and waits until somebody serves the gateways.
-    pub fn start(esp: Esp, gateways: &[Gateway], change: impl Fn(&mut Connection)) -> Result<Self> {
-        Self::with_peer(gateways, change, |lab, connection| {
+    pub fn start(
+        pace: Pace,
+        esp: Esp,
+        gateways: &[Gateway],
+        change: impl Fn(&mut Connection),
+    ) -> Result<Self> {
+        Self::with_peer(pace, gateways, change, |lab, connection| {
             StrongSwan::start(lab, "peer1", esp, std::slice::from_ref(connection))
         })
     }
@@ -93,10 +119,11 @@ impl Trio {
 impl Trio<Member> {
     /// The same with a member of its own as the peer.
     pub fn start_against_member(
+        pace: Pace,
         gateways: &[Gateway],
         change: impl Fn(&mut Connection),
     ) -> Result<Self> {
-        Self::with_peer(gateways, change, |lab, connection| {
+        Self::with_peer(pace, gateways, change, |lab, connection| {
             Member::start(lab, "peer1", std::slice::from_ref(connection), &[])
         })
     }
@@ -104,6 +131,7 @@ impl Trio<Member> {
 
 impl<P: Endpoint> Trio<P> {
     fn with_peer(
+        pace: Pace,
         gateways: &[Gateway],
         change: impl Fn(&mut Connection),
         start: impl Fn(&Lab, &Connection) -> Result<P>,
@@ -113,7 +141,7 @@ impl<P: Endpoint> Trio<P> {
         wire(&mut lab)?;
         let mut peer = Connection::peer(1, Family::V4);
         change(&mut peer);
-        let members = configure(&lab, gateways, &peer.mirrored())?;
+        let members = configure(&lab, pace, gateways, &peer.mirrored())?;
         let capture = Capture::start(&lab)?;
         let peer = start(&lab, &peer)?;
         let mut trio = Self {
@@ -330,7 +358,12 @@ fn wire(lab: &mut Lab) -> Result<()> {
 }
 
 /// Keys, certificates and configurations of the members.
-fn configure(lab: &Lab, gateways: &[Gateway], connection: &Connection) -> Result<Vec<Member>> {
+fn configure(
+    lab: &Lab,
+    pace: Pace,
+    gateways: &[Gateway],
+    connection: &Connection,
+) -> Result<Vec<Member>> {
     let pki = lab.dir_of("pki")?;
     let pki = pki.to_str().context("path")?;
     run(&[&binary()?, "keygen", "--out", &format!("{pki}/cluster.key")])?;
@@ -357,9 +390,10 @@ fn configure(lab: &Lab, gateways: &[Gateway], connection: &Connection) -> Result
         let mut text = format!(
             "[member]\nname = \"{name}\"\nstate_dir = \"{{dir}}/state\"\nkey_file = \"{pki}/cluster.key\"\nadmin_socket = \"{{dir}}/admin.sock\"\n{}\
              [cluster]\nlisten = \"10.77.0.{}:4510\"\nca = \"{pki}/ca/ca.pem\"\ncert = \"{pki}/ca/{name}.pem\"\nkey = \"{pki}/ca/{name}.key\"\n\
-             members = [{shared}]\n",
+             members = [{shared}]\n{}",
             connection.member_toml(),
-            10 + n
+            10 + n,
+            pace.toml()
         );
         for gateway in gateways {
             let list = |all: &[String]| {

@@ -74,6 +74,8 @@ pub struct Connection {
     pub actions: String,
     /// A member's `[retransmit]`.
     pub retransmit: String,
+    /// A member's `[limits]`.
+    pub limits: String,
     /// `enable_tcp` of a member, which then listens for TCP, too.
     pub enable_tcp: &'static str,
     /// `childless` of swanctl.
@@ -183,6 +185,7 @@ impl Connection {
             mobike: false,
             actions: "start_action = \"none\"".into(),
             retransmit: String::new(),
+            limits: String::new(),
             enable_tcp: "no",
             childless: "allow",
             unique: "no",
@@ -417,8 +420,10 @@ impl Connection {
         for (child, local, remote) in self.children() {
             self.child_toml(&mut out, &child, &local, &remote);
         }
-        if !self.retransmit.is_empty() {
-            let _ = writeln!(out, "[retransmit]\n{}", self.retransmit);
+        for (table, lines) in [("retransmit", &self.retransmit), ("limits", &self.limits)] {
+            if !lines.is_empty() {
+                let _ = writeln!(out, "[{table}]\n{lines}");
+            }
         }
         self.toml_keys(&mut out);
         if self.ppk.is_some() {

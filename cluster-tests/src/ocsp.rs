@@ -6,6 +6,7 @@ use crate::pki::{Certificate, Key, Pki};
 use crate::process::{Process, tail};
 use crate::{secs, until};
 use anyhow::Context;
+use nix::sys::signal::Signal;
 use rcgen::{CertificateParams, CustomExtension, ExtendedKeyUsagePurpose};
 use std::fmt::Write;
 
@@ -24,7 +25,7 @@ pub enum Status {
 /// A running responder.
 #[derive(Debug)]
 pub struct Responder {
-    _process: Process,
+    process: Process,
 }
 
 impl Responder {
@@ -83,7 +84,12 @@ impl Responder {
         until(secs(10), "the responder listens", || {
             Ok(tail(&log, 50).contains("aiting for OCSP client connections"))
         })?;
-        Ok(Self { _process: process })
+        Ok(Self { process })
+    }
+
+    /// Sends it a signal: one that is stopped accepts connections and does not answer.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.process.signal(signal)
     }
 }
 

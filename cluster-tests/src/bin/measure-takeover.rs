@@ -4,7 +4,7 @@
 
 use anyhow::{Context, ensure};
 use evergate_cluster_tests::capture::{now, packets};
-use evergate_cluster_tests::cluster::{Gateway, MEMBERS, Trio};
+use evergate_cluster_tests::cluster::{Gateway, MEMBERS, Pace, Trio};
 use evergate_cluster_tests::lab::Family::V4;
 use evergate_cluster_tests::packet::Body;
 use evergate_cluster_tests::strongswan::Esp;
@@ -37,7 +37,12 @@ fn main() -> Result<()> {
     };
     ensure!(kills > 0, "nothing to measure");
     let gateway = Gateway::usual();
-    let mut trio = Trio::start(Esp::InUdp, std::slice::from_ref(&gateway), |_| {})?;
+    let mut trio = Trio::start(
+        Pace::Usual,
+        Esp::InUdp,
+        std::slice::from_ref(&gateway),
+        |_| {},
+    )?;
     let (spis, established) = (trio.up(&gateway.name)?, now());
     let mut all = Vec::new();
     let victims = VICTIMS.iter().copied().cycle().take(kills);

@@ -3,7 +3,7 @@
 //! comes between. Also when it is cut off in one direction only.
 
 use evergate_cluster_tests::capture::now;
-use evergate_cluster_tests::cluster::{Gateway, MEMBERS, OneWay, Trio};
+use evergate_cluster_tests::cluster::{Gateway, MEMBERS, OneWay, Pace, Trio};
 use evergate_cluster_tests::flow::Report;
 use evergate_cluster_tests::lab::Family::V4;
 use evergate_cluster_tests::strongswan::Esp;
@@ -30,7 +30,7 @@ fn gap(report: &Report) -> Duration {
 }
 
 fn start() -> Result<Trio> {
-    Trio::start(Esp::InUdp, &[Gateway::usual()], |_| {})
+    Trio::start(Pace::Usual, Esp::InUdp, &[Gateway::usual()], |_| {})
 }
 
 /// Moves the gateway to a member with this role, and returns its number.

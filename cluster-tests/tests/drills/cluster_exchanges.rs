@@ -3,11 +3,11 @@
 //! again. No IV twice, which every drill checks.
 
 use evergate_cluster_tests::capture::now;
-use evergate_cluster_tests::cluster::{Gateway, Trio};
+use evergate_cluster_tests::cluster::{Gateway, Pace, Trio};
 use evergate_cluster_tests::connection::{Auth, Connection};
 use evergate_cluster_tests::duo::C1;
 use evergate_cluster_tests::flow::Flow;
-use evergate_cluster_tests::lab::Family::V4;
+use evergate_cluster_tests::lab::Family::{V4, V6};
 use evergate_cluster_tests::member::Member;
 use evergate_cluster_tests::pki::{Key, Pki};
 use evergate_cluster_tests::sa::{Endpoint, Spis};
@@ -28,15 +28,20 @@ pub(crate) enum By {
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(crate) enum During {
     Establish,
+    CreateChild,
     RekeyChild,
     RekeyIke,
     DeleteChild,
     DeleteIke,
 }
 
+/// The child for IPv6 where the two families have one each.
+const SECOND: &str = "c1-v6";
+
 fn drive(side: &dyn Endpoint, during: During) -> Result<()> {
     match during {
         During::Establish => side.initiate(C1, C1),
+        During::CreateChild => side.initiate(C1, SECOND),
         During::RekeyChild => side.rekey_child(C1),
         During::RekeyIke => side.rekey_ike(C1),
         During::DeleteChild => side.terminate_child(C1),
@@ -57,7 +62,7 @@ fn peer_of(change: impl Fn(&mut Connection)) -> Esp {
 /// Three members, of which the active one, whose number is returned, is going to die at `point`. It has to know
 /// that from its start, and nothing is established before that.
 pub(crate) fn armed(point: &str, change: impl Fn(&mut Connection)) -> Result<(Trio, usize)> {
-    let mut trio = Trio::start(peer_of(&change), &[Gateway::usual()], change)?;
+    let mut trio = Trio::start(Pace::Patient, peer_of(&change), &[Gateway::usual()], change)?;
     let doomed = (trio.active(G)? + 1) % trio.members.len();
     trio.members[doomed].stop()?;
     trio.members[doomed].start_again(&[("EVERGATE_FAILPOINT", point)])?;
@@ -72,9 +77,6 @@ pub(crate) fn armed(point: &str, change: impl Fn(&mut Connection)) -> Result<(Tr
     Ok((trio, doomed))
 }
 
-/// How often a drill begins anew when the gateway left the member that was to die: on a machine that is too busy for leases of a sixth of a second.
-const ATTEMPTS: usize = 4;
-
 /// The active member kills itself at `point` of an exchange.
 fn at_failpoint(by: By, during: During, point: &str) -> Result<()> {
     at_failpoint_with(by, during, point, |_| {})
@@ -87,20 +89,9 @@ pub(crate) fn at_failpoint_with(
     point: &str,
     change: impl Fn(&mut Connection),
 ) -> Result<()> {
-    for attempt in 1..=ATTEMPTS {
-        let (mut trio, doomed) = armed(point, &change)?;
-        match until_dead(&mut trio, doomed, by, during) {
-            Ok((flow, before)) => return afterwards(trio, doomed, by, during, flow, before),
-            Err(error) => {
-                let lives = trio.members[doomed].status().is_ok();
-                if attempt == ATTEMPTS || !lives || trio.active(G)? == doomed {
-                    return Err(error);
-                }
-                eprintln!("m{} lost the gateway before it died: {error:#}", doomed + 1);
-            }
-        }
-    }
-    Ok(())
+    let (mut trio, doomed) = armed(point, change)?;
+    let (flow, before) = until_dead(&mut trio, doomed, by, during)?;
+    afterwards(trio, doomed, by, during, flow, before)
 }
 
 /// Runs the exchange in which the active member dies. Returns traffic that goes on, and when the exchange began.
@@ -206,6 +197,19 @@ fn settle(trio: &mut Trio, active: usize, by: By, during: During) -> Result<()> 
             let spis = trio.agree(G, 1)?;
             assert_eq!(spis.ike.len(), 1, "{spis:x?}");
             let flow = trio.traffic(V4, 5)?;
+            flow.runs(50, secs(10))?;
+            flow.stop().is_lossless()
+        }
+        During::CreateChild => {
+            if by == By::Member {
+                std::thread::sleep(secs(3));
+                let member = &trio.members[active];
+                if Spis::of(&member.sas()?).child.len() < 2 {
+                    drive(member, during)?;
+                }
+            }
+            trio.agree(G, 2)?;
+            let flow = trio.traffic(V6, 5)?;
             flow.runs(50, secs(10))?;
             flow.stop().is_lossless()
         }
@@ -374,7 +378,7 @@ fn at_each_moment(trio: &mut Trio, agree: impl Fn(&mut Trio) -> Result<Spis>) ->
 }
 
 fn with_strongswan(esp: Esp) -> Result<()> {
-    let mut trio = Trio::start(esp, &[Gateway::usual()], |c| c.dpd = 1)?;
+    let mut trio = Trio::start(Pace::Patient, esp, &[Gateway::usual()], |c| c.dpd = 1)?;
     let spis = trio.up(G)?;
     at_each_moment(&mut trio, |trio| trio.agree(G, 1))?;
     // Message IDs agree: both sides can change something.
@@ -396,7 +400,7 @@ fn a_liveness_check_before_the_kill_without_message_id_synchronisation() -> Resu
         c.dpd = 1;
         c.message_id_sync = false;
     };
-    let mut trio = Trio::start(Esp::InUdp, &[Gateway::usual()], change)?;
+    let mut trio = Trio::start(Pace::Patient, Esp::InUdp, &[Gateway::usual()], change)?;
     // An own member of one in strongSwan's place.
     trio.peer.process().stop(Signal::SIGTERM)?;
     let mut connection = Connection::peer(1, V4);

@@ -4,7 +4,7 @@
 
 use anyhow::{Context, ensure};
 use evergate_cluster_tests::capture::now;
-use evergate_cluster_tests::cluster::{Gateway, MEMBERS, Trio};
+use evergate_cluster_tests::cluster::{Gateway, MEMBERS, Pace, Trio};
 use evergate_cluster_tests::connection::Connection;
 use evergate_cluster_tests::flow::Flow;
 use evergate_cluster_tests::lab::Family::V4;
@@ -100,7 +100,7 @@ fn network(trio: &Trio) -> Result<()> {
 /// Three members that serve six gateways for a hundred peers, all of them established from one charon.
 fn hundred() -> Result<Trio> {
     let gateways: Vec<Gateway> = (0..GATEWAYS).map(gateway).collect();
-    let mut trio = Trio::start(Esp::InUdp, &gateways, |_| {})?;
+    let mut trio = Trio::start(Pace::Usual, Esp::InUdp, &gateways, |_| {})?;
     network(&trio)?;
     let connections: Vec<Connection> = (0..PEERS).map(connection).collect();
     let more: String = connections.iter().map(|c| c.mirrored().toml()).collect();

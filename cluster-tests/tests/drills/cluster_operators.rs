@@ -2,7 +2,7 @@
 //! member.
 
 use anyhow::{Context, ensure};
-use evergate_cluster_tests::cluster::{Gateway, MEMBERS, Trio, host};
+use evergate_cluster_tests::cluster::{Gateway, MEMBERS, Pace, Trio, host};
 use evergate_cluster_tests::duo::C1;
 use evergate_cluster_tests::lab::Family::V4;
 use evergate_cluster_tests::sa::{Endpoint, Spis};
@@ -21,7 +21,7 @@ const ADDRESSES: [&str; 4] = [
 ];
 
 fn start() -> Result<Trio> {
-    Trio::start(Esp::InUdp, &[Gateway::usual()], |_| {})
+    Trio::start(Pace::Patient, Esp::InUdp, &[Gateway::usual()], |_| {})
 }
 
 /// Waits until a member knows what the active one does.

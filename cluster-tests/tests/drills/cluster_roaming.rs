@@ -3,7 +3,7 @@
 
 use crate::mobike::{at, relocate};
 use evergate_cluster_tests::capture::now;
-use evergate_cluster_tests::cluster::{Gateway, Trio};
+use evergate_cluster_tests::cluster::{Gateway, Pace, Trio};
 use evergate_cluster_tests::lab::Family::V4;
 use evergate_cluster_tests::sa::Endpoint;
 use evergate_cluster_tests::strongswan::Esp;
@@ -12,7 +12,7 @@ use evergate_cluster_tests::{Result, secs, until};
 const G: &str = "g1";
 
 fn roams_while_members_are_killed(esp: Esp) -> Result<()> {
-    let mut trio = Trio::start(esp, &[Gateway::usual()], |c| {
+    let mut trio = Trio::start(Pace::Patient, esp, &[Gateway::usual()], |c| {
         c.mobike = true;
         c.local = "%any".into();
     })?;
@@ -66,7 +66,7 @@ const HOMES: [(&str, &str); 2] = [
 /// The peer loses its address of one family at the moment when the member that serves it is killed, and goes on with the other family: to there so many
 /// times, and back. Both ends must be for both addresses of the gateway: a peer is told only of those that the connection is for.
 fn changes_family_while_members_are_killed(esp: Esp, moves: usize) -> Result<()> {
-    let mut trio = Trio::start(esp, &[Gateway::usual()], |c| {
+    let mut trio = Trio::start(Pace::Patient, esp, &[Gateway::usual()], |c| {
         c.mobike = true;
         c.local = "%any".into();
         c.remote = "192.0.2.2,2001:db8::2".into();

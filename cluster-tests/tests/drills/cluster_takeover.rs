@@ -4,7 +4,7 @@
 
 use anyhow::ensure;
 use evergate_cluster_tests::capture::now;
-use evergate_cluster_tests::cluster::{Gateway, MEMBERS, Trio};
+use evergate_cluster_tests::cluster::{Gateway, MEMBERS, Pace, Trio};
 use evergate_cluster_tests::duo::C1;
 use evergate_cluster_tests::flow::{Direction, Report};
 use evergate_cluster_tests::lab::Family::{self, V4, V6};
@@ -26,7 +26,7 @@ enum By {
 }
 
 fn start(esp: Esp) -> Result<Trio> {
-    Trio::start(esp, &[Gateway::usual()], |_| {})
+    Trio::start(Pace::Usual, esp, &[Gateway::usual()], |_| {})
 }
 
 fn up(trio: &mut Trio, by: By) -> Result<Spis> {
@@ -294,7 +294,7 @@ fn gateways_spread_over_all_members_that_live() -> Result<()> {
         outer: vec![format!("192.0.2.{}/24", 20 + n)],
         inner: Vec::new(),
     }));
-    let mut trio = Trio::start(Esp::InUdp, &gateways, |_| {})?;
+    let mut trio = Trio::start(Pace::Usual, Esp::InUdp, &gateways, |_| {})?;
     let wait = |trio: &Trio, ask, wanted: &[usize]| {
         until(secs(10), &format!("gateways are spread {wanted:?}"), || {
             let counts = spread(trio, ask)?;

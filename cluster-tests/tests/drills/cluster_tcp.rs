@@ -1,7 +1,7 @@
 //! A peer that can use nothing but TCP survives the death of the member that has its connection.
 
 use crate::tcp::{falls_back, no_offload, only_tcp};
-use evergate_cluster_tests::cluster::{Gateway, MEMBERS, Trio, host};
+use evergate_cluster_tests::cluster::{Gateway, MEMBERS, Pace, Trio, host};
 use evergate_cluster_tests::duo::C1;
 use evergate_cluster_tests::lab::Family::V4;
 use evergate_cluster_tests::member::Member;
@@ -12,7 +12,7 @@ use std::time::Instant;
 const G: &str = "g1";
 
 fn trio() -> Result<Trio<Member>> {
-    let mut trio = Trio::start_against_member(&[Gateway::usual()], falls_back)?;
+    let mut trio = Trio::start_against_member(Pace::Patient, &[Gateway::usual()], falls_back)?;
     only_tcp(&trio.lab, "peer1")?;
     no_offload(&trio.lab, "peer1")?;
     for n in 0..MEMBERS {

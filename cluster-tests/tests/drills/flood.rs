@@ -1,7 +1,7 @@
 //! Many half-open IKE SAs: from the threshold on a cookie is demanded, and who
 //! returns it gets in (RFC 7296 §2.6).
 
-use evergate_cluster_tests::capture::packets;
+use evergate_cluster_tests::capture::{Capture, packets};
 use evergate_cluster_tests::duo::{C1, Duo, Setup};
 use evergate_cluster_tests::lab::Family::V4;
 use evergate_cluster_tests::packet::{Body, IkeHeader};
@@ -9,6 +9,18 @@ use evergate_cluster_tests::raw::{Random, socket};
 use evergate_cluster_tests::sa::Endpoint;
 use evergate_cluster_tests::wire::{Exchange, Kind};
 use evergate_cluster_tests::{Result, millis, secs};
+
+/// The first IKE_SA_INIT request that was sent, to send it again.
+pub(crate) fn first_message(capture: &Capture) -> Result<Vec<u8>> {
+    let frames = packets(&capture.so_far()?);
+    let first = frames.into_iter().find_map(|packet| match packet.body {
+        Body::Ike(m) if IkeHeader::parse(&m).is_some_and(|h| h.exchange == 34 && !h.response) => {
+            Some(m)
+        }
+        _ => None,
+    });
+    first.ok_or_else(|| anyhow::anyhow!("no IKE_SA_INIT"))
+}
 
 /// A lab in which peer 1 was up once, a stranger in it, and the first message of the peer.
 fn recorded() -> Result<(Duo, String, Vec<u8>)> {
@@ -19,14 +31,7 @@ fn recorded() -> Result<(Duo, String, Vec<u8>)> {
     duo.peer.initiate(C1, C1)?;
     duo.agree(1)?;
     duo.peer.terminate(C1)?;
-    let frames = packets(&duo.capture.so_far()?);
-    let first = frames.iter().find_map(|packet| match &packet.body {
-        Body::Ike(m) if IkeHeader::parse(m).is_some_and(|h| h.exchange == 34 && !h.response) => {
-            Some(m.clone())
-        }
-        _ => None,
-    });
-    let message = first.ok_or_else(|| anyhow::anyhow!("no IKE_SA_INIT"))?;
+    let message = first_message(&duo.capture)?;
     Ok((duo, stranger, message))
 }
 

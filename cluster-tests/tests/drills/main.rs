@@ -5,6 +5,7 @@ mod algorithms;
 mod certificates;
 mod cluster_cut;
 mod cluster_exchanges;
+mod cluster_features;
 mod cluster_fragments;
 mod cluster_hybrid;
 mod cluster_many;
