@@ -66,6 +66,8 @@ pub struct Connection {
     pub child_rekey_packets: u32,
     /// Seconds between liveness checks; 0 for none.
     pub dpd: u32,
+    /// The same of the other side, if it is not the same.
+    pub remote_dpd: Option<u32>,
     /// RFC 6311, on a member.
     pub message_id_sync: bool,
     /// Addresses may change (RFC 4555).
@@ -181,6 +183,7 @@ impl Connection {
             child_rekey: 0,
             child_rekey_packets: 0,
             dpd: 0,
+            remote_dpd: None,
             message_id_sync: true,
             mobike: false,
             actions: "start_action = \"none\"".into(),
@@ -208,6 +211,8 @@ impl Connection {
             remote_rounds: self.local_rounds.clone(),
             local_ts: self.remote_ts.clone(),
             remote_ts: self.local_ts.clone(),
+            dpd: self.remote_dpd.unwrap_or(self.dpd),
+            remote_dpd: Some(self.dpd),
             ..self.clone()
         }
     }

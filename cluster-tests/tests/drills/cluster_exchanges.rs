@@ -2,6 +2,7 @@
 //! it to its end: both sides agree, traffic flows, and nobody authenticates
 //! again. No IV twice, which every drill checks.
 
+use crate::liveness::{ASKERS, moments};
 use evergate_cluster_tests::capture::now;
 use evergate_cluster_tests::cluster::{Gateway, Pace, Trio};
 use evergate_cluster_tests::connection::{Auth, Connection};
@@ -322,39 +323,44 @@ fn a_half_open_sa_that_died_with_its_member_costs_the_peer_another_attempt() -> 
     Ok(())
 }
 
-/// After which liveness check, or answer to one, the active member is killed.
-const MOMENTS: [(u8, Kind); 4] = [
-    (1, Kind::Request),
-    (2, Kind::Response),
-    (2, Kind::Request),
-    (1, Kind::Response),
-];
-
 #[test]
 fn a_liveness_check_before_the_kill_with_strongswan_5_9() -> Result<()> {
-    with_strongswan(Esp::InUdp)
+    ASKERS
+        .into_iter()
+        .try_for_each(|asker| with_strongswan(Esp::InUdp, asker))
 }
 
 #[test]
 fn a_liveness_check_before_the_kill_with_strongswan_6_1() -> Result<()> {
-    with_strongswan(Esp::Plain)
+    ASKERS
+        .into_iter()
+        .try_for_each(|asker| with_strongswan(Esp::Plain, asker))
 }
 
-/// Kills the active member at each moment, while both sides check once a second.
-fn at_each_moment(trio: &mut Trio, agree: impl Fn(&mut Trio) -> Result<Spis>) -> Result<()> {
+/// One side checks once a second.
+fn asks(c: &mut Connection, asker: u8) {
+    let (own, other) = if asker == 1 { (1, 0) } else { (0, 1) };
+    c.dpd = own;
+    c.remote_dpd = Some(other);
+}
+
+/// Kills the active member after a liveness check of the asker, and after the answer to one.
+fn at_each_moment(
+    trio: &mut Trio,
+    asker: u8,
+    agree: impl Fn(&mut Trio) -> Result<Spis>,
+) -> Result<()> {
     let (spis, established) = (agree(trio)?, now());
-    for (from, kind) in MOMENTS {
-        let from = V4.outer(from);
+    for (from, kind) in moments(asker) {
         let active = trio.active(G)?;
         trio.capture
             .wait_for(&from, Exchange::Informational, kind)?;
         trio.members[active].kill9()?;
         assert_eq!(agree(trio)?, spis, "{from}, {kind:?}");
-        // Both sides' checks are answered again.
-        for n in [1, 2] {
-            let from = V4.outer(n);
+        // Checks are answered again.
+        for (from, kind) in moments(asker) {
             trio.capture
-                .wait_for(&from, Exchange::Informational, Kind::Response)?;
+                .wait_for(&from, Exchange::Informational, kind)?;
         }
         trio.start_again(active)?;
     }
@@ -377,10 +383,10 @@ fn at_each_moment(trio: &mut Trio, agree: impl Fn(&mut Trio) -> Result<Spis>) ->
     Ok(())
 }
 
-fn with_strongswan(esp: Esp) -> Result<()> {
-    let mut trio = Trio::start(Pace::Patient, esp, &[Gateway::usual()], |c| c.dpd = 1)?;
+fn with_strongswan(esp: Esp, asker: u8) -> Result<()> {
+    let mut trio = Trio::start(Pace::Patient, esp, &[Gateway::usual()], |c| asks(c, asker))?;
     let spis = trio.up(G)?;
-    at_each_moment(&mut trio, |trio| trio.agree(G, 1))?;
+    at_each_moment(&mut trio, asker, |trio| trio.agree(G, 1))?;
     // Message IDs agree: both sides can change something.
     trio.peer.rekey_child(C1)?;
     let active = trio.active(G)?;
@@ -396,8 +402,12 @@ fn with_strongswan(esp: Esp) -> Result<()> {
 
 #[test]
 fn a_liveness_check_before_the_kill_without_message_id_synchronisation() -> Result<()> {
+    ASKERS.into_iter().try_for_each(without_synchronisation)
+}
+
+fn without_synchronisation(asker: u8) -> Result<()> {
     let change = |c: &mut Connection| {
-        c.dpd = 1;
+        asks(c, asker);
         c.message_id_sync = false;
     };
     let mut trio = Trio::start(Pace::Patient, Esp::InUdp, &[Gateway::usual()], change)?;
@@ -421,7 +431,7 @@ fn a_liveness_check_before_the_kill_without_message_id_synchronisation() -> Resu
         Ok(agreed)
     };
     let spis = agree(&mut trio)?;
-    at_each_moment(&mut trio, agree)?;
+    at_each_moment(&mut trio, asker, agree)?;
     peer.rekey_child(C1)?;
     std::thread::sleep(millis(500));
     let active = trio.active(G)?;

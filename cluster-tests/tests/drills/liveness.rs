@@ -14,10 +14,10 @@ use evergate_cluster_tests::{Result, millis, secs, until};
 
 /// The two sides by their numbers. Each asks in a run of its own: of two that ask by the same clock one would be heard in time, and never
 /// have to ask.
-const ASKERS: [u8; 2] = [1, GATEWAY];
+pub(crate) const ASKERS: [u8; 2] = [1, GATEWAY];
 
 /// After which messages the member is killed: the request, and the response.
-fn moments(asker: u8) -> [(String, Kind); 2] {
+pub(crate) fn moments(asker: u8) -> [(String, Kind); 2] {
     let other = if asker == 1 { GATEWAY } else { 1 };
     [
         (V4.outer(asker), Kind::Request),
