@@ -58,6 +58,8 @@ pub struct Connection {
     pub rekey: u32,
     /// Seconds between authentications; 0 for never.
     pub reauth: u32,
+    /// How many requests the other side may have under way, on a member.
+    pub window: u8,
     /// Whether strongSwan makes the new IKE SA of a new authentication before it breaks the old one, which 5.9 does not by itself.
     pub make_before_break: bool,
     /// Seconds between rekeys of the child; 0 for never.
@@ -179,6 +181,7 @@ impl Connection {
             pools: Vec::new(),
             rekey: 0,
             reauth: 0,
+            window: 1,
             make_before_break: false,
             child_rekey: 0,
             child_rekey_packets: 0,
@@ -408,6 +411,7 @@ impl Connection {
                 self.reauth
             );
         }
+        let _ = writeln!(out, "window_size = {}", self.window);
         let _ = writeln!(out, "dpd_delay = \"{}s\"", self.dpd);
         let _ = writeln!(out, "pools = {}", array(&self.pools));
         let _ = writeln!(out, "vips = {}", array(&self.vips));

@@ -5,10 +5,12 @@
 //! how many messages were sealed) is in the SA's session instead and never here.
 
 mod mobike;
+mod outbound;
 mod succession;
 mod window;
 
 pub use mobike::{Mobike, MobikePurpose, MobikeRequest};
+pub use outbound::{MAX_UNDER_WAY, OutboundWindow, Scope};
 pub use succession::Succession;
 pub use window::{Answered, InboundWindow};
 
@@ -145,15 +147,6 @@ pub struct Record {
 
 /// A message of ours as it was sent: one datagram, or its fragments in their order (RFC 7383). Repeating it is sending all of them again.
 pub type Datagrams = Vec<Vec<u8>>;
-
-/// Message IDs of our requests (RFC 7296 §2.2). The window is one request.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OutboundWindow {
-    /// The Message ID of our next request.
-    pub next: u32,
-    /// The request that is not answered yet.
-    pub pending: Option<PendingRequest>,
-}
 
 /// A request of our own, as it was first sent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -454,8 +447,8 @@ pub struct Established {
     pub mobike: Option<Mobike>,
     /// Its Child SAs.
     pub children: Vec<Child>,
-    /// A CREATE_CHILD_SA of the peer that waits for IKE_FOLLOWUP_KE: the newest.
-    pub follow_up: Option<Box<FollowUp>>,
+    /// Each CREATE_CHILD_SA of the peer that waits for IKE_FOLLOWUP_KE: the newest, and no more than the peer may have requests under way.
+    pub follow_ups: Vec<FollowUp>,
     /// The IKE SA that the peer made by a rekey while one of our own was under way (RFC 7296 §2.8.2): it waits here, complete, until it is
     /// clear which of the two remains.
     pub rival: Option<Box<Rival>>,
@@ -583,13 +576,18 @@ impl FollowUp {
 }
 
 impl Task {
+    /// Our SPI of the Child SA that it asks for, if it asks for one.
+    pub fn child_spi(&self) -> Option<u32> {
+        match self {
+            Self::CreateChild(offer) => Some(offer.spi_in),
+            Self::FollowUp(follow_up, _) => follow_up.child_spi(),
+            _ => None,
+        }
+    }
+
     /// Whether its response may tell of a Child SA that the peer has made already.
     pub fn makes_child(&self) -> bool {
-        match self {
-            Self::CreateChild(_) => true,
-            Self::FollowUp(f, _) => matches!(f.goal, Goal::Child(_)),
-            _ => false,
-        }
+        self.child_spi().is_some()
     }
 
     /// Whether it is to replace the IKE SA.
@@ -645,14 +643,15 @@ impl Record {
         }
     }
 
-    /// Our inbound SPI of the Child SA that a request of ours under way asks for: the peer may use it before we know that it agrees.
-    pub fn offered_child(&self) -> Option<u32> {
-        match (&self.phase, self.outbound.pending.as_ref().map(|p| &p.task)) {
-            (Phase::AuthSent(sent), _) => Some(sent.child.spi_in),
-            (_, Some(Task::CreateChild(offer))) => Some(offer.spi_in),
-            (_, Some(Task::FollowUp(follow_up, _))) => follow_up.child_spi(),
+    /// Our inbound SPIs of the Child SAs that requests of ours under way ask for: the peer may use one before we know that it agrees.
+    pub fn offered_children(&self) -> impl Iterator<Item = u32> {
+        let in_auth = match &self.phase {
+            Phase::AuthSent(sent) => Some(sent.child.spi_in),
             _ => None,
-        }
+        };
+        in_auth
+            .into_iter()
+            .chain(self.outbound.tasks().filter_map(Task::child_spi))
     }
 
     /// Inner addresses that its peer holds from our pools.

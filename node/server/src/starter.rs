@@ -15,7 +15,7 @@ use crate::{
 use evergate_ike::{
     config::{ChildConfig, Connection, Policy, StartAction},
     env::Entropy,
-    record::{CloseReason, Phase, Record, SaId},
+    record::{CloseReason, Phase, Record, SaId, Scope},
     sa::{Command, Failure},
 };
 use evergate_state::State;
@@ -308,7 +308,9 @@ fn of_record(record: &Record, child: &str) -> Standing {
         Phase::HalfOpen(_) | Phase::Closed(_) => Standing::Down,
         Phase::Established(e) if e.replaced_by.is_some() => Standing::UnderWay,
         Phase::Established(e) if e.children.iter().any(|c| c.name == child) => Standing::Up,
-        Phase::Established(_) if record.outbound.pending.is_some() => Standing::UnderWay,
+        Phase::Established(_) if !record.outbound.admits(&Scope::child(child, None)) => {
+            Standing::UnderWay
+        }
         Phase::Established(_) => Standing::IkeUp(record.id),
     }
 }

@@ -9,7 +9,7 @@ use crate::{
 };
 use evergate_ike::{
     config::Policy,
-    record::{GatewayId, Phase, Record, SaId, Task},
+    record::{FollowUp, GatewayId, Phase, Record, SaId},
 };
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
@@ -30,26 +30,13 @@ pub(crate) fn spis_of(record: &Record) -> impl Iterator<Item = SpiUse> {
         spi: c.spi_in,
         esn: Some(c.suite.esn),
     });
-    let pending = record
-        .outbound
-        .pending
-        .as_ref()
-        .and_then(|p| match &p.task {
-            Task::CreateChild(offer) => Some(offer.spi_in),
-            Task::FollowUp(follow_up, _) => follow_up.child_spi(),
-            _ => None,
-        });
-    let of_phase = match &record.phase {
-        Phase::AuthSent(sent) => Some(sent.child.spi_in),
-        Phase::Established(e) => e.follow_up.as_ref().and_then(|f| f.child_spi()),
-        _ => None,
+    let asked_for = match &record.phase {
+        Phase::Established(e) => &e.follow_ups[..],
+        _ => &[],
     };
-    children.chain(
-        pending
-            .into_iter()
-            .chain(of_phase)
-            .map(|spi| SpiUse { spi, esn: None }),
-    )
+    let asked_for = asked_for.iter().filter_map(FollowUp::child_spi);
+    let offered = record.offered_children().chain(asked_for);
+    children.chain(offered.map(|spi| SpiUse { spi, esn: None }))
 }
 
 impl State {
@@ -455,14 +442,8 @@ fn raise(record: &mut Arc<Record>, counted: &Counters) {
         Arc::make_mut(record).inbound.skip_to(counted.inbound_next);
     }
     // A request that changes something is finished only by a record that says so.
-    let unfinished = record
-        .outbound
-        .pending
-        .as_ref()
-        .is_some_and(|p| !matches!(p.task, Task::Liveness));
-    if counted.outbound_next > record.outbound.next && !unfinished {
+    if counted.outbound_next > record.outbound.accounted() {
         let outbound = &mut Arc::make_mut(record).outbound;
-        outbound.next = counted.outbound_next;
-        outbound.pending.take_if(|p| p.id < counted.outbound_next);
+        outbound.skip_to(counted.outbound_next);
     }
 }

@@ -163,7 +163,7 @@ pub struct Counters {
     pub sa: SaId,
     /// `inbound.next`.
     pub inbound_next: u32,
-    /// `outbound.next`.
+    /// `outbound.accounted()`.
     pub outbound_next: u32,
 }
 

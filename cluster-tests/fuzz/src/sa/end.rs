@@ -154,11 +154,11 @@ impl End {
     pub(crate) fn replicate(&mut self) {
         for (id, record) in std::mem::take(&mut self.lagging) {
             if let Some(committed) = self.committed.get_mut(&id) {
-                committed.inbound.restart(record.inbound.next);
-                committed.outbound.next = record.outbound.next;
+                committed.inbound.skip_to(record.inbound.next);
+                committed.outbound.skip_to(record.outbound.accounted());
             }
             if let Some(sa) = self.sas.get_mut(&id) {
-                sa.outbound_committed(record.outbound.next);
+                sa.outbound_committed(record.outbound.accounted());
             }
         }
     }
@@ -189,7 +189,7 @@ impl End {
         let Ok(record) = record else { return vec![] };
         survives_serialisation(&record);
         self.committed.insert(record.id, record.clone());
-        let pending = record.outbound.pending.as_ref().expect("a request");
+        let pending = record.outbound.pending.first().expect("a request");
         let path = record.path;
         let send = |datagram: &Vec<u8>| (path.local, path.remote, datagram.clone());
         let out = pending.datagrams.iter().map(send).collect();

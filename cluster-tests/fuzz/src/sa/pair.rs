@@ -378,7 +378,7 @@ fn seal(
     };
     let is_response = id & 0x80 != 0;
     let expected = if is_response {
-        let pending = record.outbound.pending.as_ref();
+        let pending = record.outbound.pending.first();
         pending.map_or(record.outbound.next, |p| p.id)
     } else {
         record.inbound.next

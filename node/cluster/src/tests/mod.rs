@@ -140,7 +140,7 @@ fn sa(id: u32, secret: &[u8]) -> Record {
         our_vips: vec![],
         message_id_sync: false,
         children: vec![child],
-        follow_up: None,
+        follow_ups: Vec::new(),
         rival: None,
         sync_request: None,
         sync_answer: None,

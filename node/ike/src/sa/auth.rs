@@ -21,6 +21,7 @@ use super::{
     child::ChildRequest,
     configuration,
     turn::{Refused, Turn, at_most_one, find_notify, notify},
+    window::window_size,
 };
 use crate::{
     config::{Childless, Connection, Unique},
@@ -303,6 +304,7 @@ impl<'e> Turn<'_, 'e> {
             }
         }
         answer.extend(self.accept_mobike(connection, payloads));
+        self.note_window_size(payloads);
         answer.extend(self.authentication_lifetime(connection));
         answer.extend(window_size(connection));
         if sync {
@@ -369,7 +371,7 @@ impl<'e> Turn<'_, 'e> {
             sync_answer: None,
             mobike: None,
             children: Vec::new(),
-            follow_up: None,
+            follow_ups: Vec::new(),
             rival: None,
             replaced_by: None,
         }));
@@ -394,12 +396,6 @@ impl<'e> Turn<'_, 'e> {
         let expires_at = unrekeyed.into_iter().chain(stale).min();
         (rekey_at, expires_at)
     }
-}
-
-/// Says how many requests the peer may have under way, unless it is the usual one (RFC 7296 §2.3).
-pub(super) fn window_size(connection: &Connection) -> Option<Payload> {
-    let size = u32::from(connection.window_size).to_be_bytes();
-    (connection.window_size > 1).then(|| notify(NotifyType::SET_WINDOW_SIZE, size.to_vec()))
 }
 
 /// Whether an IKE_AUTH request has nothing of a Child SA (RFC 6023 §5).

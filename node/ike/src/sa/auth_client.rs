@@ -4,11 +4,12 @@ use super::{
     Command, Effect, Failure, Question,
     auth::{
         Own, Parked, Requested, accepts, announced_hashes, certificate_requests,
-        octets_of_initiator, octets_of_responder, ppk, rounds, verification, window_size,
+        octets_of_initiator, octets_of_responder, ppk, rounds, verification,
     },
     child_client::offered_selectors,
     configuration,
     turn::{Turn, at_most_one, find_error, find_notify, notify, only},
+    window::window_size,
 };
 use crate::{
     certificate::{CertificateError, Verification, Verified},
@@ -243,7 +244,9 @@ impl Turn<'_, '_> {
         if let Phase::AuthSent(sent) = &mut self.record.phase {
             sent.rounds.ours_follow = ours_follow;
         }
-        self.record.outbound.next = state.rounds.message_id(&state.negotiated);
+        let id = state.rounds.message_id(&state.negotiated);
+        self.session.forget_requests();
+        self.record.outbound.restart(id);
         self.request(ExchangeType::IKE_AUTH, &payloads, Task::Connect);
         self.commit();
     }
@@ -332,7 +335,7 @@ impl Turn<'_, '_> {
             Ok(state) => state,
             Err(failure) => return self.reject_responder(failure),
         };
-        self.complete();
+        self.complete(self.record.outbound.last_id());
         let Ok(id_r) = only!(payloads, IdR) else {
             return self.reject_responder(Failure::Invalid("no IdR payload"));
         };
@@ -446,6 +449,7 @@ impl Turn<'_, '_> {
             && find_notify(payloads, NotifyType::IKEV2_MESSAGE_ID_SYNC_SUPPORTED).is_some();
         self.establish(config, negotiated, local_id, remote_id, sync);
         self.mobike_accepted(config, payloads);
+        self.note_window_size(payloads);
         self.note_authentication_lifetime(payloads);
         self.commit();
         if let Ok(Some(cp)) = at_most_one!(payloads, Cp) {

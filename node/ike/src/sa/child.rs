@@ -60,6 +60,7 @@ impl<'e> Turn<'_, 'e> {
         let for_ike = payloads
             .iter()
             .any(|p| matches!(p, Payload::Sa(s) if s.iter().any(|p| p.protocol == Protocol::IKE)));
+        self.note_window_size(payloads);
         self.answer(ExchangeType::CREATE_CHILD_SA, id, |turn| {
             if for_ike {
                 turn.ike_rekey_request(payloads)
@@ -74,10 +75,8 @@ impl<'e> Turn<'_, 'e> {
             NotifyType::TEMPORARY_FAILURE,
             Failure::Invalid("the IKE SA is being replaced or deleted"),
         );
-        let ending = matches!(
-            self.record.outbound.pending.as_ref().map(|p| &p.task),
-            Some(task) if task.is_ike_rekey() || *task == Task::DeleteIke
-        );
+        let ends = |task: &Task| task.is_ike_rekey() || *task == Task::DeleteIke;
+        let ending = self.record.outbound.tasks().any(ends);
         let est = self.established();
         if ending || est.replaced_by.is_some() || est.rival.is_some() {
             return Err(busy);
@@ -118,7 +117,7 @@ impl<'e> Turn<'_, 'e> {
         let named = <[u8; 4]>::try_from(&rekey.spi[..])
             .map(u32::from_be_bytes)
             .ok();
-        let deleting = self.children_being_deleted();
+        let deleting = self.record.outbound.deleting();
         let child = self
             .established()
             .children
@@ -126,8 +125,7 @@ impl<'e> Turn<'_, 'e> {
             .find(|c| Some(c.spi_out) == named);
         let Some(child) = child else {
             // It may be the one that the response to our own request tells of, which is still on its way: "not found" would make the peer drop it.
-            let pending = self.record.outbound.pending.as_ref();
-            if pending.is_some_and(|p| p.task.makes_child()) {
+            if self.record.outbound.tasks().any(Task::makes_child) {
                 let failure =
                     Failure::Invalid("it wants to rekey a Child SA that we may not know yet");
                 return Err(Refused::new(NotifyType::TEMPORARY_FAILURE, failure));
@@ -143,14 +141,6 @@ impl<'e> Turn<'_, 'e> {
             return Err(Refused::new(NotifyType::TEMPORARY_FAILURE, failure));
         }
         Ok((child.spi_in, child.name.clone()))
-    }
-
-    /// Our inbound SPIs of the Child SAs in our pending Delete.
-    pub(super) fn children_being_deleted(&self) -> Vec<u32> {
-        match self.record.outbound.pending.as_ref().map(|p| &p.task) {
-            Some(Task::DeleteChildren(spis)) => spis.clone(),
-            _ => Vec::new(),
-        }
     }
 
     /// Accepts the peer's request for a Child SA on the first of `configs` that fits, and says what to answer.
@@ -206,6 +196,9 @@ impl<'e> Turn<'_, 'e> {
             answer.push(Payload::TsI(remote_ts));
             answer.push(Payload::TsR(local_ts));
             answer.extend(more);
+            if !request.in_auth {
+                answer.extend(self.widen_window());
+            }
             return Ok(answer);
         }
         Err(failure)

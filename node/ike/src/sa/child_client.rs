@@ -82,6 +82,7 @@ impl Turn<'_, '_> {
         }
         payloads.push(Payload::TsI(local_ts.clone()));
         payloads.push(Payload::TsR(remote_ts.clone()));
+        payloads.extend(self.widen_window());
         let offer = ChildOffer {
             name: name.to_owned(),
             spi_in,
@@ -248,14 +249,25 @@ impl Turn<'_, '_> {
         let Some(old) = replaces else {
             return Fate::Live;
         };
+        let now = self.env.now;
         let est = self.established();
-        let rival = est
-            .children
-            .iter()
-            .find(|c| c.replaces == Some(old) && !c.initiated);
+        let made = (est.children.iter())
+            .find(|c| c.replaces == Some(old) && !c.initiated)
+            .map(|c| &c.lowest_nonce);
+        // The peer's may lack an additional key exchange. What it decides is the same.
+        let unfinished = || {
+            let mut goals = (est.follow_ups.iter()).filter(|f| f.expires_at > now);
+            goals.find_map(|f| match &f.goal {
+                Goal::Child(goal) if goal.replaces == Some(old) => {
+                    Some((&goal.nonce_i).min(&goal.nonce_r))
+                }
+                _ => None,
+            })
+        };
+        let rival = made.or_else(unfinished);
         let old_is_there = est.children.iter().any(|c| c.spi_in == old);
         match rival {
-            Some(rival) if lowest_nonce < &rival.lowest_nonce[..] => Fate::Replaced,
+            Some(rival) if lowest_nonce < &rival[..] => Fate::Replaced,
             _ if !old_is_there => Fate::Replaced,
             _ => Fate::Live,
         }

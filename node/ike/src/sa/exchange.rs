@@ -2,12 +2,13 @@
 
 use super::{
     Effect, Failure,
+    session::Repeat,
     turn::{Refused, Turn},
 };
 use crate::{
     crypto,
-    record::{CloseReason, PendingRequest, Phase, Role, Task},
-    wire::{ExchangeType, Message, NotifyType, ParseError, Payload},
+    record::{CloseReason, Phase, Role, Task},
+    wire::{ExchangeType, Header, Message, NotifyType, ParseError, Payload},
 };
 use std::net::SocketAddr;
 
@@ -62,13 +63,10 @@ impl Turn<'_, '_> {
             }
             return;
         }
-        let expected = self.record.outbound.pending.as_ref();
-        let Some(PendingRequest { id, .. }) =
-            expected.filter(|p| p.id == message.header.message_id)
-        else {
+        let id = message.header.message_id;
+        if self.record.outbound.get(id).is_none() {
             return; // late or repeated: its request was completed
-        };
-        let id = *id;
+        }
         if matches!(self.record.phase, Phase::Intermediate(_)) {
             return self.intermediate_response(message);
         }
@@ -85,31 +83,66 @@ impl Turn<'_, '_> {
         if self.session.parked.is_some() {
             return; // the same response again, while it is not known yet whether it is good
         }
-        let Some(pending) = self.complete() else {
+        self.use_answer(id, message.header, payloads);
+        while let Some(id) = self.next_waiting() {
+            if let Some((header, payloads)) = self.session.waiting.remove(&id) {
+                self.use_answer(id, header, payloads);
+            }
+        }
+    }
+
+    /// Uses the answer to the request `id`. If it leads to another request at once, for which there is no room in the window before an older one is answered, it
+    /// waits, and it is as if it had not come yet: a successor repeats its request.
+    fn use_answer(&mut self, id: u32, header: Header, payloads: Vec<Payload>) {
+        if self.record.outbound.has_room_without(Some(id)) {
+            return self.answered(id, &header, &payloads);
+        }
+        let before = (self.record.clone(), self.effects.len(), self.created.len());
+        self.answered(id, &header, &payloads);
+        if std::mem::take(&mut self.crowded) {
+            self.record = before.0;
+            self.effects.truncate(before.1);
+            self.created.truncate(before.2);
+            self.session.waiting.insert(id, (header, payloads));
+        }
+    }
+
+    /// The request of an answer that has waited and need not wait any more.
+    fn next_waiting(&self) -> Option<u32> {
+        let mut waiting = self.session.waiting.keys().copied();
+        waiting.find(|id| self.record.outbound.has_room_without(Some(*id)))
+    }
+
+    /// The request `id` was answered.
+    fn answered(&mut self, id: u32, header: &Header, payloads: &[Payload]) {
+        let Some(pending) = self.complete(id) else {
             return;
         };
-        debug_assert_eq!(pending.id, id);
         if !matches!(pending.task, Task::Mobike(_)) {
             self.session.roaming.settled();
         }
+        // What an empty exchange moves is replicated by its Message ID only.
+        if matches!(self.record.phase, Phase::Established(_)) && pending.task != Task::Liveness {
+            self.note_window_size(payloads);
+        }
         let deleted = pending.deleted;
         match pending.task {
-            Task::Connect => self.auth_response(&payloads),
+            Task::Connect => self.auth_response(payloads),
             Task::Liveness => {
                 self.session.uncertain = false;
                 self.commit_lazily();
             }
             Task::CreateChild(offer) => {
                 self.commit();
-                self.child_response(offer, &payloads);
+                self.child_response(offer, payloads);
             }
             Task::RekeyIke(offer) => {
                 self.commit();
-                self.ike_rekey_response(offer, &payloads);
+                self.ike_rekey_response(offer, payloads);
             }
             Task::FollowUp(follow_up, key) => {
                 self.commit();
-                self.follow_up_response(follow_up, &key, &payloads);
+                self.follow_up_response(follow_up, &key, payloads);
             }
             Task::DeleteChildren(spis) => {
                 self.commit();
@@ -121,7 +154,7 @@ impl Turn<'_, '_> {
             }
             Task::Mobike(asked) => {
                 self.commit();
-                self.mobike_response(&asked, &message.header, &payloads);
+                self.mobike_response(&asked, header, payloads);
             }
         }
         self.deleted_meanwhile(&deleted);
@@ -288,47 +321,50 @@ impl Turn<'_, '_> {
         }
     }
 
-    /// Repeats the pending request, or gives the peer up.
+    /// Repeats the requests whose time it is, or gives the peer up.
     pub(super) fn retransmit(&mut self) {
-        let Some(repeat) = self.session.repeat.filter(|r| r.at <= self.env.now) else {
-            return;
-        };
-        if self.record.outbound.pending.is_none() {
-            self.session.repeat = None;
-            return;
+        let now = self.env.now;
+        let due = self.session.repeats.iter().filter(|(_, r)| r.at <= now);
+        let due: Vec<(u32, Repeat)> = due.map(|(id, r)| (*id, *r)).collect();
+        if due.iter().any(|(_, r)| r.sent >= super::mobike::UNANSWERED) {
+            self.find_ways();
         }
+        for (id, repeat) in due {
+            if !self.repeat_request(id, repeat) {
+                return;
+            }
+        }
+    }
+
+    /// Repeats a request; `false` if the SA has ended instead, or goes another way.
+    fn repeat_request(&mut self, id: u32, repeat: Repeat) -> bool {
         if repeat.sent >= super::next_address::SENDINGS
             && self.try_next_address(Failure::Silent).is_ok()
         {
-            return;
+            return false;
         }
-        let Some(pending) = &self.record.outbound.pending else {
-            return;
+        let Some(pending) = self.record.outbound.get(id) else {
+            self.session.repeats.remove(&id);
+            return true;
         };
         let datagrams = pending.datagrams.clone();
         let probe = pending.task == Task::Liveness;
-        if repeat.sent >= super::mobike::UNANSWERED {
-            self.find_ways();
-        }
         if probe && repeat.sent >= super::sync::UNANSWERED_PROBES && !self.is_unconfirmed() {
             self.start_sync();
         }
-        match self.env.policy.retransmit.wait(repeat.sent + 1) {
-            Some(wait) => {
-                self.session.repeat = Some(super::session::Repeat {
-                    sent: repeat.sent + 1,
-                    at: self.env.now + wait,
-                });
-                self.send(&datagrams);
+        let sent = repeat.sent + 1;
+        let Some(wait) = self.env.policy.retransmit.wait(sent) else {
+            let setting_up = !matches!(self.record.phase, Phase::Established(_));
+            self.fail(Failure::Silent);
+            self.close(CloseReason::PeerSilent);
+            if setting_up {
+                self.effects.push(Effect::Forget);
             }
-            None => {
-                let setting_up = !matches!(self.record.phase, Phase::Established(_));
-                self.fail(Failure::Silent);
-                self.close(CloseReason::PeerSilent);
-                if setting_up {
-                    self.effects.push(Effect::Forget);
-                }
-            }
-        }
+            return false;
+        };
+        let at = self.env.now + wait;
+        self.session.repeats.insert(id, Repeat { sent, at });
+        self.send(&datagrams);
+        true
     }
 }

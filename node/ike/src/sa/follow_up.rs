@@ -1,7 +1,7 @@
 //! Additional key exchanges of CREATE_CHILD_SA: one IKE_FOLLOWUP_KE for each (RFC 9370 §2.2.4).
 //!
 //! What CREATE_CHILD_SA agreed on waits in the record, on both ends, with the secrets of the exchanges so far; only the last one makes the
-//! Child SA or the IKE SA. A responder keeps one such thing for each IKE SA: the newest.
+//! Child SA or the IKE SA. A responder keeps as many such things for each IKE SA as the initiator may have requests under way: the newest.
 
 use super::{
     Failure,
@@ -60,8 +60,13 @@ impl Turn<'_, '_> {
         let mut link = vec![0; LINK_LEN];
         self.env.rng.fill(&mut link);
         follow_up.link.clone_from(&link);
-        follow_up.expires_at = self.env.now + PATIENCE;
-        self.established().follow_up = Some(follow_up);
+        let now = self.env.now;
+        follow_up.expires_at = now + PATIENCE;
+        let most = usize::from(self.record.inbound.size);
+        let waiting = &mut self.established().follow_ups;
+        waiting.retain(|f| f.expires_at > now);
+        waiting.drain(..(waiting.len() + 1).saturating_sub(most));
+        waiting.push(*follow_up);
         notify(NotifyType::ADDITIONAL_KEY_EXCHANGE, link)
     }
 
@@ -77,8 +82,10 @@ impl Turn<'_, '_> {
             .ok_or_else(|| Refused::syntax("no ADDITIONAL_KEY_EXCHANGE notify"))?;
         let theirs = only!(payloads, Ke).map_err(Refused::syntax)?;
         let now = self.env.now;
-        let known = self.established().follow_up.take();
-        let known = known.filter(|f| f.link == named.data && f.expires_at > now);
+        let waiting = &mut self.established().follow_ups;
+        let known = |f: &FollowUp| f.link == named.data && f.expires_at > now;
+        let known = waiting.iter().position(known);
+        let known = known.map(|at| Box::new(waiting.remove(at)));
         let Some((mut follow_up, group)) = known.and_then(|f| f.next_exchange().map(|g| (f, g)))
         else {
             let failure = Failure::Invalid("it goes on with a key exchange that is not known");
@@ -106,11 +113,11 @@ impl Turn<'_, '_> {
 
     /// What was begun may have become impossible meanwhile (RFC 7296 §2.25).
     fn refuse_if_busy(&mut self, goal: &Goal) -> Result<(), Refused> {
-        let pending = self.record.outbound.pending.as_ref().map(|p| &p.task);
-        let busy = match goal {
-            Goal::Child(_) => pending.is_some_and(|t| t.is_ike_rekey() || *t == Task::DeleteIke),
-            Goal::Ike(_) => pending.is_some_and(Task::forbids_ike_rekey),
+        let forbids: fn(&Task) -> bool = match goal {
+            Goal::Child(_) => |task| task.is_ike_rekey() || *task == Task::DeleteIke,
+            Goal::Ike(_) => Task::forbids_ike_rekey,
         };
+        let busy = self.record.outbound.tasks().any(forbids);
         let est = self.established();
         if busy || est.replaced_by.is_some() || est.rival.is_some() {
             let failure = Failure::Invalid("the IKE SA is being replaced or deleted");

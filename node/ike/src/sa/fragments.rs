@@ -24,8 +24,8 @@ const MAX_FRAGMENTS: u16 = 64;
 /// that has not authenticated yet can make us keep.
 const MAX_REASSEMBLED: usize = 1 << 15;
 
-/// Messages that one SA puts together at a time; there is one in each direction with a window of one.
-const MAX_PARTIAL: usize = 4;
+/// Messages that one SA puts together at a time: as many as there are with a full window in each direction.
+const MAX_PARTIAL: usize = 16;
 
 /// Length of a UDP header, and of the non-ESP marker (RFC 3948 §2.2).
 const UDP_AND_MARKER: usize = 8 + 4;
@@ -308,13 +308,13 @@ mod tests {
         let mut r = Reassembly::default();
         assert!(r.misses(NAME, 1, MAX_FRAGMENTS) && !r.misses(NAME, 1, MAX_FRAGMENTS + 1));
         let of = |message_id| Name { message_id, ..NAME };
-        for id in 0..4 {
-            assert_eq!(add(&mut r, of(id), (1, 9), MAX_REASSEMBLED / 4), Ok(None));
+        for id in 0..16 {
+            assert_eq!(add(&mut r, of(id), (1, 9), MAX_REASSEMBLED / 16), Ok(None));
         }
-        assert!(add(&mut r, of(5), (1, 9), 0).is_err(), "too many messages");
+        assert!(add(&mut r, of(17), (1, 9), 0).is_err(), "too many messages");
         assert!(add(&mut r, of(0), (2, 9), 1).is_err(), "too many bytes");
         // What became too long is gone, and there is room again.
-        assert_eq!(add(&mut r, of(5), (1, 9), 1), Ok(None));
+        assert_eq!(add(&mut r, of(17), (1, 9), 1), Ok(None));
         r.expire(UnixMillis(10));
         assert_eq!(r.expires_at(), None);
     }

@@ -45,8 +45,7 @@ impl Turn<'_, '_> {
         &mut self,
         payloads: &[Payload],
     ) -> Result<Vec<Payload>, Refused> {
-        let pending = self.record.outbound.pending.as_ref().map(|p| &p.task);
-        let busy = pending.is_some_and(Task::forbids_ike_rekey);
+        let busy = self.record.outbound.tasks().any(Task::forbids_ike_rekey);
         let est = self.established();
         let ending = est.replaced_by.is_some() || est.successor.is_some();
         if busy || ending || est.rival.is_some() {
@@ -107,8 +106,7 @@ impl Turn<'_, '_> {
     /// The peer's new IKE SA is complete: it takes the place of this one, unless a rekey of our own is under way.
     pub(super) fn accept_ike(&mut self, goal: &IkeGoal, secrets: &[&Secret]) {
         let record = self.new_ike(&new_ike_of(goal, Role::Responder, secrets));
-        let pending = self.record.outbound.pending.as_ref();
-        if pending.is_some_and(|p| p.task.is_ike_rekey()) {
+        if self.record.outbound.tasks().any(Task::is_ike_rekey) {
             let lowest_nonce = (&goal.nonce_i).min(&goal.nonce_r).clone();
             self.established().rival = Some(Box::new(Rival {
                 record,
@@ -329,7 +327,7 @@ impl Turn<'_, '_> {
                 sync_request: None,
                 sync_answer: None,
                 children: Vec::new(),
-                follow_up: None,
+                follow_ups: Vec::new(),
                 rival: None,
                 replaced_by: None,
                 ..old
@@ -343,7 +341,7 @@ impl Turn<'_, '_> {
         let children: Vec<Child> = std::mem::take(&mut est.children);
         debug_assert!(children.iter().filter(|c| c.fate == Fate::Live).count() <= children.len());
         est.our_vips = Vec::new();
-        est.follow_up = None;
+        est.follow_ups.clear();
         est.replaced_by = Some(new.id);
         est.rekey_at = None;
         est.expires_at = Some(delete_at);

@@ -42,6 +42,7 @@ impl Turn<'_, '_> {
             return self.delete_request(id);
         }
         self.note_authentication_lifetime(payloads);
+        self.note_window_size(payloads);
         let mut answer = self.delete_peers_children(payloads);
         answer.extend(self.mobike_request(id, payloads));
         self.respond(ExchangeType::INFORMATIONAL, id, &answer);
@@ -77,7 +78,7 @@ impl Turn<'_, '_> {
             .flatten()
             .copied()
             .collect();
-        let in_ours = self.children_being_deleted();
+        let in_ours = self.record.outbound.deleting();
         let mut ours = Vec::new();
         for spi_out in named {
             let found = self
@@ -106,8 +107,8 @@ impl Turn<'_, '_> {
 
     /// The peer has deleted a Child SA that we do not know. It may have made it by a request of ours whose response is still on its way.
     fn deleted_early(&mut self, spi_out: u32) {
-        let pending = self.record.outbound.pending.as_mut();
-        if let Some(pending) = pending.filter(|p| p.task.makes_child()) {
+        let pending = self.record.outbound.pending.iter_mut();
+        for pending in pending.filter(|p| p.task.makes_child()) {
             // One request makes one: whatever is named before the last few is another.
             if pending.deleted.len() == MAX_DELETED {
                 pending.deleted.remove(0);

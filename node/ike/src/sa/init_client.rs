@@ -189,13 +189,14 @@ pub(super) fn make_request(record: &mut Record, config: &Connection, rng: &mut d
     }
     let datagram = wire::emit(&header, &payloads);
     record.outbound = OutboundWindow {
-        next: 0,
-        pending: Some(PendingRequest {
+        next: 1,
+        pending: vec![PendingRequest {
             id: 0,
             datagrams: vec![datagram],
             task: Task::Connect,
             deleted: Vec::new(),
-        }),
+        }],
+        ..OutboundWindow::default()
     };
 }
 
@@ -266,7 +267,7 @@ impl Turn<'_, '_> {
         make_request(&mut self.record, config, self.env.rng);
         self.commit();
         self.repeat_from_now();
-        if let Some(pending) = &self.record.outbound.pending {
+        if let Some(pending) = self.record.outbound.get(0) {
             let datagrams = pending.datagrams.clone();
             self.send(&datagrams);
         }
@@ -332,8 +333,7 @@ impl Turn<'_, '_> {
             init_request: self
                 .record
                 .outbound
-                .pending
-                .as_ref()
+                .get(0)
                 .and_then(|p| p.datagrams.first().cloned())
                 .unwrap_or_default(),
             init_response: bytes.to_vec(),

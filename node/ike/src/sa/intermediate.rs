@@ -186,7 +186,8 @@ impl Turn<'_, '_> {
         };
         let key = KeyPair::generate(group, self.env.rng);
         let payloads = [ke(group, key.public().to_vec())];
-        self.record.outbound.next = negotiated.auth_id();
+        self.session.forget_requests();
+        self.record.outbound.restart(negotiated.auth_id());
         self.record.phase = Phase::Intermediate(Box::new(Intermediate {
             negotiated,
             intent,
@@ -206,7 +207,7 @@ impl Turn<'_, '_> {
             return;
         };
         self.session.heard = self.now();
-        let Some(pending) = self.complete() else {
+        let Some(pending) = self.complete(message.header.message_id) else {
             return;
         };
         let policy = self.env.policy;

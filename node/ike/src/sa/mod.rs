@@ -28,6 +28,7 @@ mod tcp;
 #[cfg(test)]
 mod tests;
 mod turn;
+mod window;
 
 #[cfg(test)]
 pub(crate) use tests::testing_policy;

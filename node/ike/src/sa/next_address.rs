@@ -40,7 +40,7 @@ impl Turn<'_, '_> {
             to: remote,
             why: failed,
         });
-        if let Some(pending) = &self.record.outbound.pending {
+        if let Some(pending) = self.record.outbound.get(0) {
             let datagrams = pending.datagrams.clone();
             self.send(&datagrams);
         }

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     config::Policy,
     env::UnixMillis,
-    record::{CloseReason, Established, Fate, MobikePurpose, Phase, Record},
+    record::{CloseReason, Established, Fate, MAX_UNDER_WAY, MobikePurpose, Phase, Record, Scope},
 };
 use std::time::Duration;
 
@@ -60,12 +60,42 @@ impl Due {
             Self::Liveness => Timer::Liveness,
         }
     }
+
+    /// What the request for it will have for itself; `None` if there will be none.
+    fn scope(&self, record: &Record, session: &Session) -> Option<Scope> {
+        match self {
+            Self::Retransmit
+            | Self::Sync
+            | Self::Keepalive
+            | Self::DropFragments
+            | Self::Forget
+            | Self::Follow
+            | Self::Succeed(Succeed::Retire | Succeed::Look) => None,
+            // A new authentication takes over the Child SAs that there are.
+            Self::DeleteIke | Self::RekeyIke | Self::Reauthenticate | Self::Mobike(_) => {
+                Some(Scope::IkeSa)
+            }
+            Self::Liveness if super::mobike::watches_nat(record) => Some(Scope::IkeSa),
+            Self::Liveness => Some(Scope::Empty),
+            Self::DeleteChildren(spis) => Some(Scope::children(spis.clone())),
+            Self::RekeyChild(spi) => Some(Scope::children(vec![*spi])),
+            Self::Succeed(Succeed::Child(name)) => Some(Scope::child(name, None)),
+            Self::Command => match session.wanted.front()? {
+                Command::CreateChild(name) => Some(Scope::child(name, None)),
+                Command::RekeyChild(spi) | Command::DeleteChild(spi) => {
+                    Some(Scope::children(vec![*spi]))
+                }
+                Command::RekeyIke | Command::Reauthenticate | Command::Delete => Some(Scope::IkeSa),
+                Command::Displace(_) | Command::Retire => None,
+            },
+        }
+    }
 }
 
 /// Everything that is to be done, in order of importance, and when.
 fn agenda(record: &Record, session: &Session, policy: &Policy) -> Vec<(UnixMillis, Due)> {
     let mut due = Vec::new();
-    if let (Some(repeat), Some(_)) = (session.repeat, &record.outbound.pending) {
+    if let Some(repeat) = session.repeats.values().min_by_key(|r| r.at) {
         due.push((repeat.at, Due::Retransmit));
     }
     if let Some(at) = session.reassembly.expires_at() {
@@ -84,23 +114,53 @@ fn agenda(record: &Record, session: &Session, policy: &Policy) -> Vec<(UnixMilli
             }
             if let (Some(repeat), Some(_)) = (session.sync_repeat, &e.sync_request) {
                 due.push((repeat.at, Due::Sync));
-            } else if record.outbound.pending.is_none() {
-                requests(e, record, session, policy, &mut due);
+            } else {
+                let mut wanted = requests(e, record, session, policy);
+                retain_startable(&mut wanted, record, session);
+                due.append(&mut wanted);
             }
         }
     }
     due
 }
 
-/// The requests that an established SA with nothing under way wants to make.
+/// Of what an SA wants, leaves what can be begun beside what is under way. What waits to be alone holds back what became due after it, or it might wait for ever.
+fn retain_startable(wanted: &mut Vec<(UnixMillis, Due)>, record: &Record, session: &Session) {
+    let outbound = &record.outbound;
+    if outbound.pending.is_empty() {
+        return;
+    }
+    if session.uncertain {
+        // Whatever is due, an empty request comes first.
+        wanted.retain(|_| outbound.admits(&Scope::Empty));
+        return;
+    }
+    let mut alone: Option<UnixMillis> = None;
+    let scoped: Vec<Option<Scope>> = wanted
+        .iter()
+        .map(|(at, due)| {
+            let scope = due.scope(record, session);
+            if scope == Some(Scope::IkeSa) {
+                alone = Some(alone.map_or(*at, |before| before.min(*at)));
+            }
+            scope
+        })
+        .collect();
+    let mut scopes = scoped.into_iter();
+    wanted.retain(|(at, _)| match scopes.next().flatten() {
+        None => true,
+        Some(scope) => alone.is_none_or(|since| *at < since) && outbound.admits(&scope),
+    });
+}
+
+/// The requests that an established SA wants to make.
 fn requests(
     e: &Established,
     record: &Record,
     session: &Session,
     policy: &Policy,
-    due: &mut Vec<(UnixMillis, Due)>,
-) {
-    let first = due.len();
+) -> Vec<(UnixMillis, Due)> {
+    let mut due = Vec::new();
     if session.speak && e.replaced_by.is_none() {
         due.push((UnixMillis(0), Due::Liveness));
     }
@@ -111,16 +171,16 @@ fn requests(
     if let Some(at) = e.expires_at {
         due.push((at, Due::DeleteIke));
     }
-    let replaced: Vec<u32> = e
-        .children
-        .iter()
+    let deleting = record.outbound.deleting();
+    let there = || (e.children.iter()).filter(|c| !deleting.contains(&c.spi_in));
+    let replaced: Vec<u32> = there()
         .filter(|c| c.fate == Fate::Replaced)
         .map(|c| c.spi_in)
         .collect();
     if !replaced.is_empty() {
         due.push((UnixMillis(0), Due::DeleteChildren(replaced)));
     }
-    for child in &e.children {
+    for child in there() {
         if let Some(at) = child.expires_at {
             due.push((at, Due::DeleteChildren(vec![child.spi_in])));
         }
@@ -156,12 +216,12 @@ fn requests(
             due.push(((session.heard + delay).max(wait), Due::Liveness));
         }
     }
-    // What waits for the completion of our last request to be committed waits with everything: there is one request at a time.
     if let Some(blocked) = session.blocked_until {
-        due[first..]
-            .iter_mut()
-            .for_each(|(at, _)| *at = (*at).max(blocked));
+        let waits = |due: &Due| session.uncertain || *due == Due::Liveness;
+        let waiting = due.iter_mut().filter(|(_, due)| waits(due));
+        waiting.for_each(|(at, _)| *at = (*at).max(blocked));
     }
+    due
 }
 
 /// When the SA wants to be woken, and what for.
@@ -232,15 +292,23 @@ impl Turn<'_, '_> {
         self.session.displaced_at = Some(self.env.now + wait);
     }
 
-    /// Starts the most important request that is due, if none is under way.
+    /// A successor sends the empty request that its predecessor may have sent beside what it repeats, before anything else gets that Message ID.
+    pub(super) fn probe_beside(&mut self) {
+        let outbound = &self.record.outbound;
+        let unsure = self.session.uncertain && matches!(self.record.phase, Phase::Established(_));
+        if unsure && !outbound.pending.is_empty() && outbound.admits(&Scope::Empty) {
+            self.liveness_if_allowed();
+        }
+    }
+
+    /// Starts what is due, the most important first, as far as it may run beside what is under way.
     pub(super) fn pursue(&mut self) {
-        // What comes with a new epoch must have been committed; commands that make no sense any more are dropped, so this loop ends.
-        for _ in 0..=self.session.wanted.len() {
-            if !matches!(self.record.phase, Phase::Established(_))
-                || self.record.outbound.pending.is_some()
-            {
+        // Commands that make no sense any more are dropped.
+        for _ in 0..=self.session.wanted.len() + usize::from(MAX_UNDER_WAY) {
+            if !matches!(self.record.phase, Phase::Established(_)) {
                 return;
             }
+            let before = (self.record.outbound.next, self.session.wanted.len());
             let now = self.env.now;
             let mut due = agenda(&self.record, self.session, self.env.policy)
                 .into_iter()
@@ -271,8 +339,10 @@ impl Turn<'_, '_> {
                 Due::Command => self.next_command(),
                 Due::Mobike(purpose) => self.ask_mobike(purpose),
                 // Behind a NAT the same question shows whether its mapping is still the same (RFC 4555 §3.8).
-                Due::Liveness if self.watches_nat() => self.ask_mobike(MobikePurpose::NatProbe),
-                Due::Liveness => return self.liveness_if_allowed(),
+                Due::Liveness if super::mobike::watches_nat(&self.record) => {
+                    self.ask_mobike(MobikePurpose::NatProbe);
+                }
+                Due::Liveness => self.liveness_if_allowed(),
                 Due::Retransmit
                 | Due::Sync
                 | Due::Keepalive
@@ -280,11 +350,14 @@ impl Turn<'_, '_> {
                 | Due::Forget
                 | Due::Follow => {}
             }
+            if before == (self.record.outbound.next, self.session.wanted.len()) {
+                return; // nothing came of it yet
+            }
         }
     }
 
-    /// An empty request may only be sent once the completion of the one before it is committed: so that a successor is uncertain of one
-    /// Message ID at most.
+    /// An empty request may only be sent once all before it are accounted for in what is committed: so that a successor is uncertain of one Message ID at
+    /// most.
     fn liveness_if_allowed(&mut self) {
         if self.session.outbound_committed >= self.record.outbound.next {
             self.session.blocked_until = None;

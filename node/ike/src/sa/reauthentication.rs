@@ -14,7 +14,7 @@ use super::{
 use crate::{
     config::Connection,
     env::UnixMillis,
-    record::{Established, Fate, Phase, Record, Succession},
+    record::{Established, Fate, Phase, Record, Scope, Succession},
     wire::{NotifyType, Payload},
 };
 use std::{net::IpAddr, time::Duration};
@@ -48,14 +48,14 @@ pub(super) fn wanted(
     let Some(succession) = &record.succeeds else {
         return e.successor.map(|_| (session.look_at, Succeed::Look));
     };
-    let missing = |name: &&String| !e.children.iter().any(|c| c.name == **name);
-    Some(match succession.children.iter().find(missing) {
-        Some(name) => {
-            let wait = session.not_before.unwrap_or_default();
-            (wait, Succeed::Child(name.clone()))
-        }
-        None => (session.look_at, Succeed::Retire),
-    })
+    let is_missing = |name: &&String| !e.children.iter().any(|c| c.name == **name);
+    let mut missing = succession.children.iter().filter(is_missing).peekable();
+    if missing.peek().is_none() {
+        return Some((session.look_at, Succeed::Retire));
+    }
+    let next = missing.find(|name| record.outbound.is_apart(&Scope::child(name, None)))?;
+    let wait = session.not_before.unwrap_or_default();
+    Some((wait, Succeed::Child(next.clone())))
 }
 
 impl Turn<'_, '_> {

@@ -3,10 +3,11 @@
 use super::{Command, Env, Input, Step, Timer, auth::Parked, fragments::Reassembly, turn::Turn};
 use crate::{
     env::UnixMillis,
-    record::{Phase, Record},
+    record::{Phase, Record, Scope},
+    wire::{Header, Payload},
 };
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     net::SocketAddr,
     sync::{
         Arc,
@@ -65,11 +66,13 @@ impl IvCounter {
 pub(super) struct Session {
     /// When the peer was last heard, authentically.
     pub(super) heard: UnixMillis,
-    /// How often the pending request was sent, and when to send it again.
-    pub(super) repeat: Option<Repeat>,
-    /// Our Message IDs below this are committed as completed.
+    /// How often each pending request was sent, and when to send it again, by its Message ID.
+    pub(super) repeats: BTreeMap<u32, Repeat>,
+    /// Answers that cannot be used before an older one is there, by the Message IDs of their requests.
+    pub(super) waiting: BTreeMap<u32, (Header, Vec<Payload>)>,
+    /// Our Message IDs below this are accounted for in what is committed ([`crate::record::OutboundWindow::accounted`]).
     pub(super) outbound_committed: u32,
-    /// The peer may have answered a request of ours that we do not know of: the first must be an empty one.
+    /// The peer may have answered a request of ours that we do not know of: the first new one must be an empty one.
     pub(super) uncertain: bool,
     /// Message IDs were synchronised (or at least that was asked for) in this epoch.
     pub(super) synced: bool,
@@ -81,7 +84,7 @@ pub(super) struct Session {
     pub(super) wanted: VecDeque<Command>,
     /// Nothing is started by itself before this: the peer asked us to wait.
     pub(super) not_before: Option<UnixMillis>,
-    /// No request is started before this: the completion of our last one is not committed yet.
+    /// No empty request is started before this: that the last one was answered is not committed yet.
     pub(super) blocked_until: Option<UnixMillis>,
     /// The peer is to hear from us, because only so it learns of a new TCP connection.
     pub(super) speak: bool,
@@ -105,7 +108,7 @@ pub(super) struct Session {
     pub(super) roaming: super::mobike::Roaming,
 }
 
-/// Repetition of the pending request.
+/// Repetition of a pending request.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Repeat {
     /// How often it was sent by this process.
@@ -138,13 +141,13 @@ impl IkeSa {
         let session = Session {
             heard: now,
             // A request that was committed may or may not have been sent: send it (again) at once.
-            repeat: record
-                .outbound
-                .pending
-                .as_ref()
-                .map(|_| Repeat { sent: 0, at: now }),
-            outbound_committed: record.outbound.next,
-            uncertain: established && record.outbound.pending.is_none(),
+            repeats: (record.outbound.pending.iter())
+                .map(|p| (p.id, Repeat { sent: 0, at: now }))
+                .collect(),
+            waiting: BTreeMap::new(),
+            outbound_committed: record.outbound.accounted(),
+            // Its predecessor may have sent an empty request if it was allowed to.
+            uncertain: established && record.outbound.admits(&Scope::Empty),
             synced: !established,
             sync_repeat: None,
             ahead: if established { AHEAD } else { 0 },
@@ -173,6 +176,7 @@ impl IkeSa {
     /// Handles an input. While a [`super::Change::Barrier`] of this SA is not decided, the caller holds further inputs back.
     pub fn step(&mut self, input: Input<'_>, env: &mut Env<'_>) -> Step {
         let mut turn = Turn::new(&mut self.session, &self.record, env);
+        turn.probe_beside();
         match input {
             Input::Datagram {
                 bytes,
@@ -202,11 +206,11 @@ impl IkeSa {
     pub fn adopt(&mut self, record: impl Into<Arc<Record>>) {
         let record = record.into();
         if record.revision > self.record.revision {
-            self.outbound_committed(record.outbound.next);
+            self.outbound_committed(record.outbound.accounted());
         }
-        if record.outbound.pending.is_none() {
-            self.session.repeat = None;
-        }
+        let is_pending = |id: &u32| record.outbound.get(*id).is_some();
+        self.session.repeats.retain(|id, _| is_pending(id));
+        self.session.waiting.retain(|id, _| is_pending(id));
         if record.path.wants_keepalives() && self.session.keepalive_at.is_none() {
             self.session.keepalive_at = Some(self.session.heard);
         }
@@ -221,7 +225,7 @@ impl IkeSa {
         }
     }
 
-    /// Tells that up to this Message ID of ours is committed: an empty request may only be sent once the one before is.
+    /// Tells that up to this Message ID of ours all is accounted for in what is committed: an empty request may only be sent once all before it are.
     pub fn outbound_committed(&mut self, next: u32) {
         self.session.outbound_committed = self.session.outbound_committed.max(next);
     }
@@ -238,6 +242,12 @@ impl IkeSa {
 }
 
 impl Session {
+    /// No request is under way any more.
+    pub(super) fn forget_requests(&mut self) {
+        self.repeats.clear();
+        self.waiting.clear();
+    }
+
     /// Remembers a command until it can be carried out; false if there are too many.
     pub(super) fn want(&mut self, command: Command) -> bool {
         if self.wanted.contains(&command) {

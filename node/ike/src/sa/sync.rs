@@ -75,15 +75,20 @@ impl Turn<'_, '_> {
     pub(super) fn is_unconfirmed(&self) -> bool {
         let header = |datagrams: &Datagrams| Header::parse(datagrams.first()?).ok();
         let headers = self.record.inbound.answered.iter();
+        // A peer that has answered a request has got our IKE_AUTH response.
+        let authenticated = self.record.outbound.has_answers();
         headers
             .filter_map(|answered| header(&answered.response))
-            .any(|h| h.exchange != ExchangeType::INFORMATIONAL)
+            .any(|h| match h.exchange {
+                ExchangeType::INFORMATIONAL => false,
+                ExchangeType::IKE_AUTH => !authenticated,
+                _ => true,
+            })
     }
 
     /// Asks the peer to agree on new Message IDs, if it can and was not asked in this epoch yet.
     pub(super) fn start_sync(&mut self) -> bool {
-        let pending = self.record.outbound.pending.as_ref();
-        let unfinished = pending.is_some_and(|p| p.task != Task::Liveness);
+        let unfinished = self.record.outbound.tasks().any(|t| *t != Task::Liveness);
         if !self.can_sync() || self.session.synced || unfinished {
             return false;
         }
@@ -92,7 +97,7 @@ impl Turn<'_, '_> {
         self.env.rng.fill(&mut nonce);
         // Larger than any ID that may have been used. By our own rules one request of a former epoch may be unknown; the margin is
         // for what those rules did not foresee.
-        let used = self.record.outbound.next.max(pending.map_or(0, |p| p.id));
+        let used = self.record.outbound.next;
         let announced = self
             .established()
             .sync_request
@@ -160,9 +165,8 @@ impl Turn<'_, '_> {
         self.session.sync_repeat = None;
         self.session.heard = self.now();
         self.session.uncertain = false;
-        self.session.repeat = None;
-        self.record.outbound.pending = None;
-        self.record.outbound.next = data.receive;
+        self.session.forget_requests();
+        self.record.outbound.restart(data.receive);
         self.record.inbound.restart(data.send);
         self.commit();
     }
@@ -196,13 +200,9 @@ impl Turn<'_, '_> {
             });
             return true;
         }
-        let next = match &self.record.outbound.pending {
-            Some(pending) => pending.id + 1,
-            None => self.record.outbound.next,
-        };
         let answer = SyncData {
             nonce: data.nonce,
-            send: next.max(data.receive),
+            send: self.record.outbound.next.max(data.receive),
             receive: data.send,
         };
         let Some(datagram) =
@@ -213,7 +213,7 @@ impl Turn<'_, '_> {
         self.abandon_pending();
         self.session.heard = self.now();
         self.record.inbound.restart(answer.receive);
-        self.record.outbound.next = answer.send;
+        self.record.outbound.restart(answer.send);
         self.established().sync_answer = Some(SyncAnswer {
             nonce: data.nonce,
             send: data.send,
@@ -226,11 +226,14 @@ impl Turn<'_, '_> {
 
     /// What was under way is begun again under a new Message ID.
     fn abandon_pending(&mut self) {
-        self.session.repeat = None;
-        let Some(pending) = self.record.outbound.pending.take() else {
-            return;
-        };
-        let again = match pending.task {
+        self.session.forget_requests();
+        for pending in std::mem::take(&mut self.record.outbound.pending) {
+            self.want_again(pending.task);
+        }
+    }
+
+    fn want_again(&mut self, task: Task) {
+        let again = match task {
             // What MOBIKE wants to say is still to be said: that is in the record.
             Task::Connect | Task::Liveness | Task::Mobike(_) => return,
             Task::CreateChild(offer) => vec![

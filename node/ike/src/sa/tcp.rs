@@ -3,7 +3,7 @@
 //! A connection is no part of the record. It dies with the member that has it, and so does nothing else: its originator makes another, to the same
 //! address, and says something there; the first authentic message makes that one the path.
 
-use super::{Effect, Event, Failure, init_client::first_record, session::Repeat, turn::Turn};
+use super::{Effect, Event, Failure, init_client::first_record, turn::Turn};
 use crate::{
     config::{Connection, EnableTcp},
     env::Entropy,
@@ -73,10 +73,10 @@ impl Turn<'_, '_> {
         if (path.transport, path.local, path.remote) != (ours, local, remote) {
             return;
         }
-        if self.record.outbound.pending.is_some() {
-            let sent = self.session.repeat.map_or(0, |r| r.sent);
-            let at = self.env.now;
-            self.session.repeat = Some(Repeat { sent, at });
+        if !self.record.outbound.pending.is_empty() {
+            let now = self.env.now;
+            let repeats = self.session.repeats.values_mut();
+            repeats.for_each(|repeat| repeat.at = now);
             return self.retransmit();
         }
         let Phase::Established(e) = &mut self.record.phase else {

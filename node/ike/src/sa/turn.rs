@@ -34,6 +34,8 @@ pub(super) struct Turn<'t, 'e> {
     pub(super) effects: Vec<Effect>,
     /// Records of other SAs that this step creates.
     pub(super) created: Vec<Record>,
+    /// A request could not be made because the window is full.
+    pub(super) crowded: bool,
     /// Where the request that is being answered arrived and came from: there its response goes (RFC 7296 §2.11).
     pub(super) arrived: Option<(SocketAddr, SocketAddr)>,
     /// By what the message came that is worked on, or, if it is something else, what the SA uses.
@@ -50,6 +52,7 @@ impl<'t, 'e> Turn<'t, 'e> {
             record: record.clone(),
             effects: Vec::new(),
             created: Vec::new(),
+            crowded: false,
             arrived: None,
             transport: record.path.transport,
             durability: Durability::Nothing,
@@ -188,13 +191,17 @@ impl<'t, 'e> Turn<'t, 'e> {
 
     /// Sends a request of ours: committed whole before it is first sent (the caller commits).
     pub(super) fn request(&mut self, exchange: ExchangeType, payloads: &[Payload], task: Task) {
+        if !self.record.outbound.has_room_without(None) {
+            self.crowded = true;
+            return;
+        }
         let id = self.record.outbound.next;
         let Some(datagrams) = self.seal(exchange, false, id, payloads) else {
             return;
         };
         self.send(&datagrams);
         self.session.speak = false;
-        self.record.outbound.pending = Some(PendingRequest {
+        self.record.outbound.push(PendingRequest {
             id,
             datagrams,
             task,
@@ -203,21 +210,21 @@ impl<'t, 'e> Turn<'t, 'e> {
         self.repeat_from_now();
     }
 
-    /// The pending request is being sent for the first time: wait for the answer from now.
+    /// The last request is being sent for the first time, or its answer is being worked on: wait from now.
     pub(super) fn repeat_from_now(&mut self) {
+        let id = self.record.outbound.last_id();
         let wait = self.env.policy.retransmit.wait(1).unwrap_or_default();
-        self.session.repeat = Some(super::session::Repeat {
+        let repeat = super::session::Repeat {
             sent: 1,
             at: self.env.now + wait,
-        });
+        };
+        self.session.repeats.insert(id, repeat);
     }
 
-    /// Takes the pending request off: it was answered.
-    pub(super) fn complete(&mut self) -> Option<PendingRequest> {
-        let pending = self.record.outbound.pending.take()?;
-        self.record.outbound.next = pending.id.wrapping_add(1);
-        self.session.repeat = None;
-        Some(pending)
+    /// Takes a pending request off: it was answered.
+    pub(super) fn complete(&mut self, id: u32) -> Option<PendingRequest> {
+        self.session.repeats.remove(&id);
+        self.record.outbound.take(id)
     }
 
     /// Ends the SA: a tombstone stays, the data plane is told.
@@ -248,8 +255,8 @@ impl<'t, 'e> Turn<'t, 'e> {
             }
         }
         let protection = self.protection().map(|(suite, keys)| (suite, keys.clone()));
-        self.record.outbound.pending = None;
-        self.session.repeat = None;
+        self.record.outbound.pending.clear();
+        self.session.forget_requests();
         self.session.parked = None;
         self.session.keepalive_at = None;
         self.record.phase = Phase::Closed(Box::new(Closed {

@@ -359,7 +359,7 @@ impl<'s> Load<'s> {
         match change {
             Change::None => {}
             Change::Lazy(record) => {
-                client.sa.outbound_committed(record.outbound.next);
+                client.sa.outbound_committed(record.outbound.accounted());
                 client.sa.adopt(*record);
             }
             Change::Barrier(records) => {

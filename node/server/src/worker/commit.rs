@@ -107,7 +107,7 @@ impl Worker {
                 continue;
             };
             let record = slot.sa.record();
-            let next = (record.inbound.next, record.outbound.next);
+            let next = (record.inbound.next, record.outbound.accounted());
             if next != slot.proposed {
                 slot.proposed = next;
                 counters.push(Counters {
@@ -248,10 +248,9 @@ impl Worker {
         drills::pass("after-commit", exchange);
         let mut records = records.into_iter();
         if let Some(own) = records.next() {
-            if let Some(spi) = own.offered_child() {
-                self.shared.plane.expect(spi);
-            }
-            slot.proposed = (own.inbound.next, own.outbound.next);
+            own.offered_children()
+                .for_each(|spi| self.shared.plane.expect(spi));
+            slot.proposed = (own.inbound.next, own.outbound.accounted());
             transport::claim(&*self.shared.plane, &own);
             slot.sa.adopt(own);
         }

@@ -182,9 +182,9 @@ impl Worker {
         if let Phase::Established(e) = &record.phase {
             self.assign(record.id, &e.our_vips);
         }
-        if let Some(spi) = record.offered_child() {
-            self.shared.plane.expect(spi);
-        }
+        record
+            .offered_children()
+            .for_each(|spi| self.shared.plane.expect(spi));
         let path = record.children_path();
         for child in record.children() {
             let done = children::install(&self.shared, child, &path, &record.connection);

@@ -117,7 +117,7 @@ pub(super) struct Slot {
 
 impl Slot {
     pub(super) fn new(sa: IkeSa) -> Self {
-        let proposed = (sa.record().inbound.next, sa.record().outbound.next);
+        let proposed = (sa.record().inbound.next, sa.record().outbound.accounted());
         Self {
             sa,
             committing: None,

@@ -147,7 +147,7 @@ fn established(
         our_vips: vec![],
         message_id_sync: false,
         children,
-        follow_up: None,
+        follow_ups: Vec::new(),
         rival: None,
         sync_request: None,
         sync_answer: None,
@@ -191,22 +191,26 @@ fn record(id: u64, revision: u64, phase: Phase) -> Record {
                 response: vec![vec![9; 80]],
             }],
         },
-        outbound: OutboundWindow {
-            next: 0,
-            pending: None,
-        },
+        outbound: OutboundWindow::default(),
         succeeds: None,
         phase,
     }
 }
 
-fn pending(id: u32, task: Task) -> Option<PendingRequest> {
-    Some(PendingRequest {
+/// Requests that are under way, the first of which has this Message ID.
+fn pending<const N: usize>(id: u32, tasks: [Task; N]) -> OutboundWindow {
+    let request = |(id, task)| PendingRequest {
         id,
         datagrams: vec![vec![8; 40]],
         task,
         deleted: vec![],
-    })
+    };
+    let pending: Vec<PendingRequest> = (id..).zip(tasks).map(request).collect();
+    OutboundWindow {
+        next: pending.last().map_or(id, |p| p.id + 1),
+        size: 4,
+        pending,
+    }
 }
 
 fn offer(spi_in: u32) -> ChildOffer {

@@ -171,15 +171,17 @@ fn an_spi_is_in_one_record_only() {
         Refusal::SpiInUse(1001)
     );
     let mut offering = established(2, 1, "q", vec![], vec![]);
-    offering.outbound.pending = pending(0, Task::CreateChild(offer(1000)));
+    offering.outbound = pending(0, [Task::Liveness, Task::CreateChild(offer(1000))]);
     assert_eq!(
         refused(&mut state, put(1, vec![offering.clone()])),
         Refusal::SpiInUse(1000)
     );
-    offering.outbound.pending = pending(0, Task::CreateChild(offer(1002)));
+    offering.outbound = pending(0, [1002, 1003].map(|spi| Task::CreateChild(offer(spi))));
     apply(&mut state, put(1, vec![offering]));
-    assert_eq!(state.spi_owner(1002), Some(SaId(2)));
-    assert_eq!(state.reservation(1002), None);
+    for spi in [1002, 1003] {
+        assert_eq!(state.spi_owner(spi), Some(SaId(2)));
+        assert_eq!(state.reservation(spi), None);
+    }
     apply(
         &mut state,
         put(
@@ -365,10 +367,7 @@ fn what_closes_or_goes_gives_its_spis_back() {
 fn counters_only_rise() {
     let mut state = taken();
     let mut first = established(1, 1, "p", vec![], vec![]);
-    first.outbound = OutboundWindow {
-        next: 5,
-        pending: pending(5, Task::Liveness),
-    };
+    first.outbound = pending(5, [Task::Liveness]);
     apply(&mut state, put(1, vec![first]));
     let mut count = |inbound_next, outbound_next| {
         let counters = vec![
@@ -396,23 +395,21 @@ fn counters_only_rise() {
             r.inbound.next,
             !r.inbound.answered.is_empty(),
             r.outbound.next,
-            r.outbound.pending.is_some(),
+            !r.outbound.pending.is_empty(),
             r.revision,
         )
     };
-    assert_eq!(count(1, 4), (2, true, 5, true, 1));
-    assert_eq!(count(3, 5), (3, false, 5, true, 1));
+    assert_eq!(count(1, 4), (2, true, 6, true, 1));
+    assert_eq!(count(3, 5), (3, false, 6, true, 1));
     assert_eq!(count(2, 6), (3, false, 6, false, 1));
+    assert_eq!(count(2, 7), (3, false, 7, false, 1));
 }
 
 #[test]
 fn counters_do_not_finish_what_only_a_record_finishes() {
     let mut state = taken();
     let mut first = established(1, 1, "p", vec![], vec![]);
-    first.outbound = OutboundWindow {
-        next: 5,
-        pending: pending(5, Task::CreateChild(offer(1000))),
-    };
+    first.outbound = pending(5, [Task::CreateChild(offer(1000)), Task::Liveness]);
     apply(&mut state, put(1, vec![first.clone(), closed(2, 1)]));
     let counters = [1, 2]
         .map(|sa| Counters {

@@ -13,6 +13,7 @@ mod roam;
 pub(super) use notifies::harmless;
 #[cfg(test)]
 pub(super) use notifies::unexpected_nat;
+pub(super) use response::watches_nat;
 pub(super) use roam::{Roaming, UNANSWERED};
 
 use super::{
@@ -194,11 +195,9 @@ impl Turn<'_, '_> {
 
     /// What waits for an answer is sent again at once: the way is another.
     pub(super) fn repeat_at_once(&mut self) {
-        if self.record.outbound.pending.is_some() {
-            self.session.repeat = Some(super::session::Repeat {
-                sent: 0,
-                at: self.env.now,
-            });
+        let at = self.env.now;
+        for repeat in self.session.repeats.values_mut() {
+            *repeat = super::session::Repeat { sent: 0, at };
         }
     }
 }

@@ -5,7 +5,7 @@ use super::super::{
     turn::{Turn, find_error, find_notify},
 };
 use crate::{
-    record::{CloseReason, MobikePurpose, MobikeRequest},
+    record::{CloseReason, MobikePurpose, MobikeRequest, Phase, Record},
     wire::{Header, NotifyType, Payload},
 };
 use subtle::ConstantTimeEq;
@@ -95,11 +95,15 @@ impl Turn<'_, '_> {
             mobike.pending_update = true;
         }
     }
+}
 
-    /// Whether our liveness checks should watch a NAT in front of us (RFC 4555 §3.8).
-    pub(in crate::sa) fn watches_nat(&mut self) -> bool {
-        self.record.path.nat_local && self.mobike().is_some_and(|m| m.initiator)
-    }
+/// Whether liveness checks of an SA should watch a NAT in front of us (RFC 4555 §3.8).
+pub(in crate::sa) fn watches_nat(record: &Record) -> bool {
+    let mobike = match &record.phase {
+        Phase::Established(e) => e.mobike.as_ref(),
+        _ => None,
+    };
+    record.path.nat_local && mobike.is_some_and(|m| m.initiator)
 }
 
 fn destination(payloads: &[Payload]) -> Option<Vec<u8>> {

@@ -236,7 +236,7 @@ impl Pair {
             })
             .unwrap();
         self.a.committed.insert(record.id, record.clone());
-        let datagrams = record.outbound.pending.as_ref().unwrap().datagrams.clone();
+        let datagrams = record.outbound.pending[0].datagrams.clone();
         let path = record.path;
         self.a.sas.insert(record.id, IkeSa::created(record, now));
         for datagram in datagrams {
@@ -514,9 +514,9 @@ impl End {
             Change::Lazy(record) => {
                 if self.lazy {
                     let committed = self.committed.get_mut(&id).unwrap();
-                    committed.inbound.restart(record.inbound.next);
-                    committed.outbound.next = record.outbound.next;
-                    sa.outbound_committed(record.outbound.next);
+                    committed.inbound.skip_to(record.inbound.next);
+                    committed.outbound.skip_to(record.outbound.accounted());
+                    sa.outbound_committed(record.outbound.accounted());
                 }
                 sa.adopt(*record);
             }

@@ -15,6 +15,7 @@ mod secrets;
 mod suites;
 mod takeover;
 mod tcp;
+mod under_way;
 mod window;
 
 /// The policy of one end, for other tests.

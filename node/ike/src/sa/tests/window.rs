@@ -16,8 +16,8 @@ pub(super) fn forget_request(end: &mut End) {
     let id = end.established().id;
     let sa = end.sas.get_mut(&id).unwrap();
     let mut record = sa.record().clone();
-    let pending = record.outbound.pending.take().unwrap();
-    record.outbound.next = pending.id + 1;
+    assert!(!record.outbound.pending.is_empty());
+    record.outbound.pending.clear();
     record.revision += 1;
     sa.adopt(record);
 }

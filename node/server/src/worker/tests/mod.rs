@@ -150,8 +150,9 @@ async fn nothing_leaves_before_it_is_committed() {
                     false => r
                         .outbound
                         .pending
-                        .as_ref()
-                        .is_some_and(|p| p.datagrams.iter().any(|d| d == message)),
+                        .iter()
+                        .flat_map(|p| &p.datagrams)
+                        .any(|d| d == message),
                 })
             });
             assert!(known, "{header:?} left before its commit");
