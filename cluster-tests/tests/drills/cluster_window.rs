@@ -1,6 +1,6 @@
 //! Several requests of the cluster are under way at once (RFC 7296 §2.3), and the active member dies.
 
-use evergate_cluster_tests::cluster::{Gateway, Trio};
+use evergate_cluster_tests::cluster::{Gateway, Pace, Trio};
 use evergate_cluster_tests::duo::C1;
 use evergate_cluster_tests::lab::Family::{V4, V6};
 use evergate_cluster_tests::sa::{Endpoint, IkeSa, Spis};
@@ -29,7 +29,7 @@ fn made_since(sas: &[IkeSa], before: &Spis) -> usize {
 }
 
 fn the_active_member_dies(answers: Answers) -> Result<()> {
-    let mut trio = Trio::start_against_member(&[Gateway::usual()], |c| {
+    let mut trio = Trio::start_against_member(Pace::Patient, &[Gateway::usual()], |c| {
         c.window = 4;
         c.split = true;
     })?;
