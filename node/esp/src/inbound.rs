@@ -8,7 +8,7 @@ use std::{
     collections::HashMap,
     ops::Range,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -72,7 +72,7 @@ pub struct InboundSa {
     key: Key,
     esn: bool,
     selectors: Selectors,
-    window: Mutex<ReplayWindow>,
+    window: ReplayWindow,
     counters: Counters,
 }
 
@@ -94,7 +94,7 @@ impl InboundSa {
             key,
             esn,
             selectors,
-            window: Mutex::new(window),
+            window,
             counters: Counters::default(),
         }
     }
@@ -121,12 +121,12 @@ impl InboundSa {
 
     /// The highest sequence number received.
     pub fn right_edge(&self) -> u64 {
-        self.window().right_edge()
+        self.window.right_edge()
     }
 
     /// Refuses everything at or below `edge` from now on.
     pub fn resume_from(&self, edge: u64) {
-        self.window().resume_from(edge);
+        self.window.resume_from(edge);
     }
 
     /// What was counted so far.
@@ -174,8 +174,8 @@ impl InboundSa {
         self.key
             .open(seq, &aad.associated(header), iv, sealed)
             .map_err(|_| OpenError::Integrity)?;
-        // Opening took no lock, so that a copy may have been faster: the window decides again.
-        self.window().update(seq)?;
+        // A copy may have been faster in another thread: the window decides again.
+        self.window.update(seq)?;
         let (payload_len, next_header) = strip(&sealed[..text_len]).ok_or(OpenError::Padding)?;
         Ok(Opened {
             next_header,
@@ -186,7 +186,7 @@ impl InboundSa {
 
     /// The whole sequence number, if the window would take it.
     fn check(&self, low: u32) -> Result<u64, Replayed> {
-        let window = self.window();
+        let window = &self.window;
         let seq = if self.esn {
             window.infer(low)?
         } else {
@@ -194,11 +194,6 @@ impl InboundSa {
         };
         window.check(seq)?;
         Ok(seq)
-    }
-
-    /// A panic elsewhere leaves the window whole: at worst a number is marked too much.
-    fn window(&self) -> MutexGuard<'_, ReplayWindow> {
-        self.window.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

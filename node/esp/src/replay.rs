@@ -1,5 +1,7 @@
 //! The anti-replay window (RFC 4303 §3.4.3, Appendix A).
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 /// Why a sequence number is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Replayed {
@@ -16,10 +18,33 @@ pub enum Replayed {
 
 /// Which sequence numbers were received. `size` numbers up to the right edge are remembered one by one; all
 /// before them are refused.
-#[derive(Clone, Debug, PartialEq, Eq)]
+///
+/// Several threads may use it at once, without a lock. The ring is made of words, each of which says for which 32 numbers it stands (its
+/// *block*) and which of them were received; a word changes in one atomic step. The right edge is moved before a word goes on to a later
+/// block. So whoever finds another block in a word, and then an edge that still has the own number in the window, knows that the other
+/// block is an old one. And whoever sets a mark has found it unset in the very word that it is in: no number is accepted twice, however
+/// threads overtake each other.
+#[derive(Debug)]
 pub struct ReplayWindow {
-    right_edge: u64,
-    bitmap: Box<[u64]>,
+    right_edge: AtomicU64,
+    /// All up to here are refused.
+    floor: AtomicU64,
+    ring: Box<[AtomicU64]>,
+}
+
+/// Numbers of one word.
+const BLOCK: u64 = 32;
+
+/// What becomes of a word, of this block or an older one, when `seq` is marked. It bears its block modulo 2^32: one that is so much older
+/// looks the same, and up to 32 numbers might be refused; never the other way round.
+fn mark(word: u64, seq: u64) -> Result<u64, Replayed> {
+    let [tag, marks] = halves(word);
+    let (block, mark) = (halves(seq / BLOCK)[1], 1 << (seq % BLOCK));
+    let marks = if tag == block { marks } else { 0 };
+    if marks & mark != 0 {
+        return Err(Replayed::Duplicate);
+    }
+    Ok(u64::from(block) << 32 | u64::from(marks | mark))
 }
 
 impl ReplayWindow {
@@ -32,32 +57,30 @@ impl ReplayWindow {
 
     /// An empty window. `size` is brought into `MIN_SIZE..=MAX_SIZE` and rounded up to a multiple of 64.
     pub fn new(size: usize) -> Self {
-        let words = size.clamp(Self::MIN_SIZE, Self::MAX_SIZE).div_ceil(64);
+        let size = size.clamp(Self::MIN_SIZE, Self::MAX_SIZE);
+        let blocks = size.next_multiple_of(64) as u64 / BLOCK;
+        // One more than the window spans in whole blocks: it may begin in the middle of one.
         Self {
-            right_edge: 0,
-            bitmap: vec![0; words].into(),
+            right_edge: AtomicU64::new(0),
+            floor: AtomicU64::new(0),
+            ring: (0..=blocks).map(|_| AtomicU64::new(0)).collect(),
         }
     }
 
     /// How many numbers are remembered one by one.
     pub fn size(&self) -> usize {
-        self.bitmap.len() * 64
+        (self.ring.len() - 1) * 32
     }
 
     /// The highest number received (or resumed from); 0 before the first.
     pub fn right_edge(&self) -> u64 {
-        self.right_edge
+        self.right_edge.load(Ordering::Acquire)
     }
 
     /// After a takeover: refuses everything at or below `edge`, seen or not. Never moves backwards.
-    pub fn resume_from(&mut self, edge: u64) {
-        if edge > self.right_edge {
-            self.right_edge = edge;
-            self.bitmap.fill(u64::MAX);
-            return;
-        }
-        let oldest = self.right_edge.saturating_sub(self.size() as u64 - 1);
-        (oldest..=edge).for_each(|seq| self.set(seq));
+    pub fn resume_from(&self, edge: u64) {
+        self.floor.fetch_max(edge, Ordering::AcqRel);
+        self.right_edge.fetch_max(edge, Ordering::AcqRel);
     }
 
     /// Whether `seq` could be accepted. Changes nothing: the packet is not authenticated yet.
@@ -65,16 +88,20 @@ impl ReplayWindow {
     /// # Errors
     /// See [`Replayed`].
     pub fn check(&self, seq: u64) -> Result<(), Replayed> {
+        let word = self.word(seq).load(Ordering::Acquire);
+        self.check_edges(seq)?;
+        mark(word, seq).map(|_| ())
+    }
+
+    fn check_edges(&self, seq: u64) -> Result<(), Replayed> {
         if seq == 0 {
             return Err(Replayed::Zero);
         }
-        if seq > self.right_edge {
-            return Ok(());
-        }
-        if self.right_edge - seq >= self.size() as u64 {
+        let edge = self.right_edge();
+        if edge.saturating_sub(seq) >= self.size() as u64 {
             return Err(Replayed::TooOld);
         }
-        if self.is_set(seq) {
+        if seq <= self.floor.load(Ordering::Acquire) {
             return Err(Replayed::Duplicate);
         }
         Ok(())
@@ -84,13 +111,20 @@ impl ReplayWindow {
     ///
     /// # Errors
     /// See [`Replayed`]; another thread may have been faster with a copy.
-    pub fn update(&mut self, seq: u64) -> Result<(), Replayed> {
-        self.check(seq)?;
-        if seq > self.right_edge {
-            self.advance(seq);
+    pub fn update(&self, seq: u64) -> Result<(), Replayed> {
+        self.check_edges(seq)?;
+        self.right_edge.fetch_max(seq, Ordering::AcqRel);
+        let word = self.word(seq);
+        let mut before = word.load(Ordering::Acquire);
+        loop {
+            // After the word was read: see above.
+            self.check_edges(seq)?;
+            let marked = mark(before, seq)?;
+            match word.compare_exchange_weak(before, marked, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Ok(()),
+                Err(now) => before = now,
+            }
         }
-        self.set(seq);
-        Ok(())
     }
 
     /// The 64-bit number that the low half `low` stands for with ESN (RFC 4303 Appendix A2.2).
@@ -98,7 +132,7 @@ impl ReplayWindow {
     /// # Errors
     /// If it would lie before the beginning.
     pub fn infer(&self, low: u32) -> Result<u64, Replayed> {
-        let [high, edge_low] = halves(self.right_edge);
+        let [high, edge_low] = halves(self.right_edge());
         let span = u32::try_from(self.size() - 1).expect("the size is bounded");
         let bottom = edge_low.wrapping_sub(span);
         let high = match (edge_low >= span, low >= bottom) {
@@ -113,36 +147,9 @@ impl ReplayWindow {
         Ok(u64::from(high) << 32 | u64::from(low))
     }
 
-    /// Moves the right edge and forgets the bits that the new numbers take over.
-    fn advance(&mut self, edge: u64) {
-        if edge - self.right_edge >= self.size() as u64 {
-            self.bitmap.fill(0);
-        } else {
-            for seq in self.right_edge + 1..=edge {
-                let (word, bit) = self.position(seq);
-                self.bitmap[word] &= !bit;
-            }
-        }
-        self.right_edge = edge;
-    }
-
-    fn set(&mut self, seq: u64) {
-        let (word, bit) = self.position(seq);
-        self.bitmap[word] |= bit;
-    }
-
-    fn is_set(&self, seq: u64) -> bool {
-        let (word, bit) = self.position(seq);
-        self.bitmap[word] & bit != 0
-    }
-
-    /// The bitmap is a ring: a number's place does not change while it is in the window.
-    fn position(&self, seq: u64) -> (usize, u64) {
-        let place = seq % (self.size() as u64);
-        (
-            usize::try_from(place / 64).expect("below the size"),
-            1 << (place % 64),
-        )
+    fn word(&self, seq: u64) -> &AtomicU64 {
+        let place = seq / BLOCK % self.ring.len() as u64;
+        &self.ring[usize::try_from(place).expect("below the length")]
     }
 }
 
