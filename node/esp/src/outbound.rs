@@ -1,7 +1,8 @@
 //! Outbound SAs: sealing (RFC 4303 §3.3).
 
 use crate::{
-    ESP_HEADER_LEN, Exhausted, Key, RangeError, SequenceNumber, alignment, sequence::Allocator,
+    ESP_HEADER_LEN, Exhausted, Key, RangeError, SequenceNumber, SequenceNumbers, alignment,
+    sequence::Allocator,
 };
 use evergate_crypto::Associated;
 use std::{
@@ -63,6 +64,19 @@ impl OutboundSa {
     /// If nothing is reserved: the packet must be dropped and counted.
     pub fn next_seq(&self) -> Result<SequenceNumber, Exhausted> {
         self.sequence.take()
+    }
+
+    /// Takes up to `most` reserved sequence numbers at once, and at least one: fewer where a reserved range ends.
+    ///
+    /// # Errors
+    /// If nothing is reserved: the packets must be dropped and counted.
+    pub fn next_seqs(&self, most: usize) -> Result<SequenceNumbers, Exhausted> {
+        self.sequence.take_some(most as u64)
+    }
+
+    /// Bytes of an ESP packet of this SA before the inner packet: header and IV.
+    pub fn head_len(&self) -> usize {
+        ESP_HEADER_LEN + self.key.cipher().iv_len()
     }
 
     /// Adds a reserved range, `start` included and `end` not, for use after what is already there. It may begin
@@ -131,7 +145,7 @@ impl OutboundSa {
         inner: Range<usize>,
     ) -> Result<Range<usize>, SealError> {
         let cipher = self.key.cipher();
-        let head_len = ESP_HEADER_LEN + cipher.iv_len();
+        let head_len = self.head_len();
         let start = inner.start.checked_sub(head_len).ok_or(SealError::NoRoom)?;
         let inner_len = inner
             .end

@@ -32,6 +32,29 @@ impl SequenceNumber {
     }
 }
 
+/// Sequence numbers that follow each other, taken out of a reservation together. Each is yielded once; those that are not are lost, which
+/// only makes a gap.
+#[derive(Debug, PartialEq, Eq)]
+pub struct SequenceNumbers(Range<u64>);
+
+impl Iterator for SequenceNumbers {
+    type Item = SequenceNumber;
+
+    fn next(&mut self) -> Option<SequenceNumber> {
+        self.0.next().map(SequenceNumber)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.0.size_hint()
+    }
+}
+
+impl ExactSizeIterator for SequenceNumbers {
+    fn len(&self) -> usize {
+        usize::try_from(self.0.end - self.0.start).unwrap_or(usize::MAX)
+    }
+}
+
 /// The reservation is used up (or was revoked): nothing may be sent until there is a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the reserved sequence numbers are used up")]
@@ -97,9 +120,15 @@ impl Allocator {
     }
 
     pub(crate) fn take(&self) -> Result<SequenceNumber, Exhausted> {
+        self.take_some(1)
+            .map(|numbers| SequenceNumber(numbers.0.start))
+    }
+
+    /// Takes up to `most` numbers, and at least one. They are fewer where a range ends.
+    pub(crate) fn take_some(&self, most: u64) -> Result<SequenceNumbers, Exhausted> {
         loop {
-            if let Some(number) = self.take_from_current() {
-                return Ok(SequenceNumber(number));
+            if let Some(numbers) = self.take_from_current(most.max(1)) {
+                return Ok(SequenceNumbers(numbers));
             }
             self.advance()?;
         }
@@ -107,20 +136,22 @@ impl Allocator {
 
     /// Takes from the range in use. `next` is read before `end`: [`Self::advance`] moves `next` first, so whoever
     /// sees the new `end` with an old `next` fails to exchange it.
-    fn take_from_current(&self) -> Option<u64> {
+    fn take_from_current(&self, most: u64) -> Option<Range<u64>> {
         let mut next = self.next.load(Ordering::Acquire);
-        while next < self.end.load(Ordering::Acquire) {
-            match self.next.compare_exchange_weak(
-                next,
-                next + 1,
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            ) {
-                Ok(number) => return Some(number),
+        loop {
+            let end = self.end.load(Ordering::Acquire);
+            if next >= end {
+                return None;
+            }
+            let behind = next.saturating_add(most).min(end);
+            match self
+                .next
+                .compare_exchange_weak(next, behind, Ordering::AcqRel, Ordering::Acquire)
+            {
+                Ok(first) => return Some(first..behind),
                 Err(current) => next = current,
             }
         }
-        None
     }
 
     /// Goes on to the next waiting range, unless another thread just did.

@@ -32,6 +32,28 @@ fn ranges_are_used_in_order_with_jumps() {
 }
 
 #[test]
+fn several_at_a_time_stay_within_their_range() {
+    let allocator = Allocator::new(false);
+    allocator.extend(1..4).unwrap();
+    allocator.extend(10..12).unwrap();
+    let take = |most| -> Vec<u64> {
+        let numbers = allocator.take_some(most).into_iter().flatten();
+        numbers.map(|number| number.get()).collect()
+    };
+    assert_eq!(take(2), [1, 2]);
+    assert_eq!(take(0), [3], "at least one");
+    assert_eq!(take(u64::MAX), [10, 11]);
+    assert!(take(1).is_empty());
+    allocator.extend(12..20).unwrap();
+    assert_eq!(allocator.take_some(5).unwrap().len(), 5);
+    assert_eq!(
+        allocator.take().unwrap().get(),
+        17,
+        "what was taken is gone"
+    );
+}
+
+#[test]
 fn overlapping_and_senseless_ranges_are_refused() {
     let allocator = Allocator::new(false);
     assert_eq!(
@@ -115,14 +137,17 @@ fn no_number_twice_among_threads() {
     let allocator = Allocator::new(true);
     let done = AtomicBool::new(false);
     let taken: Vec<u64> = thread::scope(|scope| {
-        let take_until_done = || {
+        let take_until_done = |most: u64| {
             let mut taken = Vec::new();
             while !done.load(Ordering::Relaxed) {
-                taken.extend(allocator.take().map(|number| number.get()));
+                let numbers = allocator.take_some(most);
+                taken.extend(numbers.into_iter().flatten().map(|number| number.get()));
             }
             taken
         };
-        let takers: Vec<_> = (0..3).map(|_| scope.spawn(take_until_done)).collect();
+        let takers: Vec<_> = (1..4)
+            .map(|most| scope.spawn(move || take_until_done(most)))
+            .collect();
         for n in 1..=RANGES {
             while allocator.extend(n * 10..n * 10 + n % 3).is_err() {
                 thread::yield_now();
