@@ -108,20 +108,20 @@ impl<S> Entry<S> {
 
 /// Policies by selectors.
 ///
-/// They are found by the narrowest prefix that contains a range of remote addresses: a look-up takes one step for each
-/// length of prefix that there is, however many policies there are.
+/// They are found by the narrowest prefixes that contain a range of remote and one of local addresses: a look-up takes one step for each
+/// pair of lengths of such prefixes that there is, however many policies there are.
 #[derive(Clone, Debug)]
 pub struct Spd<S = OutboundSa> {
     entries: HashMap<PolicyId, Entry<S>>,
     /// What goes first comes last: of equal selectors the newest policy goes first, and joins the list most cheaply.
-    rules: HashMap<Prefix, Vec<Rule>>,
-    /// Which lengths of prefixes there are, and how many of each.
+    rules: HashMap<Pair, Vec<Rule>>,
+    /// Which lengths of prefixes there are together, and how many of each.
     v4: Lengths,
     v6: Lengths,
 }
 
-/// How many prefixes there are of each length; only of lengths that there are.
-type Lengths = BTreeMap<u32, usize>;
+/// How many pairs of prefixes there are of each pair of lengths, remote and local; only of those that there are.
+type Lengths = BTreeMap<(u32, u32), usize>;
 
 /// An address without the bits behind the first `len`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -154,6 +154,31 @@ impl Prefix {
         };
         Some(Self::new(selector.start, len))
     }
+}
+
+/// The prefixes around a pair of selectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Pair {
+    remote: Prefix,
+    local: Prefix,
+}
+
+impl Pair {
+    /// `None` if no packet can match both.
+    fn covering(remote: &Selector, local: &Selector) -> Option<Self> {
+        let (remote, local) = (Prefix::covering(remote)?, Prefix::covering(local)?);
+        Some(Self { remote, local })
+    }
+
+    fn lens(&self) -> (u32, u32) {
+        (self.remote.len, self.local.len)
+    }
+}
+
+/// All pairs of selectors, remote first.
+fn pairs(selectors: &Selectors) -> impl Iterator<Item = (Selector, Selector)> {
+    let all = selectors.remote.iter();
+    all.flat_map(|remote| selectors.local.iter().map(|local| (*remote, *local)))
 }
 
 /// One pair of selectors of a policy.
@@ -219,25 +244,19 @@ impl<S> Spd<S> {
     /// numbers of selectors on both sides.
     pub fn insert(&mut self, entry: Entry<S>) -> Option<Entry<S>> {
         let before = self.remove(entry.id);
-        for &remote in &entry.selectors.remote {
-            let Some(prefix) = Prefix::covering(&remote) else {
+        for (remote, local) in pairs(&entry.selectors) {
+            let Some(pair) = Pair::covering(&remote, &local) else {
                 continue;
             };
-            if !self.rules.contains_key(&prefix) {
-                *self.lengths(prefix).entry(prefix.len).or_default() += 1;
+            if !self.rules.contains_key(&pair) {
+                *self.lengths(&pair).entry(pair.lens()).or_default() += 1;
             }
-            let rules = self.rules.entry(prefix).or_default();
-            // Most prefixes have the rule of one policy, for long.
-            rules.reserve_exact(if rules.is_empty() {
-                entry.selectors.local.len()
-            } else {
-                0
-            });
-            for &local in &entry.selectors.local {
-                let rule = Rule::new(&entry, local, remote);
-                let at = rules.partition_point(|other| other.rank > rule.rank);
-                rules.insert(at, rule);
-            }
+            let rules = self.rules.entry(pair).or_default();
+            // Most pairs have the rule of one policy, for long.
+            rules.reserve_exact(usize::from(rules.is_empty()));
+            let rule = Rule::new(&entry, local, remote);
+            let at = rules.partition_point(|other| other.rank > rule.rank);
+            rules.insert(at, rule);
         }
         self.entries.insert(entry.id, entry);
         before
@@ -246,16 +265,19 @@ impl<S> Spd<S> {
     /// Removes a policy.
     pub fn remove(&mut self, id: PolicyId) -> Option<Entry<S>> {
         let entry = self.entries.remove(&id)?;
-        for prefix in entry.selectors.remote.iter().filter_map(Prefix::covering) {
-            let Some(rules) = self.rules.get_mut(&prefix) else {
+        for (remote, local) in pairs(&entry.selectors) {
+            let Some(pair) = Pair::covering(&remote, &local) else {
+                continue;
+            };
+            let Some(rules) = self.rules.get_mut(&pair) else {
                 continue;
             };
             rules.retain(|rule| rule.rank.id != id);
             if !rules.is_empty() {
                 continue;
             }
-            self.rules.remove(&prefix);
-            if let btree_map::Entry::Occupied(mut count) = self.lengths(prefix).entry(prefix.len) {
+            self.rules.remove(&pair);
+            if let btree_map::Entry::Occupied(mut count) = self.lengths(&pair).entry(pair.lens()) {
                 *count.get_mut() -= 1;
                 if *count.get() == 0 {
                     count.remove();
@@ -265,8 +287,8 @@ impl<S> Spd<S> {
         Some(entry)
     }
 
-    fn lengths(&mut self, prefix: Prefix) -> &mut Lengths {
-        match prefix.address {
+    fn lengths(&mut self, pair: &Pair) -> &mut Lengths {
+        match pair.remote.address {
             IpAddr::V4(_) => &mut self.v4,
             IpAddr::V6(_) => &mut self.v6,
         }
@@ -294,8 +316,8 @@ impl<S> Spd<S> {
 
     /// The policy that goes first of those with just these selectors.
     pub fn same(&self, selectors: &Selectors) -> Option<PolicyId> {
-        let prefix = selectors.remote.iter().find_map(Prefix::covering)?;
-        let rules = self.rules.get(&prefix)?;
+        let pair = pairs(selectors).find_map(|(remote, local)| Pair::covering(&remote, &local))?;
+        let rules = self.rules.get(&pair)?;
         let ids = rules.iter().rev().map(|rule| rule.rank.id);
         ids.into_iter().find(|id| {
             self.entries
@@ -325,9 +347,12 @@ impl<S> Spd<S> {
             IpAddr::V4(_) => &self.v4,
             IpAddr::V6(_) => &self.v6,
         };
-        let around = lengths
-            .keys()
-            .filter_map(|&len| self.rules.get(&Prefix::new(packet.destination, len)));
+        let around = lengths.keys().filter_map(|&(remote, local)| {
+            self.rules.get(&Pair {
+                remote: Prefix::new(packet.destination, remote),
+                local: Prefix::new(packet.source, local),
+            })
+        });
         let best = around
             .filter_map(|rules| rules.iter().rev().find(|rule| rule.matches(packet)))
             .map(|rule| rule.rank)
