@@ -15,6 +15,7 @@ pub mod mtu;
 mod outbound;
 pub mod packet;
 mod replay;
+pub mod segment;
 mod selector;
 mod sequence;
 mod spd;
@@ -43,6 +44,10 @@ const fn alignment(block: usize) -> usize {
 
 /// IP protocol numbers that ESP deals with.
 pub mod protocol {
+    /// TCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
     /// IPv4 inside IP.
     pub const IPV4: u8 = 4;
     /// IPv6 inside IP.

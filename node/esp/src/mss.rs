@@ -47,6 +47,15 @@ pub fn clamp(packet: &mut [u8], mtu: usize) -> bool {
     }
 }
 
+/// Whether [`clamp`] may have something to do with a packet: whether it is a TCP SYN.
+pub fn concerns(packet: &[u8], inner: &packet::Inner) -> bool {
+    inner.selectors.protocol == TCP
+        && inner.fragment != Fragment::Later
+        && packet
+            .get(inner.upper_offset + 13)
+            .is_some_and(|flags| flags & SYN != 0)
+}
+
 /// Where the value of the MSS option of a SYN is, in a TCP header.
 fn mss_offset(tcp: &[u8]) -> Option<usize> {
     let header: &[u8; TCP_HEADER_LEN] = tcp.first_chunk()?;
