@@ -116,7 +116,7 @@ impl Lab {
         self.ip(&nat, "addr add 172.16.0.1/24 dev in0")?;
         self.ip(&nat, "link set in0 up")?;
         self.ip(&host, &format!("addr add {BEHIND_NAT}/24 dev up0"))?;
-        self.ip(&host, "link set up0 up")?;
+        self.ip(&host, "link set up0 gso_max_segs 1 up")?;
         self.ip(&host, "route add 192.0.2.0/24 via 172.16.0.1")?;
         for address in inside(n) {
             let length = if address.contains(':') { 128 } else { 32 };
@@ -163,13 +163,15 @@ impl Lab {
         run(&words(&format!(
             "ip link add up0 mtu {mtu} netns {host_ns} type veth peer name p{n} mtu {mtu} netns {inet_ns}"
         )))?;
-        self.ip("inet", &format!("link set p{n} master br0 up"))?;
+        // Captures are to show packets as they would be on a wire, not several in one.
+        let port = format!("link set p{n} master br0 gso_max_segs 1 up");
+        self.ip("inet", &port)?;
         for (family, length) in [(Family::V4, 24), (Family::V6, 64)] {
             let address = family.outer(n);
             let nodad = if family == Family::V6 { " nodad" } else { "" };
             self.ip(host, &format!("addr add {address}/{length} dev up0{nodad}"))?;
         }
-        self.ip(host, "link set up0 up")
+        self.ip(host, "link set up0 gso_max_segs 1 up")
     }
 
     fn add_protected(&mut self) -> Result<()> {

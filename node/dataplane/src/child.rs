@@ -76,7 +76,7 @@ impl Child {
             return Err(PlaneError::SpiReserved(sa.spi_in.min(sa.spi_out)));
         }
         let key = |material: &[u8]| Key::new(sa.cipher, material).map_err(|_| PlaneError::Key);
-        let mut window = ReplayWindow::new(sa.replay_window as usize);
+        let window = ReplayWindow::new(sa.replay_window as usize);
         if let Some(edge) = sa.replay_edge {
             window.resume_from(edge);
         }
@@ -195,8 +195,12 @@ impl Child {
     }
 
     pub(crate) fn dropped(&self, reason: DropReason, plane: &Traffic) {
-        self.traffic.dropped(reason);
-        plane.dropped(reason);
+        self.dropped_many(reason, 1, plane);
+    }
+
+    pub(crate) fn dropped_many(&self, reason: DropReason, packets: usize, plane: &Traffic) {
+        self.traffic.dropped_many(reason, packets);
+        plane.dropped_many(reason, packets);
     }
 
     /// The highest sequence number that was received.
@@ -400,4 +404,4 @@ impl Tables {
 
 #[cfg(test)]
 #[path = "child/tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -37,18 +37,22 @@ pub(crate) struct Traffic {
 }
 
 impl Traffic {
-    pub(crate) fn received(&self, bytes: usize) {
-        self.packets_in.add(1);
+    pub(crate) fn received(&self, packets: usize, bytes: usize) {
+        self.packets_in.add(packets as u64);
         self.bytes_in.add(bytes as u64);
     }
 
-    pub(crate) fn sent(&self, bytes: usize) {
-        self.packets_out.add(1);
+    pub(crate) fn sent(&self, packets: usize, bytes: usize) {
+        self.packets_out.add(packets as u64);
         self.bytes_out.add(bytes as u64);
     }
 
     pub(crate) fn dropped(&self, reason: DropReason) {
-        self.drops[reason as usize].add(1);
+        self.dropped_many(reason, 1);
+    }
+
+    pub(crate) fn dropped_many(&self, reason: DropReason, packets: usize) {
+        self.drops[reason as usize].add(packets as u64);
     }
 
     pub(crate) fn drops(&self) -> Drops {

@@ -4,12 +4,17 @@ use crate::{
     Datagram, DatagramKind, DropReason, Packet, PlaneEvent, Transport,
     child::Child,
     counters::RateLimit,
+    delivery::Delivery,
     hold::Holds,
     sockets::{OuterSocket, Role},
     sys::{BATCH, Received, RecvBatch},
     userspace::{Clock, Shared},
 };
-use evergate_esp::{OpenError, mss, packet, spi_of, tunnel, udp};
+use evergate_esp::{
+    OpenError, mss,
+    packet::{self, Inner},
+    spi_of, tunnel, udp,
+};
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::AsFd,
@@ -42,9 +47,19 @@ pub(crate) struct Origin {
 /// What is needed to work on a batch of datagrams.
 pub(crate) struct Turn<'a> {
     pub(crate) shared: &'a Shared,
-    pub(crate) limit: &'a mut RateLimit,
-    pub(crate) clock: &'a Clock,
-    pub(crate) holds: &'a Holds,
+    limit: &'a mut RateLimit,
+    clock: &'a Clock,
+    holds: &'a Holds,
+    /// Whose packet was the last: most often that is whose the next is.
+    last: Option<Last>,
+}
+
+/// A Child SA that was looked up in this turn.
+#[derive(Clone)]
+struct Last {
+    child: Arc<Child>,
+    /// Where its peer was seen in this turn.
+    remote: Option<SocketAddr>,
 }
 
 /// What a packet says of whoever sent it.
@@ -92,12 +107,14 @@ impl Inbound {
     /// What was held back comes before what the sockets have.
     fn fed(&mut self, holds: &Holds) {
         loop {
-            let packets = self.shared.outer.take(BATCH);
+            let mut packets = self.shared.outer.take(BATCH);
             if packets.is_empty() {
                 return;
             }
-            for packet in packets {
-                let Packet::Outer(mut datagram) = packet else {
+            let mut turn = Turn::new(&self.shared, &mut self.limit, &self.clock, holds);
+            let mut delivery = Delivery::default();
+            for packet in &mut packets {
+                let Packet::Outer(datagram) = packet else {
                     continue;
                 };
                 let origin = Origin {
@@ -105,14 +122,9 @@ impl Inbound {
                     remote: datagram.remote,
                     traffic_class: datagram.traffic_class,
                 };
-                let mut turn = Turn {
-                    shared: &self.shared,
-                    limit: &mut self.limit,
-                    clock: &self.clock,
-                    holds,
-                };
-                turn.take(datagram.kind, &origin, &mut datagram.bytes);
+                turn.take(datagram.kind, &origin, &mut datagram.bytes, &mut delivery);
             }
+            delivery.finish(&self.shared);
         }
     }
 
@@ -121,55 +133,26 @@ impl Inbound {
         if socket.queues_errors() {
             self.batch.discard_errors(socket.as_fd());
         }
-        let count = match self.batch.recv(socket.as_fd()) {
-            Ok(count) => count,
-            // Nothing there, or an error that belongs to a datagram that we sent: nothing is lost.
-            Err(error) => {
-                tracing::trace!(role = ?socket.role, %error, "nothing received");
-                return;
-            }
-        };
+        // Nothing there, or an error that belongs to a datagram that we sent: nothing is lost.
+        if let Err(error) = self.batch.recv(socket.as_fd()) {
+            tracing::trace!(role = ?socket.role, %error, "nothing received");
+            return;
+        }
         let shared = Arc::clone(&self.shared);
         let holds = shared.holds();
         self.fed(&holds);
-        let mut turn = Turn {
-            shared: &shared,
-            limit: &mut self.limit,
-            clock: &self.clock,
-            holds: &holds,
-        };
-        for i in 0..count {
-            let Some((received, datagram)) = self.batch.get(i) else {
-                continue;
-            };
+        let mut turn = Turn::new(&shared, &mut self.limit, &self.clock, &holds);
+        let mut delivery = Delivery::default();
+        for (received, bytes) in self.batch.arrived() {
             let origin = origin(socket, &received);
-            match socket.role {
-                Role::Ike => {
-                    turn.take(DatagramKind::Ike, &origin, datagram);
-                }
-                Role::Nat => match udp::classify(datagram) {
-                    udp::Datagram::Keepalive => shared.control.keepalives_in.add(1),
-                    udp::Datagram::Ike(message) => {
-                        let marker = datagram.len() - message.len();
-                        let message = datagram.get_mut(marker..).unwrap_or_default();
-                        turn.take(DatagramKind::Ike, &origin, message);
-                    }
-                    udp::Datagram::Esp(_) => {
-                        turn.take(DatagramKind::EspInUdp, &origin, datagram);
-                    }
-                    udp::Datagram::Unknown => shared.traffic.dropped(DropReason::MalformedOuter),
-                },
-                Role::Esp => {
-                    let header = if socket.ipv4 {
-                        ipv4_header_len(datagram)
-                    } else {
-                        0
-                    };
-                    let packet = datagram.get_mut(header..).unwrap_or_default();
-                    turn.take(DatagramKind::Esp, &origin, packet);
-                }
+            let each = received.segment.unwrap_or(bytes.len()).max(1);
+            let (first, others) = bytes.split_at_mut(each.min(bytes.len()));
+            turn.datagram(socket, &origin, first, &mut delivery);
+            for datagram in others.chunks_mut(each) {
+                turn.datagram(socket, &origin, datagram, &mut delivery);
             }
         }
+        delivery.finish(&shared);
     }
 
     fn sweep(&mut self) {
@@ -224,13 +207,67 @@ fn ike(shared: &Shared, origin: &Origin, transport: Transport, message: &[u8]) {
     }
 }
 
-impl Turn<'_> {
+impl<'a> Turn<'a> {
+    pub(crate) fn new(
+        shared: &'a Shared,
+        limit: &'a mut RateLimit,
+        clock: &'a Clock,
+        holds: &'a Holds,
+    ) -> Self {
+        Self {
+            shared,
+            limit,
+            clock,
+            holds,
+            last: None,
+        }
+    }
+
+    /// Works on what came by a socket.
+    fn datagram<'p>(
+        &mut self,
+        socket: &OuterSocket,
+        origin: &Origin,
+        datagram: &'p mut [u8],
+        delivery: &mut Delivery<'p>,
+    ) {
+        match socket.role {
+            Role::Ike => {
+                self.take(DatagramKind::Ike, origin, datagram, delivery);
+            }
+            Role::Nat => match udp::classify(datagram) {
+                udp::Datagram::Keepalive => self.shared.control.keepalives_in.add(1),
+                udp::Datagram::Ike(message) => {
+                    let marker = datagram.len() - message.len();
+                    let message = datagram.get_mut(marker..).unwrap_or_default();
+                    self.take(DatagramKind::Ike, origin, message, delivery);
+                }
+                udp::Datagram::Esp(_) => {
+                    self.take(DatagramKind::EspInUdp, origin, datagram, delivery);
+                }
+                udp::Datagram::Unknown => {
+                    self.shared.traffic.dropped(DropReason::MalformedOuter);
+                }
+            },
+            Role::Esp => {
+                let header = if socket.ipv4 {
+                    ipv4_header_len(datagram)
+                } else {
+                    0
+                };
+                let packet = datagram.get_mut(header..).unwrap_or_default();
+                self.take(DatagramKind::Esp, origin, packet, delivery);
+            }
+        }
+    }
+
     /// Works on a datagram, unless it is held back.
-    pub(crate) fn take(
+    pub(crate) fn take<'p>(
         &mut self,
         kind: DatagramKind,
         origin: &Origin,
-        bytes: &mut [u8],
+        bytes: &'p mut [u8],
+        delivery: &mut Delivery<'p>,
     ) -> Verdict {
         if let Some(hold) = self.holds.of(origin.local.ip()) {
             hold.push(Packet::Outer(Datagram {
@@ -255,47 +292,61 @@ impl Turn<'_> {
             DatagramKind::EspInTcp(end) => Some(Transport::Tcp(end)),
             DatagramKind::Esp => None,
         };
-        self.esp(origin, by, bytes)
+        self.esp(origin, by, bytes, delivery)
     }
 
     /// ESP by UDP or TCP, or right on IP.
-    fn esp(&mut self, origin: &Origin, by: Option<Transport>, packet: &mut [u8]) -> Verdict {
+    fn esp<'p>(
+        &mut self,
+        origin: &Origin,
+        by: Option<Transport>,
+        packet: &'p mut [u8],
+        delivery: &mut Delivery<'p>,
+    ) -> Verdict {
         let shared = self.shared;
         let Some(spi) = spi_of(packet) else {
             shared.traffic.dropped(DropReason::MalformedOuter);
             return Verdict::Meaningless;
         };
-        let find = || shared.tables().inbound(spi).cloned();
-        let mut child = find();
-        if child.is_none() {
+        if self.last.as_ref().is_none_or(|l| l.child.spi_in != spi) {
+            self.last = self.find(spi);
+        }
+        if self.last.is_none() {
             let kept = shared.early().keep(spi, || early(origin, by, packet));
             if kept {
                 return Verdict::Open;
             }
             // It may just have been installed.
-            child = find();
+            self.last = self.find(spi);
         }
-        let Some(child) = child else {
+        let Some(last) = &mut self.last else {
             self.unknown(spi, origin);
             return Verdict::Meaningless;
         };
-        match deliver(shared, &child, self.clock, origin, by, packet) {
-            Ok(bytes) => {
-                if child.is_shown_to_be_there() {
+        match open(shared, last, self.clock, origin, by, packet) {
+            Ok((packet, inner)) => {
+                if last.child.is_shown_to_be_there() {
                     shared.tables_mut().bring_forward(spi);
                 }
-                child.traffic.received(bytes);
-                shared.traffic.received(bytes);
+                delivery.put(shared, &last.child, packet, &inner);
                 Verdict::Authentic
             }
             Err(reason) => {
-                child.dropped(reason, &shared.traffic);
+                last.child.dropped(reason, &shared.traffic);
                 match reason {
                     DropReason::NotAuthentic | DropReason::MalformedOuter => Verdict::Meaningless,
                     _ => Verdict::Open,
                 }
             }
         }
+    }
+
+    fn find(&self, spi: u32) -> Option<Last> {
+        let child = self.shared.tables().inbound(spi).cloned();
+        child.map(|child| Last {
+            child,
+            remote: None,
+        })
     }
 
     fn unknown(&mut self, spi: u32, origin: &Origin) {
@@ -329,15 +380,16 @@ fn early(origin: &Origin, by: Option<Transport>, packet: &[u8]) -> Datagram {
     }
 }
 
-/// Opens a packet and hands what it holds to the kernel; how many bytes.
-fn deliver(
+/// Opens a packet. Yields what it holds, ready for the kernel.
+fn open<'p>(
     shared: &Shared,
-    child: &Child,
+    last: &mut Last,
     clock: &Clock,
     origin: &Origin,
     by: Option<Transport>,
-    packet: &mut [u8],
-) -> Result<usize, DropReason> {
+    packet: &'p mut [u8],
+) -> Result<(&'p mut [u8], Inner), DropReason> {
+    let child = &last.child;
     let opened = child.inbound.open(packet).map_err(|e| match e {
         OpenError::Malformed => DropReason::MalformedOuter,
         OpenError::Replayed(_) => DropReason::Replay,
@@ -345,8 +397,11 @@ fn deliver(
         OpenError::Padding => DropReason::MalformedPayload,
     })?;
     child.last_inbound.set(clock.unix_ms);
-    if let Some(transport) = by {
+    if let Some(transport) = by
+        && last.remote != Some(origin.remote)
+    {
         note_remote(shared, child, (origin.remote, transport), opened.seq);
+        last.remote = Some(origin.remote);
     }
     if opened.is_dummy() {
         return Err(DropReason::Dummy);
@@ -362,17 +417,15 @@ fn deliver(
         return Err(DropReason::SelectorMismatch);
     }
     tunnel::decapsulate(payload, origin.traffic_class, false).map_err(|_| DropReason::Ecn)?;
-    // The peer's segments are limited by what we announce, ours by what it does: both pass here.
-    let way = child.way(clock.instant);
-    let limit = way
-        .mtu
-        .map_or(usize::MAX, |mtu| child.max_inner(&way.outer, mtu));
-    mss::clamp(payload, limit.min(shared.config.tun_mtu as usize));
-    shared.tun.write(payload).map_err(|error| {
-        tracing::debug!(%error, "TUN device takes no packet");
-        DropReason::TunFailed
-    })?;
-    Ok(payload.len())
+    if mss::concerns(payload, &inner) {
+        // The peer's segments are limited by what we announce, ours by what it does: both pass here.
+        let way = child.way(clock.instant);
+        let limit = way
+            .mtu
+            .map_or(usize::MAX, |mtu| child.max_inner(&way.outer, mtu));
+        mss::clamp(payload, limit.min(shared.config.tun_mtu as usize));
+    }
+    Ok((payload, inner))
 }
 
 /// An old packet from a former address, overtaken on its way, is no news (RFC 7296 §2.23): only the newest counts.

@@ -4,75 +4,77 @@ use crate::{
     DropReason, Encapsulation, Outer, Packet, PlaneEvent, TcpEnd,
     child::{Child, Way},
     counters::RateLimit,
+    departure,
     hold::Holds,
-    sockets::{OuterSocket, Role},
-    sys::{BATCH, Outgoing},
+    sockets::Role,
     tcp::Ends,
+    train::{MAX_INNER, Train},
     userspace::{Clock, Shared},
+    virtio::{self, Left},
 };
 use evergate_esp::{
-    HEADROOM, TAILROOM, fragment, icmp, mss,
+    SequenceNumber, SequenceNumbers, fragment, icmp, mss,
     packet::{self, Inner, PacketSelectors},
+    segment::{self, Kind, Segments},
     tunnel::{self, OuterDscp},
 };
 use std::{
-    io,
+    io, mem,
     net::{IpAddr, SocketAddr},
-    ops::Range,
     sync::Arc,
     time::Instant,
 };
 
-/// The largest inner packet.
-const MAX_INNER: usize = 65_535;
+/// Packets that are read from the device before the clock is read again and whoever wants to hold them back gets a turn. A large one counts once.
+const READS: usize = 64;
+/// Packets that were held back and are taken at a time.
+const FED: usize = 32;
 /// IPv6 promises every packet of this size a way (RFC 8200 §5): where the path is narrower, outer packets are fragmented.
 const MIN_MTU_V6: usize = 1280;
 
 /// The thread that reads the TUN device.
 pub(crate) struct Outbound {
     shared: Arc<Shared>,
-    slots: Vec<Vec<u8>>,
-    pending: Vec<Pending>,
+    /// The packet that was read.
+    buffer: Vec<u8>,
+    train: Train,
     limit: RateLimit,
     clock: Clock,
 }
 
-/// A sealed packet.
-struct Pending {
-    child: Arc<Child>,
-    /// Where it is: which slot, and which of its bytes.
-    slot: usize,
-    range: Range<usize>,
-    inner_len: usize,
-    to: Destination,
-}
-
 /// How a packet leaves.
-#[derive(Clone, Copy)]
-struct Destination {
-    exit: Exit,
-    remote: SocketAddr,
-    local: IpAddr,
-    traffic_class: u8,
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Destination {
+    pub(crate) exit: Exit,
+    pub(crate) remote: SocketAddr,
+    pub(crate) local: IpAddr,
+    pub(crate) traffic_class: u8,
     /// It is larger than the path, and goes in fragments.
-    fragmentable: bool,
+    pub(crate) fragmentable: bool,
 }
 
 /// By what it leaves.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Exit {
+pub(crate) enum Exit {
     /// One of the outer sockets.
     Socket(usize),
     /// A TCP connection.
     Tcp(Ends, TcpEnd),
 }
 
+/// Where a packet goes, and how long it may be.
+struct Exits {
+    child: Arc<Child>,
+    to: Destination,
+    limit: usize,
+}
+
 impl Outbound {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         let clock = shared.clock();
         Self {
-            slots: vec![vec![0; HEADROOM + MAX_INNER + TAILROOM]; BATCH],
-            pending: Vec::with_capacity(BATCH),
+            buffer: vec![0; MAX_INNER],
+            train: Train::new(),
             limit: RateLimit::new(clock.instant),
             clock,
             shared,
@@ -95,20 +97,17 @@ impl Outbound {
     /// What was held back comes before what the device has.
     fn fed(&mut self, shared: &Shared, holds: &Holds) {
         loop {
-            let packets = shared.clear.take(BATCH);
+            let packets = shared.clear.take(FED);
             if packets.is_empty() {
                 return;
             }
-            for (slot, packet) in packets.into_iter().enumerate() {
+            for packet in packets {
                 match packet {
-                    Packet::Clear(bytes) if bytes.len() <= MAX_INNER => {
-                        self.slots[slot][HEADROOM..HEADROOM + bytes.len()].copy_from_slice(&bytes);
-                        self.packet(slot, bytes.len(), holds);
-                    }
-                    _ => shared.traffic.dropped(DropReason::MalformedInner),
+                    Packet::Clear(mut bytes) => self.packet(&mut bytes, holds),
+                    Packet::Outer(_) => shared.traffic.dropped(DropReason::MalformedInner),
                 }
             }
-            self.flush();
+            self.depart();
         }
     }
 
@@ -116,68 +115,132 @@ impl Outbound {
         let shared = Arc::clone(&self.shared);
         let holds = shared.holds();
         self.fed(&shared, &holds);
-        for slot in 0..BATCH {
-            let room = HEADROOM..HEADROOM + MAX_INNER;
-            let Some(len) = self.shared.tun.read(&mut self.slots[slot][room])? else {
-                break;
+        let mut buffer = mem::take(&mut self.buffer);
+        let read = self.read(&mut buffer, &holds);
+        self.buffer = buffer;
+        self.depart();
+        read
+    }
+
+    fn read(&mut self, buffer: &mut [u8], holds: &Holds) -> io::Result<()> {
+        let mut header = [0; virtio::LEN];
+        for _ in 0..READS {
+            let Some(len) = self.shared.tun.read(&mut header, buffer)? else {
+                return Ok(());
             };
-            self.packet(slot, len, &holds);
+            let packet = &mut buffer[..len];
+            match virtio::parse(&header) {
+                Some(Left::Nothing) => self.packet(packet, holds),
+                Some(Left::Checksum { start, offset }) => {
+                    match segment::complete_checksum(packet, start, offset) {
+                        Ok(()) => self.packet(packet, holds),
+                        Err(_) => self.shared.traffic.dropped(DropReason::MalformedInner),
+                    }
+                }
+                Some(Left::Segments(kind, size)) => self.large(packet, kind, size, holds),
+                None => self.shared.traffic.dropped(DropReason::MalformedInner),
+            }
         }
-        self.flush();
         Ok(())
     }
 
-    fn packet(&mut self, slot: usize, len: usize, holds: &Holds) {
-        let bytes = &mut self.slots[slot][HEADROOM..HEADROOM + len];
-        let Ok(inner) = packet::parse(bytes) else {
-            return self.shared.traffic.dropped(DropReason::MalformedInner);
-        };
+    /// The Child SA for a packet, unless it waits or must not go; then `held` is told so, or it was counted so many times.
+    fn exits(
+        &mut self,
+        inner: &Inner,
+        count: usize,
+        holds: &Holds,
+        held: impl FnOnce(&crate::Hold),
+    ) -> Option<Exits> {
         let child = self.shared.tables().outbound(&inner.selectors).cloned();
         let Some(child) = child else {
-            return self.no_child(&inner.selectors);
+            self.no_child(&inner.selectors, count);
+            return None;
         };
         let way = child.way(self.clock.instant);
         if let Some(hold) = holds.of(way.outer.local.ip()) {
-            return hold.push(Packet::Clear(bytes.to_vec()));
+            held(hold);
+            return None;
         }
         if !child.gate.is_open(self.clock.boot) {
-            return child.dropped(DropReason::NoLease, &self.shared.traffic);
+            child.dropped_many(DropReason::NoLease, count, &self.shared.traffic);
+            return None;
         }
         let path_mtu = way
             .mtu
             .unwrap_or_else(|| ask_path_mtu(&self.shared, &child, &way, self.clock.instant));
-        let Some(mut to) = destination(&self.shared, &child, &way.outer, inner.traffic_class)
-        else {
-            return child.dropped(DropReason::SendFailed, &self.shared.traffic);
+        let Some(to) = destination(&self.shared, &child, &way.outer, inner.traffic_class) else {
+            child.dropped_many(DropReason::SendFailed, count, &self.shared.traffic);
+            return None;
         };
         let limit = child.max_inner(&way.outer, path_mtu);
-        mss::clamp(bytes, limit.min(self.shared.config.tun_mtu as usize));
-        let ipv6 = inner.selectors.destination.is_ipv6();
-        to.fragmentable = ipv6 && inner.total_len > limit && inner.total_len <= MIN_MTU_V6;
-        if inner.total_len > limit && !to.fragmentable {
-            let limit = if ipv6 { limit.max(MIN_MTU_V6) } else { limit };
-            return self.too_big(slot, &child, &inner, limit, to);
-        }
-        let range = HEADROOM..HEADROOM + inner.total_len;
-        let sealed = seal(
-            &self.shared,
-            &child,
-            &mut self.slots[slot],
-            range,
-            &self.clock,
-        );
-        let Some(range) = sealed else { return };
-        self.pending.push(Pending {
-            child,
-            slot,
-            range,
-            inner_len: inner.total_len,
-            to,
-        });
+        Some(Exits { child, to, limit })
     }
 
-    fn no_child(&mut self, packet: &PacketSelectors) {
-        self.shared.traffic.dropped(DropReason::NoChild);
+    fn packet(&mut self, bytes: &mut [u8], holds: &Holds) {
+        let Ok(inner) = packet::parse(bytes) else {
+            return self.shared.traffic.dropped(DropReason::MalformedInner);
+        };
+        let hold = |hold: &crate::Hold| hold.push(Packet::Clear(bytes.to_vec()));
+        let Some(exits) = self.exits(&inner, 1, holds, hold) else {
+            return;
+        };
+        let Exits {
+            child,
+            mut to,
+            limit,
+        } = exits;
+        if mss::concerns(bytes, &inner) {
+            mss::clamp(bytes, limit.min(self.shared.config.tun_mtu as usize));
+        }
+        let ipv6 = inner.selectors.destination.is_ipv6();
+        to.fragmentable = ipv6 && inner.total_len > limit && inner.total_len <= MIN_MTU_V6;
+        let bytes = &bytes[..inner.total_len];
+        if inner.total_len > limit && !to.fragmentable {
+            let limit = if ipv6 { limit.max(MIN_MTU_V6) } else { limit };
+            return self.too_big(bytes, &child, &inner, limit, to);
+        }
+        self.seal_one(&child, to, bytes);
+    }
+
+    /// A packet that stands for many.
+    fn large(&mut self, bytes: &[u8], kind: Kind, size: usize, holds: &Holds) {
+        let parsed = packet::parse(bytes);
+        let segments = parsed.map(|inner| (inner, Segments::new(bytes, &inner, kind, size)));
+        let Ok((inner, Ok(segments))) = segments else {
+            return self.shared.traffic.dropped(DropReason::MalformedInner);
+        };
+        let each = |take: &mut dyn FnMut(Vec<u8>)| {
+            for i in 0..segments.count() {
+                let mut packet = vec![0; segments.len(i)];
+                segments.write(i, &mut packet);
+                take(packet);
+            }
+        };
+        let hold = |hold: &crate::Hold| each(&mut |packet| hold.push(Packet::Clear(packet)));
+        let Some(exits) = self.exits(&inner, segments.count(), holds, hold) else {
+            return;
+        };
+        if segments.max_len() > exits.limit {
+            // Seldom: the path is narrower than the device says, and its senders are about to be told.
+            return each(&mut |mut packet| self.packet(&mut packet, holds));
+        }
+        let mut next = 0;
+        while next < segments.count() {
+            let Some(numbers) = self.numbers(&exits.child, segments.count() - next) else {
+                return;
+            };
+            for number in numbers {
+                let put = |room: &mut [u8]| segments.write(next, room);
+                self.seal(&exits.child, exits.to, number, segments.len(next), put);
+                next += 1;
+            }
+        }
+    }
+
+    fn no_child(&mut self, packet: &PacketSelectors, count: usize) {
+        let traffic = &self.shared.traffic;
+        traffic.dropped_many(DropReason::NoChild, count);
         let (src, dst) = (packet.source, packet.destination);
         if is_housekeeping(dst) || !self.limit.admit((src, dst), self.clock.instant) {
             return;
@@ -194,13 +257,12 @@ impl Outbound {
     /// Tells the sender, or cuts the packet, before encryption (RFC 4301 §8).
     fn too_big(
         &mut self,
-        slot: usize,
+        bytes: &[u8],
         child: &Arc<Child>,
         inner: &Inner,
         limit: usize,
         to: Destination,
     ) {
-        let bytes = &self.slots[slot][HEADROOM..HEADROOM + inner.total_len];
         if inner.dont_fragment {
             child.dropped(DropReason::TooBig, &self.shared.traffic);
             // In the destination's name: that passes the reverse path filter, and no host cares which router speaks.
@@ -215,119 +277,70 @@ impl Outbound {
         let Ok(fragments) = fragment::ipv4(bytes, limit) else {
             return child.dropped(DropReason::TooBig, &self.shared.traffic);
         };
-        // What came before goes before: then the slot is free for one fragment after the other.
-        self.flush();
         for fragment in fragments {
-            let range = HEADROOM..HEADROOM + fragment.len();
-            self.slots[slot][range.clone()].copy_from_slice(&fragment);
-            let sealed = seal(
-                &self.shared,
-                child,
-                &mut self.slots[slot],
-                range,
-                &self.clock,
-            );
-            let Some(range) = sealed else { return };
-            self.pending.push(Pending {
-                child: Arc::clone(child),
-                slot,
-                range,
-                inner_len: fragment.len(),
-                to,
-            });
-            self.flush();
+            self.seal_one(child, to, &fragment);
         }
     }
 
-    /// Sends what is sealed, one system call per socket. The order within an SA stays: it uses one socket.
-    fn flush(&mut self) {
-        let sockets = self.shared.sockets.all();
-        for (index, socket) in sockets.iter().enumerate() {
-            let of_socket = |p: &&Pending| p.to.exit == Exit::Socket(index);
-            let group: Vec<&Pending> = self.pending.iter().filter(of_socket).collect();
-            // Runs of those that may be fragmented, which is rare, and of the others.
-            for run in group.chunk_by(|a, b| a.to.fragmentable == b.to.fragmentable) {
-                self.send(socket, run);
-            }
-        }
-        for run in self.pending.chunk_by(|a, b| a.to.exit == b.to.exit) {
-            if let Some(Exit::Tcp(ends, end)) = run.first().map(|p| p.to.exit) {
-                self.send_by_tcp(ends, end, run);
-            }
-        }
-        self.pending.clear();
-    }
-
-    /// Sends by a connection what it takes.
-    fn send_by_tcp(&self, ends: Ends, end: TcpEnd, run: &[Pending]) {
-        let packets = run.iter().map(|p| &self.slots[p.slot][p.range.clone()]);
-        let taken = self.shared.tcp.send_esp(ends, end, packets);
-        let (sent, lost) = run.split_at(taken.unwrap_or(0));
-        for p in sent {
-            self.sent(p);
-        }
-        let reason = match taken {
-            Some(_) => DropReason::TcpFull,
-            None => DropReason::NotConnected,
-        };
-        for p in lost {
-            p.child.dropped(reason, &self.shared.traffic);
-        }
-    }
-
-    fn send(&self, socket: &OuterSocket, group: &[&Pending]) {
-        let messages: Vec<_> = group.iter().map(|p| self.outgoing(p)).collect();
-        let mut next = 0;
-        while next < messages.len() {
-            let sent = if group[next].to.fragmentable {
-                socket.send_fragmentable(messages[next]).map(|()| 1)
-            } else {
-                socket.send(&messages[next..])
+    /// Takes sequence numbers, up to so many.
+    fn numbers(&self, child: &Child, most: usize) -> Option<SequenceNumbers> {
+        let low = |remaining| {
+            let event = PlaneEvent::LowReservation {
+                spi_in: child.spi_in,
+                remaining,
+                rate: child.reserve.peak(),
             };
-            match sent {
-                Ok(count) => {
-                    for p in &group[next..next + count] {
-                        self.sent(p);
-                    }
-                    // A count of zero does not occur; if it did, nothing would go on.
-                    next += count.max(1);
-                }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => {
-                    self.failed(group[next], &e);
-                    next += 1;
-                }
+            if !self.shared.events.tell(event) {
+                child.reserve.not_told();
             }
-        }
-    }
-
-    fn outgoing(&self, p: &Pending) -> Outgoing<'_> {
-        Outgoing {
-            data: &self.slots[p.slot][p.range.clone()],
-            prefix: &[],
-            to: p.to.remote,
-            from: p.to.local,
-            traffic_class: Some(p.to.traffic_class),
-        }
-    }
-
-    fn sent(&self, p: &Pending) {
-        p.child.traffic.sent(p.inner_len);
-        p.child.last_outbound.set(self.clock.unix_ms);
-        self.shared.traffic.sent(p.inner_len);
-    }
-
-    fn failed(&self, p: &Pending, error: &io::Error) {
-        let reason = if error.raw_os_error() == Some(libc::EMSGSIZE) {
-            // A router reported a smaller MTU since we asked. The packet is encrypted in its place, so it is lost; its sender
-            // learns of the limit with the next one.
-            p.child.forget_mtu();
-            DropReason::TooBig
-        } else {
-            tracing::debug!(to = %p.to.remote, %error, "cannot send ESP");
-            DropReason::SendFailed
         };
-        p.child.dropped(reason, &self.shared.traffic);
+        let Ok(numbers) = child.outbound.next_seqs(most) else {
+            child.dropped_many(DropReason::Exhausted, most, &self.shared.traffic);
+            if child.reserve.should_tell() {
+                low(0);
+            }
+            return None;
+        };
+        if let Some(remaining) = child.reserve.used(numbers.len() as u64, self.clock.ms) {
+            low(remaining);
+        }
+        Some(numbers)
+    }
+
+    fn seal_one(&mut self, child: &Arc<Child>, to: Destination, inner: &[u8]) {
+        let number = self.numbers(child, 1).and_then(|mut n| n.next());
+        if let Some(number) = number {
+            let put = |room: &mut [u8]| room.copy_from_slice(inner);
+            self.seal(child, to, number, inner.len(), put);
+        }
+    }
+
+    /// Puts an inner packet of this length behind the others and encrypts it there.
+    fn seal(
+        &mut self,
+        child: &Arc<Child>,
+        to: Destination,
+        number: SequenceNumber,
+        len: usize,
+        put: impl FnOnce(&mut [u8]),
+    ) {
+        if self.train.is_full() {
+            self.depart();
+        }
+        let (buffer, inner) = self.train.room(child.outbound.head_len(), len);
+        put(&mut buffer[inner.clone()]);
+        let next_header = packet::next_header(&buffer[inner.clone()]);
+        let sealed = next_header.and_then(|h| child.outbound.seal(number, h, buffer, inner).ok());
+        match sealed {
+            Some(sealed) => self.train.add(child, to, sealed, len),
+            None => child.dropped(DropReason::MalformedInner, &self.shared.traffic),
+        }
+    }
+
+    /// Sends what is sealed.
+    fn depart(&mut self) {
+        departure::depart(&self.shared, &self.train, self.clock.unix_ms);
+        self.train.clear();
     }
 }
 
@@ -362,42 +375,6 @@ fn destination(shared: &Shared, child: &Child, outer: &Outer, class: u8) -> Opti
         traffic_class: tunnel::outer_traffic_class(class, dscp),
         fragmentable: false,
     })
-}
-
-/// Takes a sequence number and encrypts. Yields where the ESP packet is.
-fn seal(
-    shared: &Shared,
-    child: &Child,
-    buffer: &mut [u8],
-    inner: Range<usize>,
-    clock: &Clock,
-) -> Option<Range<usize>> {
-    let low = |remaining| {
-        let event = PlaneEvent::LowReservation {
-            spi_in: child.spi_in,
-            remaining,
-            rate: child.reserve.peak(),
-        };
-        if !shared.events.tell(event) {
-            child.reserve.not_told();
-        }
-    };
-    let Ok(seq) = child.outbound.next_seq() else {
-        child.dropped(DropReason::Exhausted, &shared.traffic);
-        if child.reserve.should_tell() {
-            low(0);
-        }
-        return None;
-    };
-    if let Some(remaining) = child.reserve.used(clock.ms) {
-        low(remaining);
-    }
-    let next_header = packet::next_header(&buffer[inner.clone()]);
-    let sealed = next_header.and_then(|h| child.outbound.seal(seq, h, buffer, inner).ok());
-    if sealed.is_none() {
-        child.dropped(DropReason::MalformedInner, &shared.traffic);
-    }
-    sealed
 }
 
 /// Without an answer the path is taken to be as wide as the narrowest Ethernet; the next error asks again.

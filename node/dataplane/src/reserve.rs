@@ -33,15 +33,16 @@ impl Reserve {
         self.told.store(false, Ordering::Release);
     }
 
-    /// One was used at `now_ms`. Yields what is left when that is to be told, now.
-    pub(crate) fn used(&self, now_ms: u64) -> Option<u64> {
+    /// So many were used at `now_ms`. Yields what is left when that is to be told, now.
+    pub(crate) fn used(&self, count: u64, now_ms: u64) -> Option<u64> {
+        let used = i64::try_from(count).unwrap_or(i64::MAX);
         let left = self
             .left
-            .fetch_sub(1, Ordering::Relaxed)
-            .saturating_sub(1)
+            .fetch_sub(used, Ordering::Relaxed)
+            .saturating_sub(used)
             .max(0)
             .cast_unsigned();
-        self.measure(now_ms);
+        self.measure(count, now_ms);
         (left < self.low_water()).then_some(left)?;
         self.should_tell().then_some(left)
     }
@@ -69,9 +70,9 @@ impl Reserve {
     }
 
     /// Relaxed: a packet more or less in a window matters to nobody.
-    fn measure(&self, now_ms: u64) {
+    fn measure(&self, used: u64, now_ms: u64) {
         let start = self.window_start.load(Ordering::Relaxed);
-        let count = self.window_count.fetch_add(1, Ordering::Relaxed) + 1;
+        let count = self.window_count.fetch_add(used, Ordering::Relaxed) + used;
         let elapsed = now_ms.saturating_sub(start);
         if elapsed < WINDOW_MS {
             return;
@@ -94,11 +95,13 @@ mod tests {
         let mut told = Vec::new();
         for i in 0..100 {
             // One a second: the peak alone would ask for less.
-            told.extend(reserve.used(i * 1000));
+            told.extend(reserve.used(1, i * 1000));
         }
         assert_eq!(told, [24]);
         reserve.extended(100);
-        let told: Vec<_> = (100..200).filter_map(|i| reserve.used(i * 1000)).collect();
+        let told: Vec<_> = (100..200)
+            .filter_map(|i| reserve.used(1, i * 1000))
+            .collect();
         assert_eq!(told, [24]);
     }
 
@@ -106,10 +109,18 @@ mod tests {
     fn a_fast_one_tells_two_seconds_ahead() {
         let reserve = Reserve::default();
         reserve.extended(65_536);
-        let told = (0..65_536).find_map(|i| reserve.used(i / 20));
+        let told = (0..65_536).find_map(|i| reserve.used(1, i / 20));
         assert!(reserve.peak() >= 19_000, "{}", reserve.peak());
         let told = told.expect("it must tell");
         assert!((38_000..=41_000).contains(&told), "{told}");
+    }
+
+    #[test]
+    fn many_at_a_time_are_no_different() {
+        let reserve = Reserve::default();
+        reserve.extended(1000);
+        let told: Vec<_> = (0..20).filter_map(|i| reserve.used(50, i * 1000)).collect();
+        assert_eq!(told, [200]);
     }
 
     #[test]
@@ -117,9 +128,9 @@ mod tests {
         let reserve = Reserve::default();
         reserve.extended(4);
         for _ in 0..3 {
-            assert_eq!(reserve.used(0), None);
+            assert_eq!(reserve.used(1, 0), None);
         }
-        assert_eq!(reserve.used(0), Some(0));
+        assert_eq!(reserve.used(1, 0), Some(0));
         reserve.not_told();
         assert!(reserve.should_tell());
         assert!(!reserve.should_tell());

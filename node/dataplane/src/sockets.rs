@@ -14,7 +14,10 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, BorrowedFd},
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -47,6 +50,8 @@ pub(crate) struct OuterSocket {
     pub(crate) port: u16,
     /// Held while DF is off.
     unset_df: Mutex<()>,
+    /// Whether the kernel cuts several datagrams out of one message.
+    cuts: AtomicBool,
 }
 
 impl OuterSocket {
@@ -90,7 +95,11 @@ impl OuterSocket {
             ipv4,
             port,
             unset_df: Mutex::new(()),
+            cuts: AtomicBool::new(false),
         };
+        if role == Role::Nat {
+            opened.take_together();
+        }
         opened.set_df(role != Role::Ike)?;
         if opened.queues_errors() {
             sys::set_option(opened.as_fd(), level, libc::IPV6_RECVERR, 1)?;
@@ -106,6 +115,30 @@ impl OuterSocket {
                 .bind(&SockAddr::from(SocketAddr::new(any, port)))?;
         }
         Ok(opened)
+    }
+
+    /// Datagrams of one flow come and go together where the kernel can do that (Linux 4.18 and 5.0).
+    fn take_together(&self) {
+        let option = |name, value| sys::set_option(self.as_fd(), libc::SOL_UDP, name, value);
+        self.cuts
+            .store(option(libc::UDP_SEGMENT, 0).is_ok(), Ordering::Relaxed);
+        if let Err(error) = option(libc::UDP_GRO, 1) {
+            tracing::info!(%error, "datagrams come one by one");
+        }
+    }
+
+    /// Whether several datagrams may be given to the kernel as one message.
+    pub(crate) fn cuts(&self) -> bool {
+        self.cuts.load(Ordering::Relaxed)
+    }
+
+    /// The kernel refused several datagrams in one message. What cannot be otherwise the next time is not tried again.
+    pub(crate) fn could_not_cut(&self, error: &io::Error) {
+        // The device that the route leads to has no checksum offload.
+        if error.raw_os_error() == Some(libc::EIO) {
+            self.cuts.store(false, Ordering::Relaxed);
+            tracing::info!(%error, "datagrams leave one by one");
+        }
     }
 
     fn set_df(&self, on: bool) -> io::Result<()> {
@@ -256,6 +289,7 @@ impl Sockets {
             to: remote,
             from: local.ip(),
             traffic_class: None,
+            segment: None,
         })
     }
 

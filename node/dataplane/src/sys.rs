@@ -50,7 +50,7 @@ pub(crate) fn option(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<i3
     check(result).map(|_| value)
 }
 
-/// Makes an open `/dev/net/tun` the device with this name, for IP packets without any header before them.
+/// Makes an open `/dev/net/tun` the device with this name, for IP packets with a `virtio_net_hdr` before each.
 pub(crate) fn attach_tun(fd: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     // SAFETY: ifreq is plain data, for which zeros are valid.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
@@ -60,10 +60,23 @@ pub(crate) fn attach_tun(fd: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from.cast_signed();
     }
-    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_TUN_EXCL;
+    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL;
     request.ifr_ifru.ifru_flags = i16::from_ne_bytes(low_half(flags));
     // SAFETY: TUNSETIFF reads and writes one ifreq, which lives until the call returns.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &mut request) }).map(|_| ())
+}
+
+/// Says what we do for the kernel with packets that we read: complete checksums, cut TCP, and cut UDP if `udp`.
+pub(crate) fn set_tun_offload(fd: BorrowedFd<'_>, udp: bool) -> io::Result<()> {
+    let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+    let udp = if udp {
+        libc::TUN_F_USO4 | libc::TUN_F_USO6
+    } else {
+        0
+    };
+    let what = libc::c_ulong::from(tcp | udp);
+    // SAFETY: TUNSETOFFLOAD takes a number and no pointer.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD, what) }).map(|_| ())
 }
 
 fn low_half(flags: i32) -> [u8; 2] {
@@ -105,7 +118,12 @@ pub(crate) struct Received {
     pub(crate) local: Option<IpAddr>,
     /// Traffic class of its IP header.
     pub(crate) traffic_class: u8,
+    /// Several datagrams of one flow came together: each but the last has so many bytes.
+    pub(crate) segment: Option<usize>,
 }
+
+/// What came in, and its bytes.
+pub(crate) type Arrived<'b> = (Received, &'b mut [u8]);
 
 /// Buffers for datagrams that come in together.
 pub(crate) struct RecvBatch {
@@ -167,22 +185,26 @@ impl RecvBatch {
         let count = usize::try_from(count).unwrap_or(0);
         for (i, header) in headers.iter().take(count).enumerate() {
             let remote = self.remote(i, header.msg_hdr.msg_namelen);
-            let (local, traffic_class) = control_messages(&header.msg_hdr);
+            let told = control_messages(&header.msg_hdr);
             self.received.push(remote.map(|remote| Received {
                 len: (header.msg_len as usize).min(MAX_DATAGRAM),
                 remote,
-                local,
-                traffic_class,
+                local: told.local,
+                traffic_class: told.traffic_class,
+                segment: told.segment,
             }));
         }
         Ok(count)
     }
 
-    /// A datagram of the last call, with its bytes. `None` beyond the last, or if its source is no IP address.
-    pub(crate) fn get(&mut self, i: usize) -> Option<(Received, &mut [u8])> {
-        let received = (*self.received.get(i)?)?;
-        let start = i * MAX_DATAGRAM;
-        Some((received, &mut self.data[start..start + received.len]))
+    /// The datagrams of the last call; without those whose source is no IP address.
+    pub(crate) fn arrived(&mut self) -> impl Iterator<Item = Arrived<'_>> {
+        let buffers = self.data.chunks_exact_mut(MAX_DATAGRAM);
+        let both = self.received.iter().zip(buffers);
+        both.filter_map(|(received, buffer)| {
+            let received = (*received)?;
+            Some((received, &mut buffer[..received.len]))
+        })
     }
 
     fn remote(&self, i: usize, len: libc::socklen_t) -> Option<SocketAddr> {
@@ -197,8 +219,16 @@ impl RecvBatch {
     }
 }
 
-fn control_messages(header: &libc::msghdr) -> (Option<IpAddr>, u8) {
-    let (mut local, mut class) = (None, 0);
+/// What control messages said of a datagram.
+#[derive(Default)]
+struct Told {
+    local: Option<IpAddr>,
+    traffic_class: u8,
+    segment: Option<usize>,
+}
+
+fn control_messages(header: &libc::msghdr) -> Told {
+    let mut told = Told::default();
     // SAFETY: the kernel filled the control buffer that the header points to, which is still alive; the macros stay inside the
     // length that it stated, and every value is read unaligned and only if the message is long enough.
     unsafe {
@@ -210,25 +240,29 @@ fn control_messages(header: &libc::msghdr) -> (Option<IpAddr>, u8) {
                 (libc::IPPROTO_IP, libc::IP_PKTINFO) if len >= size_of::<libc::in_pktinfo>() => {
                     let info: libc::in_pktinfo = ptr::read_unaligned(data.cast());
                     let octets = info.ipi_addr.s_addr.to_ne_bytes();
-                    local = Some(IpAddr::V4(Ipv4Addr::from(octets)));
+                    told.local = Some(IpAddr::V4(Ipv4Addr::from(octets)));
                 }
                 (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO)
                     if len >= size_of::<libc::in6_pktinfo>() =>
                 {
                     let info: libc::in6_pktinfo = ptr::read_unaligned(data.cast());
-                    local = Some(IpAddr::V6(Ipv6Addr::from(info.ipi6_addr.s6_addr)));
+                    told.local = Some(IpAddr::V6(Ipv6Addr::from(info.ipi6_addr.s6_addr)));
                 }
-                (libc::IPPROTO_IP, libc::IP_TOS) if len >= 1 => class = *data,
+                (libc::IPPROTO_IP, libc::IP_TOS) if len >= 1 => told.traffic_class = *data,
                 (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) if len >= 4 => {
                     let value: libc::c_int = ptr::read_unaligned(data.cast());
-                    class = u8::try_from(value).unwrap_or(0);
+                    told.traffic_class = u8::try_from(value).unwrap_or(0);
+                }
+                (libc::SOL_UDP, libc::UDP_GRO) if len >= 4 => {
+                    let value: libc::c_int = ptr::read_unaligned(data.cast());
+                    told.segment = usize::try_from(value).ok().filter(|&size| size > 0);
                 }
                 _ => {}
             }
             message = libc::CMSG_NXTHDR(header, message);
         }
     }
-    (local, class)
+    told
 }
 
 /// A datagram to be sent.
@@ -244,6 +278,8 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) from: IpAddr,
     /// Traffic class of its IP header; `None` for the socket's.
     pub(crate) traffic_class: Option<u8>,
+    /// It is several datagrams, each but the last of so many bytes.
+    pub(crate) segment: Option<usize>,
 }
 
 /// Sends at most [`BATCH`] datagrams; how many were taken. An error is about the first of them.
@@ -272,6 +308,9 @@ pub(crate) fn send(fd: BorrowedFd<'_>, messages: &[Outgoing<'_>], wait: bool) ->
         writer.source(message.from);
         if let Some(class) = message.traffic_class {
             writer.traffic_class(message.to.is_ipv4(), class);
+        }
+        if let Some(size) = message.segment.and_then(|size| u16::try_from(size).ok()) {
+            writer.put(libc::SOL_UDP, libc::UDP_SEGMENT, size);
         }
         if writer.len > 0 {
             header.msg_controllen = writer.len;
@@ -384,6 +423,7 @@ mod tests {
             prefix: &[0; 4],
             to: server.local_addr().unwrap(),
             from,
+            segment: None,
             traffic_class: Some(class),
         };
         let sent = send(
@@ -394,12 +434,33 @@ mod tests {
         assert_eq!(sent.unwrap(), 2);
         let mut batch = RecvBatch::new();
         assert_eq!(batch.recv(server.as_fd()).unwrap(), 2);
-        let (first, bytes) = batch.get(0).unwrap();
+        let mut arrived = batch.arrived();
+        let (first, bytes) = arrived.next().unwrap();
         assert_eq!(bytes, b"\0\0\0\0one");
         assert_eq!((first.remote.ip(), first.traffic_class), (from, 0x01));
         assert_eq!(first.local, Some("127.0.0.1".parse().unwrap()));
-        let (second, bytes) = batch.get(1).unwrap();
+        let (second, bytes) = arrived.next().unwrap();
         assert_eq!((bytes.len(), second.traffic_class), (8, 0xb9));
-        assert!(batch.get(2).is_none());
+        assert!(arrived.next().is_none());
+    }
+
+    #[test]
+    fn datagrams_go_and_come_together() {
+        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+        set_option(server.as_fd(), libc::SOL_UDP, libc::UDP_GRO, 1).unwrap();
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let message = Outgoing {
+            data: &[7; 2500],
+            prefix: &[],
+            to: server.local_addr().unwrap(),
+            from: client.local_addr().unwrap().ip(),
+            segment: Some(1000),
+            traffic_class: None,
+        };
+        assert_eq!(send(client.as_fd(), &[message], true).unwrap(), 1);
+        let mut batch = RecvBatch::new();
+        assert_eq!(batch.recv(server.as_fd()).unwrap(), 1);
+        let (received, bytes) = batch.arrived().next().unwrap();
+        assert_eq!((received.segment, bytes.len()), (Some(1000), 2500));
     }
 }

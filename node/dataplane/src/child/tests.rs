@@ -11,7 +11,7 @@ fn net(first: &str, last: &str) -> Vec<Selector> {
     vec![Selector::addresses(ip(first), ip(last))]
 }
 
-fn child_sa(spi_in: u32) -> ChildSa {
+pub(crate) fn child_sa(spi_in: u32) -> ChildSa {
     ChildSa {
         spi_in,
         spi_out: 0x9000,

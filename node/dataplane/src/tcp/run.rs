@@ -7,6 +7,7 @@ use super::{
 use crate::{
     DatagramKind, DropReason, PlaneEvent, TcpEnd,
     counters::RateLimit,
+    delivery::Delivery,
     inbound::{Origin, Turn, Verdict},
     userspace::{Clock, Shared},
 };
@@ -285,12 +286,7 @@ impl Runner {
             return;
         };
         let holds = shared.holds();
-        let mut turn = Turn {
-            shared: &shared,
-            limit: &mut self.limit,
-            clock: &self.clock,
-            holds: &holds,
-        };
+        let mut turn = Turn::new(&shared, &mut self.limit, &self.clock, &holds);
         let mut left = AT_ONCE;
         let ended = loop {
             if left == 0 {
@@ -411,6 +407,8 @@ impl Reader {
         let end = self.connection.end;
         self.stream.put(bytes);
         while let Some(message) = self.stream.next()? {
+            // One by one: the next message may lie where this one did.
+            let mut delivery = Delivery::default();
             let verdict = match udp::classify(message) {
                 udp::Datagram::Keepalive => {
                     turn.shared.control.keepalives_in.add(1);
@@ -418,14 +416,18 @@ impl Reader {
                 }
                 udp::Datagram::Ike(ike) => {
                     let marker = message.len() - ike.len();
-                    turn.take(DatagramKind::IkeInTcp(end), &origin, &mut message[marker..])
+                    let kind = DatagramKind::IkeInTcp(end);
+                    turn.take(kind, &origin, &mut message[marker..], &mut delivery)
                 }
-                udp::Datagram::Esp(_) => turn.take(DatagramKind::EspInTcp(end), &origin, message),
+                udp::Datagram::Esp(_) => {
+                    turn.take(DatagramKind::EspInTcp(end), &origin, message, &mut delivery)
+                }
                 udp::Datagram::Unknown => {
                     turn.shared.traffic.dropped(DropReason::MalformedOuter);
                     Verdict::Meaningless
                 }
             };
+            delivery.finish(turn.shared);
             match verdict {
                 Verdict::Authentic => self.meaningless = 0,
                 Verdict::Open => {}

@@ -8,3 +8,4 @@ mod hosts;
 mod packets;
 mod policy;
 mod sizes;
+mod streams;

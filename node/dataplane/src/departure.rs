@@ -1,0 +1,167 @@
+//! Sealed packets leave: by as few system calls as there are.
+
+use crate::{
+    DropReason, TcpEnd,
+    outbound::Exit,
+    sockets::{OuterSocket, Role},
+    sys::Outgoing,
+    tcp::Ends,
+    train::{Run, Train},
+    userspace::Shared,
+};
+use std::{io, ops::Range};
+
+/// Packets of a run that leave as one message.
+struct Message<'t> {
+    run: &'t Run,
+    packets: Range<usize>,
+}
+
+/// Everything that has to be known here.
+struct Departure<'t> {
+    shared: &'t Shared,
+    train: &'t Train,
+    unix_ms: u64,
+}
+
+/// Sends all packets of a train. The order within an SA stays: it uses one socket.
+pub(crate) fn depart(shared: &Shared, train: &Train, unix_ms: u64) {
+    if train.runs().is_empty() {
+        return;
+    }
+    let departure = Departure {
+        shared,
+        train,
+        unix_ms,
+    };
+    // Sealing took a while. A lease may have ended.
+    let boot = crate::boot_time();
+    let allowed = |run: &Run| {
+        let open = run.child.gate.is_open(boot);
+        if !open {
+            let traffic = &shared.traffic;
+            run.child
+                .dropped_many(DropReason::NoLease, run.count, traffic);
+        }
+        open
+    };
+    let runs: Vec<&Run> = train.runs().iter().filter(|run| allowed(run)).collect();
+    for (index, socket) in shared.sockets.all().iter().enumerate() {
+        departure.by_socket(socket, |run| run.to.exit == Exit::Socket(index), &runs);
+    }
+    for run in runs {
+        if let Exit::Tcp(ends, end) = run.to.exit {
+            departure.by_tcp(ends, end, run);
+        }
+    }
+}
+
+impl<'t> Departure<'t> {
+    fn by_socket(&self, socket: &OuterSocket, is_meant: impl Fn(&Run) -> bool, runs: &[&'t Run]) {
+        let together = socket.role == Role::Nat && socket.cuts();
+        let mut messages = Vec::new();
+        for &run in runs.iter().filter(|run| is_meant(run)) {
+            if together && !run.to.fragmentable {
+                let packets = 0..run.count;
+                messages.push(Message { run, packets });
+            } else {
+                let each = (0..run.count).map(|i| i..i + 1);
+                messages.extend(each.map(|packets| Message { run, packets }));
+            }
+        }
+        // Those that may be fragmented, which is rare, go one by one.
+        for group in messages.chunk_by(|a, b| a.run.to.fragmentable == b.run.to.fragmentable) {
+            self.send(socket, group);
+        }
+    }
+
+    fn send(&self, socket: &OuterSocket, group: &[Message<'_>]) {
+        let outgoing: Vec<_> = group.iter().map(|m| self.outgoing(m)).collect();
+        let mut next = 0;
+        while next < outgoing.len() {
+            let sent = if group[next].run.to.fragmentable {
+                socket.send_fragmentable(outgoing[next]).map(|()| 1)
+            } else {
+                socket.send(&outgoing[next..])
+            };
+            match sent {
+                Ok(count) => {
+                    for message in &group[next..next + count] {
+                        self.sent(message.run, message.packets.clone());
+                    }
+                    // A count of zero does not occur; if it did, nothing would go on.
+                    next += count.max(1);
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => {
+                    self.failed(socket, &group[next], &e);
+                    next += 1;
+                }
+            }
+        }
+    }
+
+    /// The first of them did not leave.
+    fn failed(&self, socket: &OuterSocket, message: &Message<'_>, error: &io::Error) {
+        let Message { run, packets } = message;
+        if packets.len() == 1 {
+            return self.lost(run, error);
+        }
+        // Kernels say in several ways that they cannot cut it like this, or that a packet is too long for the path. Alone each gets
+        // an answer of its own.
+        socket.could_not_cut(error);
+        let alone = packets.clone().map(|i| Message {
+            run,
+            packets: i..i + 1,
+        });
+        self.send(socket, &alone.collect::<Vec<_>>());
+    }
+
+    fn outgoing(&self, message: &Message<'_>) -> Outgoing<'_> {
+        let Message { run, packets } = message;
+        Outgoing {
+            data: self.train.bytes(run, packets.clone()),
+            prefix: &[],
+            to: run.to.remote,
+            from: run.to.local,
+            traffic_class: Some(run.to.traffic_class),
+            segment: (packets.len() > 1).then_some(run.segment),
+        }
+    }
+
+    /// Sends by a connection what it takes.
+    fn by_tcp(&self, ends: Ends, end: TcpEnd, run: &Run) {
+        let packets = (0..run.count).map(|i| self.train.bytes(run, i..i + 1));
+        let taken = self.shared.tcp.send_esp(ends, end, packets);
+        let sent = taken.unwrap_or(0);
+        if sent > 0 {
+            self.sent(run, 0..sent);
+        }
+        let reason = match taken {
+            Some(_) => DropReason::TcpFull,
+            None => DropReason::NotConnected,
+        };
+        run.child
+            .dropped_many(reason, run.count - sent, &self.shared.traffic);
+    }
+
+    fn sent(&self, run: &Run, packets: Range<usize>) {
+        let (count, bytes) = (packets.len(), self.train.inner_bytes(run, packets));
+        run.child.traffic.sent(count, bytes);
+        run.child.last_outbound.set(self.unix_ms);
+        self.shared.traffic.sent(count, bytes);
+    }
+
+    fn lost(&self, run: &Run, error: &io::Error) {
+        let reason = if error.raw_os_error() == Some(libc::EMSGSIZE) {
+            // A router reported a smaller MTU since we asked. The packet is encrypted in its place, so it is lost; its sender
+            // learns of the limit with the next one.
+            run.child.forget_mtu();
+            DropReason::TooBig
+        } else {
+            tracing::debug!(to = %run.to.remote, %error, "cannot send ESP");
+            DropReason::SendFailed
+        };
+        run.child.dropped(reason, &self.shared.traffic);
+    }
+}
