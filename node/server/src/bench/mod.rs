@@ -1,6 +1,7 @@
-//! `evergate bench`: load for a responder, and what it costs.
+//! `evergate bench`: load for a responder, or for two data planes, and what it costs.
 
 mod clients;
+mod esp;
 mod handshake;
 mod links;
 mod load;
@@ -20,6 +21,11 @@ pub(crate) struct Args {
 enum What {
     /// Set up many IKE SAs with any IKEv2 responder, and say how fast it went
     Handshake(Box<handshake::Options>),
+    /// Send through two data planes of this program, and say how fast it went and what it cost. Needs root and iproute2
+    Esp(esp::Options),
+    /// One end of that
+    #[command(hide = true)]
+    EspEnd(esp::EndOptions),
 }
 
 /// Runs a benchmark and prints what came of it.
@@ -29,5 +35,7 @@ enum What {
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     match args.what {
         What::Handshake(options) => handshake::run(&options),
+        What::Esp(options) => esp::run(&options),
+        What::EspEnd(options) => esp::run_end(&options),
     }
 }
