@@ -30,6 +30,7 @@ mod ocsp;
 mod reauthentication;
 mod refusals;
 mod rekey;
+mod replay;
 mod restart;
 mod rounds;
 mod selfcheck;
