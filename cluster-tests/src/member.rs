@@ -226,6 +226,12 @@ impl Member {
         Ok(number(&found.context("no such IKE SA")?["id"]).to_string())
     }
 
+    /// Authenticates again, with a new IKE SA in the place of that of this connection.
+    pub fn reauthenticate(&self, connection: &str) -> Result<()> {
+        self.ctl(&["rekey", "--ike", &self.find_ike(connection)?, "--reauth"])
+            .map(drop)
+    }
+
     fn find_child(&self, child: &str) -> Result<String> {
         for sa in self.listing()? {
             for found in sa["children"].as_array().into_iter().flatten() {

@@ -1,8 +1,11 @@
 //! A peer authenticates again, and the active member dies in the middle of it.
 
 use crate::cluster_exchanges::armed;
+use evergate_cluster_tests::cluster::Trio;
 use evergate_cluster_tests::duo::C1;
+use evergate_cluster_tests::flow::Flow;
 use evergate_cluster_tests::lab::Family::V4;
+use evergate_cluster_tests::sa::{Endpoint, Spis};
 use evergate_cluster_tests::{Result, secs, until};
 
 const G: &str = "g1";
@@ -20,6 +23,11 @@ fn the_member_dies_before_it_answers() -> Result<()> {
         trio.members[doomed].wait_for_failpoint()?;
         driver.join().map_err(|_| anyhow::anyhow!("driver"))?
     })?;
+    renewed(trio, doomed, flow, &before)
+}
+
+/// Another member brings it to its end.
+fn renewed(mut trio: Trio, doomed: usize, flow: Flow, before: &Spis) -> Result<()> {
     assert_ne!(trio.active(G)?, doomed);
     until(secs(30), "the new IKE SA is there alone", || {
         let now = trio.agree(G, 1)?;
@@ -29,4 +37,26 @@ fn the_member_dies_before_it_answers() -> Result<()> {
     flow.stop().has_no_duplicate()?;
     trio.finish()?;
     Ok(())
+}
+
+/// It is the member that authenticates again, and it dies once a response of the peer is committed.
+fn by_the_member(response_to: &str) -> Result<()> {
+    let (mut trio, doomed) = armed(&format!("after-commit:{response_to}:2"), |_| {})?;
+    trio.members[doomed].initiate(C1, C1)?;
+    let before = trio.agree(G, 1)?;
+    let flow = trio.traffic(V4, 5)?;
+    flow.runs(50, secs(10))?;
+    trio.members[doomed].reauthenticate(C1)?;
+    trio.members[doomed].wait_for_failpoint()?;
+    renewed(trio, doomed, flow, &before)
+}
+
+#[test]
+fn the_member_dies_before_it_sends_its_new_ike_auth() -> Result<()> {
+    by_the_member("IKE_SA_INIT")
+}
+
+#[test]
+fn the_member_dies_when_its_new_ike_sa_is_established() -> Result<()> {
+    by_the_member("IKE_AUTH")
 }

@@ -15,6 +15,7 @@ mod cluster_roaming;
 mod cluster_takeover;
 mod cluster_tcp;
 mod cluster_unique;
+mod cluster_volume;
 mod cluster_window;
 mod datagrams;
 mod decryption;

@@ -1,7 +1,7 @@
 //! Child SAs that we ask for, as initiator of CREATE_CHILD_SA or IKE_AUTH (RFC 7296 §1.3.1, §1.3.3, §2.8.1, §2.9).
 
 use super::{
-    Failure,
+    Command, Failure,
     child::{Origin, Terms, child_spi},
     init::{named_group, nonce},
     turn::{Turn, at_most_one, find_error, only},
@@ -138,14 +138,25 @@ impl Turn<'_, '_> {
                 }
             }
             NotifyType::TEMPORARY_FAILURE => {
-                self.session.not_before = Some(self.env.now + self.soon());
-                return;
+                let wait = self.soon();
+                return self.ask_again(&offer.name, offer.replaces, wait);
             }
             _ => {}
         }
         self.session.not_before = Some(self.env.now + RETRY_REFUSED);
         self.cannot_take_over(&offer.name);
         self.fail(Failure::PeerRefused(error.kind));
+    }
+
+    /// The peer cannot make a Child SA now. One that replaces another is due as it was, and so is one that a new authentication needs; any other is asked for
+    /// again.
+    pub(super) fn ask_again(&mut self, name: &str, replaces: Option<u32>, wait: Duration) {
+        let at = self.env.now + wait;
+        self.session.not_before = Some(at);
+        if replaces.is_none() && self.record.succeeds.is_none() {
+            let command = Command::CreateChild(name.to_owned());
+            self.session.want_again(command, at);
+        }
     }
 
     /// A short while, random so that two ends that collided do not collide again.

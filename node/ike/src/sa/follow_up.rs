@@ -204,6 +204,9 @@ impl Turn<'_, '_> {
                 return; // ours is not needed any more
             }
             let wait = if temporary { self.soon() } else { RETRY };
+            if let (true, Goal::Child(goal)) = (temporary, &follow_up.goal) {
+                self.ask_again(&goal.name, goal.replaces, wait);
+            }
             self.session.not_before = Some(self.env.now + wait);
             return self.fail(Failure::PeerRefused(error.kind));
         }

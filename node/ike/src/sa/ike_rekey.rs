@@ -1,7 +1,7 @@
 //! A new IKE SA in the place of an old one, and what happens when both ends make one at the same time (RFC 7296 §1.3.2, §2.8.2, §2.18, §2.25.2).
 
 use super::{
-    Event, Failure,
+    Command, Effect, Event, Failure,
     follow_up::new_ike_of,
     init::{named_group, nonce},
     turn::{Refused, Turn, find_error, only},
@@ -355,6 +355,12 @@ impl Turn<'_, '_> {
         new.succeeds = self.record.succeeds.take();
         self.created.push(new);
         self.report(Event::IkeRekeyed { by });
+        // What is wanted of this one and has not been begun is wanted of the new one.
+        for command in std::mem::take(&mut self.session.wanted) {
+            if command != Command::RekeyIke {
+                self.effects.push(Effect::Tell { sa: by, command });
+            }
+        }
     }
 }
 

@@ -243,10 +243,12 @@ pub enum Effect {
     Ask(Question),
     /// The way to the peer seems to be broken: [`Input::Roam`] should name others.
     FindWays,
-    /// This SA is complete, and takes the place of that one, which is to be told ([`Command::Retire`]).
-    Retire {
+    /// Another IKE SA of ours gets a command: one whose place this one takes, or one that takes the place of this.
+    Tell {
         /// Which.
-        old: SaId,
+        sa: SaId,
+        /// What.
+        command: Command,
     },
     /// Forget this SA entirely (its record as well, lazily).
     Forget,

@@ -187,7 +187,7 @@ fn requests(
     }
     if e.replaced_by.is_none() {
         if !session.wanted.is_empty() {
-            due.push((UnixMillis(0), Due::Command));
+            due.push((session.wanted_after.unwrap_or_default(), Due::Command));
         }
         let wait = session.not_before.unwrap_or_default();
         if let Some((at, step)) = super::reauthentication::wanted(e, record, session) {

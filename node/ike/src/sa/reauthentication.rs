@@ -5,7 +5,7 @@
 //! dies in the middle of it had done.
 
 use super::{
-    Effect, Event, Failure, Question,
+    Command, Effect, Event, Failure, Question,
     auth::randomised,
     init_client::first_record,
     session::Session,
@@ -135,7 +135,7 @@ impl Turn<'_, '_> {
         if self.established().successor.is_some() {
             self.session.retired = true;
             self.session.wanted.clear();
-            self.session.want(super::Command::Delete);
+            self.session.want(Command::Delete);
         }
     }
 
@@ -155,7 +155,8 @@ impl Turn<'_, '_> {
                 self.cannot_take_over(&name);
             }
             (Succeed::Retire, Some(old)) => {
-                self.effects.push(Effect::Retire { old });
+                let command = Command::Retire;
+                self.effects.push(Effect::Tell { sa: old, command });
                 self.ask(Question::Exists(old));
             }
             (Succeed::Retire, None) => {}
@@ -207,7 +208,7 @@ impl Turn<'_, '_> {
         succession.children.retain(|child| child != name);
         if succession.children.is_empty() {
             self.record.succeeds = None;
-            self.session.want(super::Command::Delete);
+            self.session.want(Command::Delete);
         }
     }
 

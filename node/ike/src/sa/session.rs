@@ -82,6 +82,8 @@ pub(super) struct Session {
     pub(super) ahead: u32,
     /// What operators asked for and did not happen yet.
     pub(super) wanted: VecDeque<Command>,
+    /// They are not begun before this: the peer could not serve the first of them.
+    pub(super) wanted_after: Option<UnixMillis>,
     /// Nothing is started by itself before this: the peer asked us to wait.
     pub(super) not_before: Option<UnixMillis>,
     /// No empty request is started before this: that the last one was answered is not committed yet.
@@ -152,6 +154,7 @@ impl IkeSa {
             sync_repeat: None,
             ahead: if established { AHEAD } else { 0 },
             wanted: VecDeque::new(),
+            wanted_after: None,
             not_before: None,
             blocked_until: None,
             speak: false,
@@ -258,5 +261,13 @@ impl Session {
         }
         self.wanted.push_back(command);
         true
+    }
+
+    /// Puts a command that could not be served back, to be tried at that time.
+    pub(super) fn want_again(&mut self, command: Command, at: UnixMillis) {
+        if self.wanted.len() < MAX_WANTED && !self.wanted.contains(&command) {
+            self.wanted.push_front(command);
+            self.wanted_after = Some(at);
+        }
     }
 }

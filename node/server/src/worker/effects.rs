@@ -86,7 +86,7 @@ impl Worker {
                 }
             }
             Effect::Ask(question) => self.ask(id, question),
-            Effect::Retire { old } => self.retire(old),
+            Effect::Tell { sa, command } => self.tell(sa, command),
             Effect::FindWays => self.roam(id),
             Effect::Forget => self.forget(id),
             Effect::Report(event) => self.happened(id, &event),
@@ -155,14 +155,14 @@ impl Worker {
         }
     }
 
-    /// Tells an IKE SA that another one has taken its place.
-    fn retire(&self, old: SaId) {
-        let Some(worker) = self.shared.worker(old).cloned() else {
+    /// Gives another IKE SA a command.
+    fn tell(&self, sa: SaId, command: Command) {
+        let Some(worker) = self.shared.worker(sa).cloned() else {
             return;
         };
         let message = Message::Command {
-            sa: old,
-            command: Command::Retire,
+            sa,
+            command,
             watcher: None,
             reply: None,
         };

@@ -1,6 +1,6 @@
 //! Each exchange once, from either side, with loss.
 
-use super::bench::{End, Pair};
+use super::bench::{End, Packet, Pair};
 use crate::{
     config::Childless,
     record::{CloseReason, Fate, Phase},
@@ -284,7 +284,7 @@ fn an_unknown_critical_payload_costs_only_the_exchange() {
     let mut bytes = emit(&message.header, &payloads);
     let at = bytes.len() - 4;
     bytes[at] |= 0x80;
-    pair.deliver(&super::bench::Packet { to_b: true, bytes });
+    pair.deliver(&Packet { to_b: true, bytes });
     let answer = pair.wire.pop_front().unwrap();
     let answer = Message::parse(&answer.bytes).unwrap();
     let [Payload::Notify(n)] = &answer.payloads[..] else {
@@ -403,4 +403,17 @@ fn what_was_under_way_when_the_peer_deleted_the_ike_sa_is_taken() {
     let graces = |end: &End| end.graces.values().copied().collect::<Vec<_>>();
     assert_eq!(graces(&pair.a), [Duration::ZERO]);
     assert_eq!(graces(&pair.b), [Duration::from_secs(5)]);
+}
+
+/// The cookie that was returned is good for the message with another group, too (RFC 7296 §2.6.1).
+#[test]
+fn a_cookie_and_another_group_cost_a_round_trip_each() {
+    let mut pair = Pair::with(
+        |_| {},
+        |b| b.proposals = vec!["aes256gcm16-prfsha384-ecp256".parse().unwrap()],
+    );
+    pair.b.demands_cookies = true;
+    pair.connect();
+    let first = |p: &&Packet| p.to_b && p.exchange() == ExchangeType::IKE_SA_INIT;
+    assert_eq!(pair.sent.iter().filter(first).count(), 3);
 }

@@ -584,8 +584,8 @@ impl End {
                         self.plane_paths.insert(spi, path);
                     }
                 }
-                Effect::Retire { old } => {
-                    out.extend(self.step(old, Input::Command(Command::Retire), now));
+                Effect::Tell { sa, command } => {
+                    out.extend(self.step(sa, Input::Command(command), now));
                 }
                 Effect::FindWays => self.ways_wanted += 1,
                 Effect::RemoveChild { spi_in, grace } => {

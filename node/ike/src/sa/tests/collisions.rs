@@ -177,8 +177,8 @@ fn left(a: Act, b: Act) -> Option<&'static [usize]> {
         (CreateChild, CreateChild) => Some(&[3]),
         (CreateChild, RekeyChild) => Some(&[2]),
         (CreateChild, DeleteChild) => Some(&[1]),
-        // A Child SA that comes while the IKE SA is being replaced is refused (RFC 7296 §2.25.2); whoever wanted it asks again.
-        (CreateChild, RekeyIke) => Some(&[1, 2]),
+        // A Child SA that comes while the IKE SA is being replaced is refused (RFC 7296 §2.25.2); whoever wanted it asks again, on the new one.
+        (CreateChild, RekeyIke) => Some(&[2]),
         (RekeyChild, RekeyChild | RekeyIke) | (RekeyIke, RekeyIke) => Some(&[1]),
         (RekeyChild | DeleteChild, _) => Some(&[0]),
         (a, b) => unreachable!("{a:?} {b:?}"),
@@ -259,4 +259,21 @@ fn the_peer_deletes_a_child_that_we_do_not_know_yet() {
     for take_over in [false, true] {
         response_is_late(Command::DeleteChild, take_over, 1);
     }
+}
+
+/// A Child SA that is asked for while the peer cannot make one comes later.
+#[test]
+fn what_is_refused_for_now_is_asked_for_again() {
+    let mut pair = Pair::new();
+    pair.connect();
+    pair.command(true, Command::RekeyIke);
+    let rekey = pair.wire.pop_front().unwrap();
+    pair.command(false, Command::CreateChild("net".into()));
+    pair.settle();
+    assert_eq!(pair.b.children().len(), 1);
+    pair.deliver(&rekey);
+    pair.settle();
+    pair.pass(Duration::from_secs(10));
+    pair.check_agreement();
+    assert_eq!(pair.a.children().len(), 2);
 }
