@@ -1,4 +1,4 @@
-//! A peer authenticates again, and the active member dies in the middle of it.
+//! One end authenticates again, and the active member dies in the middle of it.
 
 use crate::cluster_exchanges::armed;
 use evergate_cluster_tests::cluster::Trio;
@@ -39,9 +39,9 @@ fn renewed(mut trio: Trio, doomed: usize, flow: Flow, before: &Spis) -> Result<(
     Ok(())
 }
 
-/// It is the member that authenticates again, and it dies once a response of the peer is committed.
-fn by_the_member(response_to: &str) -> Result<()> {
-    let (mut trio, doomed) = armed(&format!("after-commit:{response_to}:2"), |_| {})?;
+/// It is the member that authenticates again, and it dies when a request is committed and not sent.
+fn by_the_member(request: &str) -> Result<()> {
+    let (mut trio, doomed) = armed(&format!("after-commit:{request}"), |_| {})?;
     trio.members[doomed].initiate(C1, C1)?;
     let before = trio.agree(G, 1)?;
     let flow = trio.traffic(V4, 5)?;
@@ -53,10 +53,11 @@ fn by_the_member(response_to: &str) -> Result<()> {
 
 #[test]
 fn the_member_dies_before_it_sends_its_new_ike_auth() -> Result<()> {
-    by_the_member("IKE_SA_INIT")
+    by_the_member("IKE_AUTH:2")
 }
 
+/// The new IKE SA is complete.
 #[test]
-fn the_member_dies_when_its_new_ike_sa_is_established() -> Result<()> {
-    by_the_member("IKE_AUTH")
+fn the_member_dies_before_it_deletes_the_old_ike_sa() -> Result<()> {
+    by_the_member("INFORMATIONAL:1")
 }
