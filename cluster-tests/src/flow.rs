@@ -2,7 +2,7 @@
 
 use crate::checker::MARKER;
 use crate::lab::Lab;
-use crate::{Result, millis, until};
+use crate::{Result, millis, patience, until};
 use anyhow::ensure;
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -146,7 +146,7 @@ impl Flow {
             let _ = thread.join();
         }
         let end = self.started.elapsed();
-        std::thread::sleep(millis(500));
+        std::thread::sleep(millis(500) * patience());
         self.stop_receiving.store(true, Ordering::Relaxed);
         for thread in self.receivers.drain(..) {
             let _ = thread.join();

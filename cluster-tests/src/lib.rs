@@ -34,12 +34,22 @@ use std::time::{Duration, Instant};
 /// The result of every step of the harness.
 pub type Result<T> = anyhow::Result<T>;
 
-/// Polls `condition` until it holds, and fails with `what` after `timeout`.
+/// How many times longer everything may take here than on a machine that is none of the slowest: in `cluster-tests/guest` processors are emulated.
+#[must_use]
+pub fn patience() -> u32 {
+    match std::path::Path::new("/run/guest/machine").exists() {
+        true => 8,
+        false => 1,
+    }
+}
+
+/// Polls `condition` until it holds, and fails with `what` after `timeout`, or [`patience`] times that.
 pub fn until(
     timeout: Duration,
     what: &str,
     mut condition: impl FnMut() -> Result<bool>,
 ) -> Result<()> {
+    let timeout = timeout * patience();
     let end = Instant::now() + timeout;
     loop {
         let outcome = condition();

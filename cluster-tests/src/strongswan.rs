@@ -1,11 +1,11 @@
 //! strongSwan as a peer: charon-systemd and swanctl from Debian packages, run
-//! by hand, with user-space ESP.
+//! by hand, with ESP in user space or in the kernel.
 
 use crate::connection::Connection;
 use crate::lab::Lab;
 use crate::process::{Process, output};
 use crate::sa::{ChildSa, Endpoint, IkeSa};
-use crate::{Result, secs, until};
+use crate::{Result, patience, secs, until};
 use anyhow::{Context, bail};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -17,6 +17,8 @@ pub enum Esp {
     InUdp,
     /// strongSwan 6.1 from a root directory, which sends plain ESP.
     Plain,
+    /// strongSwan of this machine, and the kernel does ESP: plain, unless there is a NAT. Where the kernel cannot, drills are for `cluster-tests/guest`.
+    Kernel,
 }
 
 /// A running charon.
@@ -27,11 +29,10 @@ pub struct StrongSwan {
     vici: String,
 }
 
-/// An explicit list, so that nothing depends on what else is installed, and so
-/// that kernel-libipsec comes before kernel-netlink and gets to do ESP.
+/// An explicit list, so that nothing depends on what else is installed. Where
+/// kernel-libipsec comes before kernel-netlink, it gets to do ESP.
 const PLUGINS: &str = "random nonce openssl x509 revocation constraints pubkey pkcs1 pkcs8 pem \
-    kdf drbg mgf1 sha1 sha2 aes hmac cmac xcbc ctr gcm ccm chapoly curve25519 gmp \
-    kernel-libipsec kernel-netlink socket-default vici updown attr";
+    kdf drbg mgf1 sha1 sha2 aes hmac cmac xcbc ctr gcm ccm chapoly curve25519 gmp";
 
 /// Enters the root directory $1 with the lab's directory $2 in it. The mounts
 /// are private to the process, and /tmp of the root is covered, so that several
@@ -164,7 +165,7 @@ impl Endpoint for StrongSwan {
     }
 
     fn initiate(&self, _connection: &str, child: &str) -> Result<()> {
-        self.initiate_within(child, 15).map(drop)
+        self.initiate_within(child, 15 * patience()).map(drop)
     }
 
     fn rekey_child(&self, child: &str) -> Result<()> {
@@ -201,10 +202,14 @@ fn conf(dir: &Path, vici: &str, esp: Esp, connections: &[Connection], charon: &[
     let make_before_break = connections.iter().any(|c| c.make_before_break);
     let make_before_break = if make_before_break { "yes" } else { "no" };
     let raw = if esp == Esp::Plain { "yes" } else { "no" };
+    let kernel = match esp {
+        Esp::InUdp | Esp::Plain => "kernel-libipsec kernel-netlink",
+        Esp::Kernel => "kernel-netlink",
+    };
     // Without systemd there is no journal: the log is a file. Retransmissions
     // come fast and for long, so that a drill need not wait for them.
     format!(
-        "charon-systemd {{\n load = {PLUGINS}\n retransmit_tries = 12\n retransmit_timeout = 1.0\n retransmit_base = 1.2\n \
+        "charon-systemd {{\n load = {PLUGINS} {kernel} socket-default vici updown attr\n retransmit_tries = 12\n retransmit_timeout = 1.0\n retransmit_base = 1.2\n \
          half_open_timeout = 60\n fragment_size = {fragment_size}\n make_before_break = {make_before_break}\n {charon}\n \
          filelog {{\n log {{\n path = {dir}/charon.log\n time_format = %H:%M:%S\n time_add_ms = yes\n default = 1\n flush_line = yes\n }}\n }}\n \
          journal {{\n default = -1\n }}\n \

@@ -24,6 +24,7 @@ mod establish;
 mod flood;
 mod fragments;
 mod initiation;
+mod kernel_peer;
 mod liveness;
 mod mobike;
 mod nat;
