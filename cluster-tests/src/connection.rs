@@ -48,6 +48,8 @@ pub struct Connection {
     pub remote_ts: Vec<String>,
     /// A child of its own for what is IPv6, named as the other with "-v6".
     pub split: bool,
+    /// `mode` of swanctl: tunnel or transport.
+    pub mode: &'static str,
     /// Force UDP encapsulation.
     pub encap: bool,
     /// Addresses to ask for.
@@ -176,6 +178,7 @@ impl Connection {
             local_ts: vec![format!("{v4}/32"), format!("{v6}/128")],
             remote_ts: vec!["10.10.2.0/24".into(), "fd00:10:2::/64".into()],
             split: false,
+            mode: "tunnel",
             encap: false,
             vips: Vec::new(),
             pools: Vec::new(),
@@ -198,6 +201,13 @@ impl Connection {
             fragment_size: 1280,
             fragmentation: "yes",
         }
+    }
+
+    /// Only what is between the two ends themselves, in transport mode.
+    pub fn host_to_host(&mut self) {
+        self.mode = "transport";
+        self.local_ts.clear();
+        self.remote_ts.clear();
     }
 
     /// The same from the other side.
@@ -311,8 +321,9 @@ impl Connection {
         for (name, local, remote) in self.children() {
             let _ = write!(
                 children,
-                " {name} {{\n local_ts = {}\n remote_ts = {}\n esp_proposals = {}\n \
+                " {name} {{\n mode = {}\n local_ts = {}\n remote_ts = {}\n esp_proposals = {}\n \
                  rekey_time = {}s\n rand_time = 0s\n life_time = {}s\n start_action = none\n }}\n",
+                self.mode,
                 selectors(&local),
                 selectors(&remote),
                 self.esp.join(","),
@@ -499,6 +510,7 @@ impl Connection {
             let list = if list.is_empty() { &dynamic[..] } else { list };
             let _ = writeln!(out, "{key} = {}", array(list));
         }
+        let _ = writeln!(out, "mode = \"{}\"", self.mode);
         let _ = writeln!(out, "esp_proposals = {}", array(&self.esp));
         let _ = writeln!(
             out,

@@ -21,6 +21,7 @@ pub mod lab;
 pub mod member;
 pub mod ocsp;
 pub mod packet;
+pub mod pings;
 pub mod pki;
 pub mod process;
 pub mod raw;

@@ -3,7 +3,7 @@
 use arbitrary::Unstructured;
 use evergate_esp::{
     Cipher, Encryption, HEADROOM, InboundSa, Integrity, Key, OutboundSa, ReplayWindow, Selectors,
-    TAILROOM, fragment, icmp, mss, packet, protocol, spi_of, tunnel, udp,
+    TAILROOM, fragment, icmp, mss, packet, protocol, spi_of, transport, tunnel, udp,
 };
 
 const SPI: u32 = 0x0102_0304;
@@ -86,6 +86,41 @@ fn inner(bytes: &[u8]) {
     let _ = icmp::too_big(bytes, mtu, source);
     let mut copy = bytes.to_vec();
     let _ = tunnel::decapsulate(&mut copy, 0xff, bytes.len() % 2 == 0);
+    transported(bytes);
+}
+
+/// The bytes as what came inside ESP in transport mode, and as a packet that is to go so.
+fn transported(bytes: &[u8]) {
+    let address = |text: &str| text.parse().expect("an address");
+    for (local, remote) in [("192.0.2.2", "192.0.2.1"), ("2001:db8::2", "2001:db8::1")] {
+        let ends = transport::Ends {
+            local: address(local),
+            remote: address(remote),
+            local_there: address("10.0.0.2"),
+            remote_there: address("fd00::1"),
+        };
+        let next_header = bytes.first().copied().unwrap_or_default();
+        let Ok(restored) = transport::restore(bytes, next_header, &ends, 0) else {
+            continue;
+        };
+        let parsed = packet::parse(&restored).expect("a packet");
+        assert_eq!(
+            parsed.selectors.source, ends.remote,
+            "a packet of somebody else"
+        );
+        if let Ok((range, _)) = transport::covered(&restored, &parsed) {
+            assert_eq!(
+                range.len(),
+                bytes.len(),
+                "more or less is covered than came"
+            );
+        }
+    }
+    if let Ok(parsed) = packet::parse(bytes)
+        && let Ok((range, _)) = transport::covered(bytes, &parsed)
+    {
+        assert!(range.end == parsed.total_len && range.start <= range.end);
+    }
 }
 
 fn cipher(choice: u8) -> Cipher {

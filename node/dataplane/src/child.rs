@@ -1,7 +1,7 @@
 //! A Child SA in the plane, and the tables that lead to it.
 
 use crate::{
-    ChildSa, ChildStats, DropReason, Encapsulation, Gate, Outer, PlaneError,
+    ChildSa, ChildStats, DropReason, Encapsulation, Ends, Gate, Mode, Outer, PlaneError,
     counters::{Counter, Traffic},
     reserve::Reserve,
 };
@@ -36,6 +36,8 @@ pub(crate) struct Child {
     pub(crate) inbound: InboundSa,
     pub(crate) outbound: OutboundSa,
     pub(crate) copy_dscp: bool,
+    /// The ends, in transport mode; apart, because few have any.
+    pub(crate) transport: Option<Box<Ends>>,
     pub(crate) gate: Arc<Gate>,
     pub(crate) traffic: Traffic,
     pub(crate) reserve: Reserve,
@@ -89,6 +91,10 @@ impl Child {
             inbound: InboundSa::new(sa.spi_in, key(&sa.key_in)?, sa.esn, selectors, window),
             outbound: OutboundSa::new(sa.spi_out, key(&sa.key_out)?, sa.esn),
             copy_dscp: sa.copy_dscp,
+            transport: match sa.mode {
+                Mode::Tunnel => None,
+                Mode::Transport(ends) => Some(Box::new(ends)),
+            },
             gate: Arc::clone(&sa.gate),
             traffic: Traffic::default(),
             reserve: Reserve::default(),
@@ -162,6 +168,17 @@ impl Child {
 
     /// The largest inner packet for this path MTU.
     pub(crate) fn max_inner(&self, outer: &Outer, path_mtu: u32) -> usize {
+        // What transport mode carries is counted with the IP header that stays outside.
+        let outside = match &self.transport {
+            None => 0,
+            Some(ends) if ends.local.is_ipv4() => mtu::Family::V4.header_len(),
+            Some(_) => mtu::Family::V6.header_len(),
+        };
+        outside + self.max_covered(outer, path_mtu)
+    }
+
+    /// The largest payload of ESP for this path MTU.
+    fn max_covered(&self, outer: &Outer, path_mtu: u32) -> usize {
         let family = if outer.remote.is_ipv4() {
             mtu::Family::V4
         } else {

@@ -3,7 +3,7 @@
 //! All methods return quickly: none waits for the network, a peer or the log. They may be called from any thread. A Child SA is named
 //! by its inbound SPI, which is unique in the cluster.
 
-use crate::{Cipher, Encryption, Gate, Hold, Packet, Selector};
+use crate::{Cipher, Encryption, Ends, Gate, Hold, Packet, Selector};
 use ipnet::IpNet;
 use std::{
     fmt,
@@ -189,7 +189,7 @@ pub struct Capabilities {
     pub plain_esp: bool,
 }
 
-/// A Child SA: a pair of ESP SAs in tunnel mode.
+/// A Child SA: a pair of ESP SAs.
 #[derive(Clone)]
 pub struct ChildSa {
     /// Our SPI: of packets to us. The name of the pair.
@@ -208,6 +208,8 @@ pub struct ChildSa {
     pub replay_window: u32,
     /// After a takeover or restart: the highest sequence number known to be received. It and all below are refused.
     pub replay_edge: Option<u64>,
+    /// How it carries packets.
+    pub mode: Mode,
     /// Outer addresses.
     pub outer: Outer,
     /// Our side's traffic.
@@ -240,11 +242,21 @@ impl fmt::Debug for ChildSa {
             .field("esn", &self.esn)
             .field("replay_window", &self.replay_window)
             .field("replay_edge", &self.replay_edge)
+            .field("mode", &self.mode)
             .field("outer", &self.outer)
             .field("outbound_active", &self.outbound_active)
             .field("reservation", &self.reservation)
             .finish_non_exhaustive()
     }
+}
+
+/// How a Child SA carries packets (RFC 4303 §3.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Whole.
+    Tunnel,
+    /// Without their IP header: those between this host, at the outer address, and the peer itself.
+    Transport(Ends),
 }
 
 /// Outer addresses of a Child SA.
@@ -384,6 +396,8 @@ drop_reasons! {
     TooBig = "too_big",
     /// Outbound: not a whole IPv4 or IPv6 packet.
     MalformedInner = "malformed_inner",
+    /// Outbound: transport mode cannot carry it, because it has options or extension headers for routers, or is a fragment of a packet that did not become whole (RFC 4303 §3.1.1).
+    NotTransportable = "not_transportable",
     /// Outbound: the kernel did not take the packet.
     SendFailed = "send_failed",
     /// Outbound: there is no TCP connection to the peer now.

@@ -135,6 +135,11 @@ impl<'p> Waiting<'p> {
     }
 }
 
+/// Delivers a packet by itself.
+pub(crate) fn deliver(shared: &Shared, child: &Child, packet: &[u8]) {
+    count(shared, child, 1, packet.len(), shared.tun.write(packet));
+}
+
 /// Counts packets that the kernel has now, or not.
 fn count(shared: &Shared, child: &Child, packets: usize, bytes: usize, written: io::Result<()>) {
     match written {

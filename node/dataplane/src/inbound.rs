@@ -4,7 +4,7 @@ use crate::{
     Datagram, DatagramKind, DropReason, Packet, PlaneEvent, Transport,
     child::Child,
     counters::RateLimit,
-    delivery::Delivery,
+    delivery::{Delivery, deliver},
     hold::Holds,
     sockets::{OuterSocket, Role},
     sys::{BATCH, Received, RecvBatch},
@@ -13,7 +13,7 @@ use crate::{
 use evergate_esp::{
     OpenError, mss,
     packet::{self, Inner},
-    spi_of, tunnel, udp,
+    spi_of, transport, tunnel, udp,
 };
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -324,11 +324,14 @@ impl<'a> Turn<'a> {
             return Verdict::Meaningless;
         };
         match open(shared, last, self.clock, origin, by, packet) {
-            Ok((packet, inner)) => {
+            Ok((content, inner)) => {
                 if last.child.is_shown_to_be_there() {
                     shared.tables_mut().bring_forward(spi);
                 }
-                delivery.put(shared, &last.child, packet, &inner);
+                match content {
+                    Content::Inside(packet) => delivery.put(shared, &last.child, packet, &inner),
+                    Content::Restored(packet) => deliver(shared, &last.child, &packet),
+                }
                 Verdict::Authentic
             }
             Err(reason) => {
@@ -380,6 +383,14 @@ fn early(origin: &Origin, by: Option<Transport>, packet: &[u8]) -> Datagram {
     }
 }
 
+/// What an ESP packet holds.
+enum Content<'p> {
+    /// A whole packet.
+    Inside(&'p mut [u8]),
+    /// One whose IP header is not inside, and was made anew: transport mode.
+    Restored(Vec<u8>),
+}
+
 /// Opens a packet. Yields what it holds, ready for the kernel.
 fn open<'p>(
     shared: &Shared,
@@ -388,7 +399,7 @@ fn open<'p>(
     origin: &Origin,
     by: Option<Transport>,
     packet: &'p mut [u8],
-) -> Result<(&'p mut [u8], Inner), DropReason> {
+) -> Result<(Content<'p>, Inner), DropReason> {
     let child = &last.child;
     let opened = child.inbound.open(packet).map_err(|e| match e {
         OpenError::Malformed => DropReason::MalformedOuter,
@@ -407,6 +418,17 @@ fn open<'p>(
         return Err(DropReason::Dummy);
     }
     let payload = &mut packet[opened.payload.clone()];
+    if let Some(ends) = &child.transport {
+        let (protocol, class) = (opened.next_header, origin.traffic_class);
+        let restored = transport::restore(payload, protocol, ends, class);
+        let mut restored = restored.map_err(|_| DropReason::MalformedPayload)?;
+        let inner = packet::parse(&restored).map_err(|_| DropReason::MalformedPayload)?;
+        if !child.inbound.admits(&inner.selectors) {
+            return Err(DropReason::SelectorMismatch);
+        }
+        clamp(shared, child, clock, &mut restored, &inner);
+        return Ok((Content::Restored(restored), inner));
+    }
     if packet::next_header(payload) != Some(opened.next_header) {
         return Err(DropReason::MalformedPayload);
     }
@@ -417,15 +439,19 @@ fn open<'p>(
         return Err(DropReason::SelectorMismatch);
     }
     tunnel::decapsulate(payload, origin.traffic_class, false).map_err(|_| DropReason::Ecn)?;
-    if mss::concerns(payload, &inner) {
-        // The peer's segments are limited by what we announce, ours by what it does: both pass here.
+    clamp(shared, child, clock, payload, &inner);
+    Ok((Content::Inside(payload), inner))
+}
+
+/// The peer's segments are limited by what we announce, ours by what it does: both pass here.
+fn clamp(shared: &Shared, child: &Child, clock: &Clock, packet: &mut [u8], inner: &Inner) {
+    if mss::concerns(packet, inner) {
         let way = child.way(clock.instant);
         let limit = way
             .mtu
             .map_or(usize::MAX, |mtu| child.max_inner(&way.outer, mtu));
-        mss::clamp(payload, limit.min(shared.config.tun_mtu as usize));
+        mss::clamp(packet, limit.min(shared.config.tun_mtu as usize));
     }
-    Ok((payload, inner))
 }
 
 /// An old packet from a former address, overtaken on its way, is no news (RFC 7296 §2.23): only the newest counts.

@@ -35,11 +35,11 @@ mod watch;
 pub use addresses::{ANNOUNCEMENTS, Addresses, AddressesConfig, Announcer, Changed, Side, Taken};
 pub use config::UserspaceConfig;
 pub use contract::{
-    Capabilities, ChildSa, ChildStats, DataPlane, DropReason, Drops, Encapsulation, Outer,
+    Capabilities, ChildSa, ChildStats, DataPlane, DropReason, Drops, Encapsulation, Mode, Outer,
     PlaneError, PlaneEvent, Protected, TcpEnd, Totals, Transport,
 };
 pub use deadman::{DeadMan, DeadManConfig};
-pub use evergate_esp::{Cipher, Encryption, Integrity, Selector};
+pub use evergate_esp::{Cipher, Encryption, Integrity, Selector, transport::Ends};
 pub use gate::{Gate, boot_time};
 pub use hold::{Datagram, DatagramKind, Hold, Packet};
 pub use local::{host_addresses, local_address_within};

@@ -14,8 +14,11 @@ use crate::{
 };
 use evergate_esp::{
     SequenceNumber, SequenceNumbers, fragment, icmp, mss,
-    packet::{self, Inner, PacketSelectors},
+    packet::{self, Fragment, Inner, PacketSelectors},
+    protocol,
+    reassembly::{Added, Reassembler},
     segment::{self, Kind, Segments},
+    transport,
     tunnel::{self, OuterDscp},
 };
 use std::{
@@ -38,6 +41,8 @@ pub(crate) struct Outbound {
     /// The packet that was read.
     buffer: Vec<u8>,
     train: Train,
+    /// Packets for transport mode of which the kernel has made fragments.
+    fragments: Reassembler,
     limit: RateLimit,
     clock: Clock,
 }
@@ -75,6 +80,7 @@ impl Outbound {
         Self {
             buffer: vec![0; MAX_INNER],
             train: Train::new(),
+            fragments: Reassembler::default(),
             limit: RateLimit::new(clock.instant),
             clock,
             shared,
@@ -178,9 +184,30 @@ impl Outbound {
     }
 
     fn packet(&mut self, bytes: &mut [u8], holds: &Holds) {
+        self.packet_of(bytes, holds, false);
+    }
+
+    /// A fragment that is for transport mode. Once the packet is whole it goes on, and may be cut again behind ESP.
+    fn fragment(&mut self, bytes: &[u8], inner: &Inner, holds: &Holds) {
+        let (added, given_up) = self.fragments.add(bytes, inner);
+        if given_up {
+            self.shared.traffic.dropped(DropReason::NotTransportable);
+        }
+        match added {
+            Added::Waits => {}
+            Added::Lost => self.shared.traffic.dropped(DropReason::NotTransportable),
+            Added::Whole(mut packet) => self.packet_of(&mut packet, holds, true),
+        }
+    }
+
+    /// `was_cut`: the kernel had made fragments of it, and so may we.
+    fn packet_of(&mut self, bytes: &mut [u8], holds: &Holds, was_cut: bool) {
         let Ok(inner) = packet::parse(bytes) else {
             return self.shared.traffic.dropped(DropReason::MalformedInner);
         };
+        if self.fragments.waits_for(bytes, &inner) {
+            return self.fragment(bytes, &inner, holds);
+        }
         let hold = |hold: &crate::Hold| hold.push(Packet::Clear(bytes.to_vec()));
         let Some(exits) = self.exits(&inner, 1, holds, hold) else {
             return;
@@ -190,17 +217,28 @@ impl Outbound {
             mut to,
             limit,
         } = exits;
+        if child.transport.is_some() && inner.fragment != Fragment::No {
+            return self.fragment(bytes, &inner, holds);
+        }
         if mss::concerns(bytes, &inner) {
             mss::clamp(bytes, limit.min(self.shared.config.tun_mtu as usize));
         }
         let ipv6 = inner.selectors.destination.is_ipv6();
-        to.fragmentable = ipv6 && inner.total_len > limit && inner.total_len <= MIN_MTU_V6;
+        to.fragmentable = inner.total_len > limit
+            && match ipv6 {
+                true => was_cut || inner.total_len <= MIN_MTU_V6,
+                // Transport mode covers whole packets: they are cut behind it, not before (RFC 4303 §3.3.4).
+                false => child.transport.is_some() && !inner.dont_fragment,
+            };
         let bytes = &bytes[..inner.total_len];
         if inner.total_len > limit && !to.fragmentable {
             let limit = if ipv6 { limit.max(MIN_MTU_V6) } else { limit };
             return self.too_big(bytes, &child, &inner, limit, to);
         }
-        self.seal_one(&child, to, bytes);
+        match covered(&child, bytes, &inner) {
+            Ok(covered) => self.seal_one(&child, to, &covered),
+            Err(reason) => child.dropped(reason, &self.shared.traffic),
+        }
     }
 
     /// A packet that stands for many.
@@ -221,18 +259,19 @@ impl Outbound {
         let Some(exits) = self.exits(&inner, segments.count(), holds, hold) else {
             return;
         };
-        if segments.max_len() > exits.limit {
-            // Seldom: the path is narrower than the device says, and its senders are about to be told.
+        if segments.max_len() > exits.limit || exits.child.transport.is_some() {
+            // Seldom: the path is narrower than the device says, and its senders are about to be told; or the headers stay outside.
             return each(&mut |mut packet| self.packet(&mut packet, holds));
         }
-        let mut next = 0;
+        let (mut next, next_header) = (0, packet::next_header(bytes));
         while next < segments.count() {
             let Some(numbers) = self.numbers(&exits.child, segments.count() - next) else {
                 return;
             };
             for number in numbers {
                 let put = |room: &mut [u8]| segments.write(next, room);
-                self.seal(&exits.child, exits.to, number, segments.len(next), put);
+                let len = segments.len(next);
+                self.seal(&exits.child, exits.to, number, (len, len), next_header, put);
                 next += 1;
             }
         }
@@ -278,7 +317,12 @@ impl Outbound {
             return child.dropped(DropReason::TooBig, &self.shared.traffic);
         };
         for fragment in fragments {
-            self.seal_one(child, to, &fragment);
+            let covered = Covered {
+                bytes: &fragment,
+                next_header: protocol::IPV4,
+                inner_len: fragment.len(),
+            };
+            self.seal_one(child, to, &covered);
         }
     }
 
@@ -307,21 +351,23 @@ impl Outbound {
         Some(numbers)
     }
 
-    fn seal_one(&mut self, child: &Arc<Child>, to: Destination, inner: &[u8]) {
+    fn seal_one(&mut self, child: &Arc<Child>, to: Destination, covered: &Covered<'_>) {
         let number = self.numbers(child, 1).and_then(|mut n| n.next());
         if let Some(number) = number {
-            let put = |room: &mut [u8]| room.copy_from_slice(inner);
-            self.seal(child, to, number, inner.len(), put);
+            let put = |room: &mut [u8]| room.copy_from_slice(covered.bytes);
+            let lens = (covered.bytes.len(), covered.inner_len);
+            self.seal(child, to, number, lens, Some(covered.next_header), put);
         }
     }
 
-    /// Puts an inner packet of this length behind the others and encrypts it there.
+    /// Puts so many bytes, which are or stand for an inner packet of this length, behind the others and encrypts them there.
     fn seal(
         &mut self,
         child: &Arc<Child>,
         to: Destination,
         number: SequenceNumber,
-        len: usize,
+        (len, inner_len): (usize, usize),
+        next_header: Option<u8>,
         put: impl FnOnce(&mut [u8]),
     ) {
         if self.train.is_full() {
@@ -329,10 +375,9 @@ impl Outbound {
         }
         let (buffer, inner) = self.train.room(child.outbound.head_len(), len);
         put(&mut buffer[inner.clone()]);
-        let next_header = packet::next_header(&buffer[inner.clone()]);
         let sealed = next_header.and_then(|h| child.outbound.seal(number, h, buffer, inner).ok());
         match sealed {
-            Some(sealed) => self.train.add(child, to, sealed, len),
+            Some(sealed) => self.train.add(child, to, sealed, inner_len),
             None => child.dropped(DropReason::MalformedInner, &self.shared.traffic),
         }
     }
@@ -342,6 +387,29 @@ impl Outbound {
         departure::depart(&self.shared, &self.train, self.clock.unix_ms);
         self.train.clear();
     }
+}
+
+/// What ESP covers of a packet, and what that is.
+struct Covered<'b> {
+    bytes: &'b [u8],
+    next_header: u8,
+    inner_len: usize,
+}
+
+/// What ESP covers of a packet that goes by this Child SA.
+fn covered<'b>(child: &Child, packet: &'b [u8], inner: &Inner) -> Result<Covered<'b>, DropReason> {
+    let (range, next_header) = match child.transport {
+        None => {
+            let next_header = packet::next_header(packet).ok_or(DropReason::MalformedInner)?;
+            (0..inner.total_len, next_header)
+        }
+        Some(_) => transport::covered(packet, inner).map_err(|_| DropReason::NotTransportable)?,
+    };
+    Ok(Covered {
+        bytes: &packet[range],
+        next_header,
+        inner_len: inner.total_len,
+    })
 }
 
 /// The way for an inner packet of this traffic class. `None` if there is no socket of the family.
@@ -372,7 +440,11 @@ fn destination(shared: &Shared, child: &Child, outer: &Outer, class: u8) -> Opti
         exit,
         remote,
         local: outer.local.ip(),
-        traffic_class: tunnel::outer_traffic_class(class, dscp),
+        traffic_class: match child.transport {
+            None => tunnel::outer_traffic_class(class, dscp),
+            // The header is that of the packet.
+            Some(_) => class,
+        },
         fragmentable: false,
     })
 }

@@ -35,6 +35,17 @@ pub(crate) fn update(checksum: u16, old: u16, new: u16) -> u16 {
     !fold(u64::from(!checksum) + u64::from(!old) + u64::from(new))
 }
 
+/// The checksum after words that it covers changed from `old` to `new`, as many or not.
+pub(crate) fn update_words(
+    checksum: u16,
+    old: impl Iterator<Item = u16>,
+    new: impl Iterator<Item = u16>,
+) -> u16 {
+    let old: u64 = old.map(|word| u64::from(!word)).sum();
+    let new: u64 = new.map(u64::from).sum();
+    !fold(u64::from(!checksum) + old + new)
+}
+
 /// Changes the 16-bit word at `at` and the checksum at `checksum_at` that covers it from offset `base` on.
 ///
 /// # Panics

@@ -1,7 +1,8 @@
-//! ESP (RFC 4303) in tunnel mode, without I/O, clock or randomness of its own.
+//! ESP (RFC 4303) in tunnel and transport mode, without I/O, clock or randomness of its own.
 //!
 //! Outbound: [`packet::parse`] → [`Spd::lookup`] → [`OutboundSa::next_seq`] → [`OutboundSa::seal`].
 //! Inbound: [`spi_of`] → [`Sad::get`] → [`InboundSa::open`] → [`tunnel::decapsulate`] → [`InboundSa::admits`].
+//! In transport mode [`transport::covered`] says what to seal, and [`transport::restore`] takes the place of decapsulation.
 //!
 //! The initialisation vector is a function of key and sequence number and nothing else, and sequence numbers come only out of
 //! reserved ranges, so that two members that hold disjoint ranges can never use one twice.
@@ -14,11 +15,13 @@ pub mod mss;
 pub mod mtu;
 mod outbound;
 pub mod packet;
+pub mod reassembly;
 mod replay;
 pub mod segment;
 mod selector;
 mod sequence;
 mod spd;
+pub mod transport;
 pub mod tunnel;
 pub mod udp;
 

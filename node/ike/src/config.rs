@@ -184,6 +184,8 @@ pub struct ChildConfig {
     pub local_ts: Vec<SelectorTemplate>,
     /// The peer's side's traffic.
     pub remote_ts: Vec<SelectorTemplate>,
+    /// How it carries packets.
+    pub mode: Mode,
     /// Acceptable ESP proposals; never empty.
     pub esp_proposals: Vec<EspProposal>,
     /// Rekey after this time; zero means never.
@@ -206,6 +208,16 @@ pub struct ChildConfig {
     pub replay_window: u32,
     /// Copy DSCP to the outer header on encapsulation (RFC 2983 uniform model).
     pub copy_dscp: bool,
+}
+
+/// How a Child SA carries packets (RFC 4303 §3.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mode {
+    /// Whole, with an IP header of their own.
+    #[default]
+    Tunnel,
+    /// Without their IP header, where it is between the two ends themselves and the peer agrees (RFC 7296 §1.3.1); else as a tunnel.
+    Transport,
 }
 
 /// How much a Child SA may carry; zero means any amount.

@@ -198,6 +198,8 @@ pub struct ChildOffer {
     pub local_ts: Vec<TrafficSelector>,
     /// The peer's side's traffic, as offered.
     pub remote_ts: Vec<TrafficSelector>,
+    /// Whether transport mode was asked for.
+    pub transport: bool,
     /// Our inbound SPI of the Child SA that is to be replaced.
     pub replaces: Option<u32>,
 }
@@ -338,6 +340,8 @@ pub struct ChildGoal {
     pub spi_in: u32,
     /// The peer's SPI.
     pub spi_out: u32,
+    /// How it will carry packets.
+    pub mode: Mode,
     /// Our side's traffic.
     pub local_ts: Vec<TrafficSelector>,
     /// The peer's side's traffic.
@@ -502,6 +506,8 @@ pub struct Child {
     pub key_in: Secret,
     /// Key and salt for packets to the peer.
     pub key_out: Secret,
+    /// How it carries packets.
+    pub mode: Mode,
     /// Our side's traffic.
     pub local_ts: Vec<TrafficSelector>,
     /// The peer's side's traffic.
@@ -520,6 +526,24 @@ pub struct Child {
     pub replaces: Option<u32>,
     /// How far it is.
     pub fate: Fate,
+}
+
+/// How a Child SA carries packets (RFC 4303 §3.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mode {
+    /// Whole, with an IP header of their own.
+    Tunnel,
+    /// Without their IP header. The selectors of either side have one address, that of the end as we have it.
+    Transport(Seen),
+}
+
+/// The addresses of both ends as the peer has them, which are others behind a NAT (RFC 7296 §2.23.1). Checksums of the peer are made with these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// Ours.
+    pub local: IpAddr,
+    /// The peer's own.
+    pub remote: IpAddr,
 }
 
 /// How far a Child SA is.

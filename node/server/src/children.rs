@@ -1,9 +1,9 @@
 //! Child SAs on their way from records to the data plane.
 
 use crate::shared::Shared;
-use evergate_dataplane::{ChildSa, Outer, PlaneError, Selector, local_address_within};
+use evergate_dataplane::{ChildSa, Ends, Mode, Outer, PlaneError, Selector, local_address_within};
 use evergate_ike::{
-    record::{Child, Fate, Path},
+    record::{self, Child, Fate, Path},
     wire::TrafficSelector,
 };
 use std::{net::IpAddr, sync::Arc, time::Duration};
@@ -54,6 +54,7 @@ pub(crate) fn install(
         esn: child.suite.esn,
         replay_window: config.map_or(DEFAULT_WINDOW, |c| c.replay_window),
         replay_edge: shared.read(|state| state.received(child.spi_in)),
+        mode: mode(child),
         outer: outer(path),
         source_hint: source_hint(&local_ts),
         local_ts,
@@ -64,6 +65,19 @@ pub(crate) fn install(
         copy_dscp: config.is_none_or(|c| c.copy_dscp),
         gate: Arc::clone(&shared.gate),
     })
+}
+
+/// How a Child SA carries packets, as the plane wants it. In transport mode the selectors have the addresses of the ends.
+fn mode(child: &Child) -> Mode {
+    match (child.mode, &child.local_ts[..], &child.remote_ts[..]) {
+        (record::Mode::Transport(seen), [local, ..], [remote, ..]) => Mode::Transport(Ends {
+            local: local.start,
+            remote: remote.start,
+            local_there: seen.local,
+            remote_there: seen.remote,
+        }),
+        _ => Mode::Tunnel,
+    }
 }
 
 /// How long a Child SA still leaves the sending to others.

@@ -14,8 +14,8 @@ use evergate_ike::{
     env::UnixMillis,
     identity::Identity,
     record::{
-        Answered, Child, Established, Fate, GatewayId, InboundWindow, OutboundWindow, Path, Phase,
-        Record, Role, SaId, Transport,
+        Answered, Child, Established, Fate, GatewayId, InboundWindow, Mode, OutboundWindow, Path,
+        Phase, Record, Role, SaId, Transport,
     },
     secret::Secret,
 };
@@ -102,6 +102,7 @@ fn sa(id: u32, secret: &[u8]) -> Record {
         },
         key_in: secret(),
         key_out: secret(),
+        mode: Mode::Tunnel,
         local_ts: vec![],
         remote_ts: vec![],
         created: UnixMillis(0),

@@ -21,6 +21,7 @@ pub(crate) fn child_sa(spi_in: u32) -> ChildSa {
         esn: false,
         replay_window: 1024,
         replay_edge: None,
+        mode: Mode::Tunnel,
         outer: Outer {
             local: "192.0.2.1:4500".parse().unwrap(),
             remote: "192.0.2.2:4500".parse().unwrap(),

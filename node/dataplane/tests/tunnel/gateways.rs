@@ -2,7 +2,7 @@
 
 use crate::hosts::{Host, wire};
 use evergate_dataplane::{
-    ChildSa, ChildStats, Cipher, DataPlane, Encapsulation, Encryption, Outer, PlaneEvent,
+    ChildSa, ChildStats, Cipher, DataPlane, Encapsulation, Encryption, Mode, Outer, PlaneEvent,
     Protected, Selector, Userspace, UserspaceConfig,
 };
 use std::{
@@ -203,6 +203,7 @@ impl Case {
             replay_window: 1024,
             // Far from the beginning the receiver must know about where (RFC 4303, Appendix A2).
             replay_edge: (self.first > 1).then(|| self.first - 1),
+            mode: Mode::Tunnel,
             outer: Outer {
                 local: self.outer_address(n),
                 remote: self.outer_address(peer),

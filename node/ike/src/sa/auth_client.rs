@@ -7,7 +7,7 @@ use super::{
         octets_of_initiator, octets_of_responder, ppk, rounds, verification,
     },
     child_client::offered_selectors,
-    configuration,
+    configuration, transport_mode,
     turn::{Turn, at_most_one, find_error, find_notify, notify, only},
     window::window_size,
 };
@@ -52,6 +52,9 @@ impl Turn<'_, '_> {
             ),
             None => (Vec::new(), Vec::new()),
         };
+        let transport = config
+            .child(child)
+            .is_some_and(|c| self.asks_for_transport(c, None, (&local_ts, &remote_ts)));
         let child = ChildOffer {
             name: child.to_owned(),
             spi_in: self.env.spis.child(self.env.rng),
@@ -59,6 +62,7 @@ impl Turn<'_, '_> {
             key: None,
             local_ts,
             remote_ts,
+            transport,
             replaces: None,
         };
         let local_id = config.own_identity(0, path.local.ip());
@@ -268,6 +272,7 @@ impl Turn<'_, '_> {
             payloads.push(Payload::Cp(configuration::request(&wished)));
         }
         if !state.childless {
+            payloads.extend(state.child.transport.then(transport_mode::payload));
             payloads.push(Payload::Sa(proposal::offer_esp(
                 &child.esp_proposals,
                 state.child.spi_in,

@@ -5,13 +5,14 @@ use super::{
     Effect, Event, Failure,
     auth::randomised,
     init::nonce,
+    transport_mode,
     turn::{INBOUND_GRACE, Refused, Turn, at_most_one, find_notify, only},
 };
 use crate::{
     config::ChildConfig,
     crypto::{ChildKeys, EspSuite},
     proposal,
-    record::{Child, ChildGoal, CloseReason, Established, Fate, FollowUp, Goal, Task},
+    record::{Child, ChildGoal, CloseReason, Established, Fate, FollowUp, Goal, Mode, Task},
     secret::Secret,
     selector::{SelectorTemplate, narrow},
     wire::{
@@ -39,6 +40,7 @@ pub(super) struct Terms {
     pub(super) suite: EspSuite,
     pub(super) spi_in: u32,
     pub(super) spi_out: u32,
+    pub(super) mode: Mode,
     pub(super) local_ts: Vec<TrafficSelector>,
     pub(super) remote_ts: Vec<TrafficSelector>,
 }
@@ -155,8 +157,14 @@ impl<'e> Turn<'_, 'e> {
         let ke = at_most_one!(request.payloads, Ke).map_err(Refused::syntax)?;
         let mut failure = Refused::new(NotifyType::TS_UNACCEPTABLE, Failure::NoSelectors);
         for config in configs {
-            let (local, remote) = self.allowed_selectors(config);
-            let (local_ts, remote_ts) = (narrow(ts_r, &local), narrow(ts_i, &remote));
+            let transport = self.grants_transport(config, request.payloads, (ts_r, ts_i));
+            let (mode, (local_ts, remote_ts)) = match transport {
+                Some((seen, sides)) => (Mode::Transport(seen), sides),
+                None => {
+                    let (local, remote) = self.allowed_selectors(config);
+                    (Mode::Tunnel, (narrow(ts_r, &local), narrow(ts_i, &remote)))
+                }
+            };
             if local_ts.is_empty() || remote_ts.is_empty() {
                 continue;
             }
@@ -181,6 +189,7 @@ impl<'e> Turn<'_, 'e> {
                 suite: chosen.suite,
                 spi_in,
                 spi_out,
+                mode,
                 local_ts: local_ts.clone(),
                 remote_ts: remote_ts.clone(),
                 nonce_i: request.nonce_i.to_vec(),
@@ -189,6 +198,7 @@ impl<'e> Turn<'_, 'e> {
             };
             let more = self.make_or_await(config, goal, secret);
             let mut answer = vec![Payload::Sa(vec![proposal::answer_esp(&chosen, spi_in)])];
+            answer.extend((mode != Mode::Tunnel).then(transport_mode::payload));
             if !request.in_auth {
                 answer.push(Payload::Nonce(request.nonce_r.to_vec()));
             }
@@ -221,6 +231,7 @@ impl<'e> Turn<'_, 'e> {
             suite: goal.suite,
             spi_in: goal.spi_in,
             spi_out: goal.spi_out,
+            mode: goal.mode,
             local_ts: goal.local_ts,
             remote_ts: goal.remote_ts,
         };
@@ -331,6 +342,7 @@ impl<'e> Turn<'_, 'e> {
             suite: terms.suite,
             key_in,
             key_out,
+            mode: terms.mode,
             local_ts: terms.local_ts,
             remote_ts: terms.remote_ts,
             created: now,

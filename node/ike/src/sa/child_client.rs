@@ -4,6 +4,7 @@ use super::{
     Command, Failure,
     child::{Origin, Terms, child_spi},
     init::{named_group, nonce},
+    transport_mode,
     turn::{Turn, at_most_one, find_error, only},
 };
 use crate::{
@@ -39,9 +40,10 @@ impl Turn<'_, '_> {
             .find(|c| Some(c.spi_in) == replaces)
             .cloned();
         let (local_ts, remote_ts) = match &old {
-            Some(old) => (old.local_ts.clone(), old.remote_ts.clone()),
+            Some(old) => self.offered_again(config, old),
             None => self.allowed_selectors(config),
         };
+        let transport = self.asks_for_transport(config, old.as_ref(), (&local_ts, &remote_ts));
         let groups = || {
             config
                 .esp_proposals
@@ -68,6 +70,7 @@ impl Turn<'_, '_> {
                 data: Vec::new(),
             }));
         }
+        payloads.extend(transport.then(transport_mode::payload));
         payloads.push(Payload::Sa(proposal::offer_esp(
             &config.esp_proposals,
             spi_in,
@@ -90,6 +93,7 @@ impl Turn<'_, '_> {
             key,
             local_ts,
             remote_ts,
+            transport,
             replaces,
         };
         self.request(
@@ -188,10 +192,11 @@ impl Turn<'_, '_> {
             .ok_or(Failure::NoChildProposal)?;
         let spi_out = child_spi(&chosen.peer_spi)
             .ok_or(Failure::Invalid("an SPI that no Child SA can have"))?;
+        let (mode, (local_ts, remote_ts)) = self.agreed_mode(&offer, payloads, (ts_i, ts_r))?;
         let within = |ts: &[TrafficSelector], offered: &[TrafficSelector]| {
             !ts.is_empty() && ts.iter().all(|t| offered.iter().any(|o| o.contains(t)))
         };
-        if !within(ts_i, &offer.local_ts) || !within(ts_r, &offer.remote_ts) {
+        if !within(&local_ts, &offer.local_ts) || !within(&remote_ts, &offer.remote_ts) {
             return Err(Failure::NoSelectors);
         }
         let shared = match (chosen.suite.group, &offer.key, ke) {
@@ -216,8 +221,9 @@ impl Turn<'_, '_> {
                 suite: chosen.suite,
                 spi_in: offer.spi_in,
                 spi_out,
-                local_ts: ts_i.clone(),
-                remote_ts: ts_r.clone(),
+                mode,
+                local_ts,
+                remote_ts,
                 nonce_i: offer.nonce,
                 nonce_r: nonce_r.to_vec(),
                 replaces: offer.replaces,
@@ -231,8 +237,9 @@ impl Turn<'_, '_> {
             suite: chosen.suite,
             spi_in: offer.spi_in,
             spi_out,
-            local_ts: ts_i.clone(),
-            remote_ts: ts_r.clone(),
+            mode,
+            local_ts,
+            remote_ts,
         };
         let shared = shared.as_ref();
         let origin = Origin {

@@ -281,6 +281,7 @@ impl Turn<'_, '_> {
             suite: goal.suite,
             spi_in: goal.spi_in,
             spi_out: goal.spi_out,
+            mode: goal.mode,
             local_ts: goal.local_ts.clone(),
             remote_ts: goal.remote_ts.clone(),
         };

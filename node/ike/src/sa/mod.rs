@@ -27,6 +27,7 @@ mod sync;
 mod tcp;
 #[cfg(test)]
 mod tests;
+mod transport_mode;
 mod turn;
 mod window;
 

@@ -5,7 +5,7 @@ use evergate_dataplane::{ChildStats, Drops};
 use evergate_ike::{
     crypto::{EspSuite, IkeSuite},
     proposal::{EspProposal, IkeProposal},
-    record::{Child, Fate, Phase, Record, Role},
+    record::{Child, Fate, Mode, Phase, Record, Role},
 };
 use evergate_proto::admin::{self, ChildFate, GetStatusResponse, IkePhase, IkeSa, ListSasRequest};
 use std::{collections::HashMap, sync::Arc};
@@ -193,6 +193,7 @@ fn child_sa(node: &Node, child: &Child) -> admin::ChildSa {
         rekey_at_ms: child.rekey_at.map(|t| t.0),
         expires_at_ms: child.expires_at.map(|t| t.0),
         stats: counted(node, child.spi_in),
+        transport: child.mode != Mode::Tunnel,
     }
 }
 

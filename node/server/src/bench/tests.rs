@@ -5,7 +5,7 @@ use crate::clock::{Clock, SystemEntropy};
 use clap::Parser;
 use evergate_ike::{
     config::{
-        ChildConfig, Childless, Connection, EnableTcp, FRAGMENT_SIZE, Fragmentation, Policy,
+        ChildConfig, Childless, Connection, EnableTcp, FRAGMENT_SIZE, Fragmentation, Mode, Policy,
         SharedSecret, StartAction, Unique, Volume,
     },
     env::Entropy,
@@ -83,6 +83,7 @@ impl Responder {
             name: "net".into(),
             local_ts: vec!["10.1.0.0/16".parse().unwrap()],
             remote_ts: vec!["10.9.0.0/16".parse().unwrap()],
+            mode: Mode::Tunnel,
             esp_proposals: match quirks.other_esp {
                 true => vec!["chacha20poly1305".parse().unwrap()],
                 false => default_esp(),

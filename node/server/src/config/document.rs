@@ -5,7 +5,7 @@ use super::values::{
 };
 use evergate_ike::{
     config::{
-        Childless, EnableTcp, Fragmentation, RevocationPolicy, SendCert, StartAction, Unique,
+        Childless, EnableTcp, Fragmentation, Mode, RevocationPolicy, SendCert, StartAction, Unique,
     },
     identity::{IdPattern, Identity},
     proposal::{EspProposal, IkeProposal},
@@ -283,6 +283,7 @@ pub(super) struct RemoteEnd {
 pub(super) struct Child {
     pub(super) local_ts: Option<Spanned<Vec<Text<SelectorTemplate>>>>,
     pub(super) remote_ts: Option<Spanned<Vec<Text<SelectorTemplate>>>>,
+    pub(super) mode: Option<Text<Mode>>,
     pub(super) esp_proposals: Option<Spanned<Vec<Text<Proposals<EspProposal>>>>>,
     pub(super) rekey_time: Option<Text<Duration>>,
     pub(super) life_time: Option<Spanned<Text<Duration>>>,

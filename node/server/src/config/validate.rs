@@ -9,7 +9,7 @@ use super::{
 use evergate_ike::{
     config::{
         ChildConfig, Childless, Connection, EnableTcp, FRAGMENT_SIZE, Fragmentation, LocalAuth,
-        Policy, Pool, PrivateKey, RemoteAuth, Retransmit, SharedSecret, StartAction, Unique,
+        Mode, Policy, Pool, PrivateKey, RemoteAuth, Retransmit, SharedSecret, StartAction, Unique,
         Volume,
     },
     identity::{IdPattern, Identity},
@@ -488,6 +488,7 @@ impl Check<'_> {
             name: name.into_inner(),
             local_ts: self.list(c.local_ts, dynamic, "traffic selector"),
             remote_ts: self.list(c.remote_ts, dynamic, "traffic selector"),
+            mode: c.mode.map_or_else(Mode::default, |m| m.0),
             esp_proposals: self.proposals(c.esp_proposals, default_esp),
             rekey_time,
             life_time,

@@ -2,8 +2,8 @@
 
 use evergate_ike::{
     config::{
-        Childless, EnableTcp, Fragmentation, MAX_ROUNDS, RevocationPolicy, SendCert, StartAction,
-        Unique,
+        Childless, EnableTcp, Fragmentation, MAX_ROUNDS, Mode, RevocationPolicy, SendCert,
+        StartAction, Unique,
     },
     identity::{IdPattern, Identity},
     proposal::{EspProposal, IkeProposal, parse_esp, parse_ike},
@@ -321,6 +321,18 @@ impl Textual for Auth {
             text => text.parse().map(Self::Pubkey).map_err(|_| {
                 format!("{text:?} is not a method of authentication that is supported")
             }),
+        }
+    }
+}
+
+impl Textual for Mode {
+    const EXPECTED: &'static str = "\"tunnel\" or \"transport\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        match text {
+            "tunnel" => Ok(Self::Tunnel),
+            "transport" => Ok(Self::Transport),
+            _ => Err(format!("{text:?} is not a mode")),
         }
     }
 }

@@ -300,6 +300,7 @@ fn child_json(c: &ChildSa) -> Value {
         "spi_out": spi32(c.spi_out),
         "fate": fate(c),
         "suite": c.suite,
+        "mode": if c.transport { "transport" } else { "tunnel" },
         "local_ts": c.local_ts,
         "remote_ts": c.remote_ts,
         "created_ms": c.created_ms,

@@ -14,7 +14,7 @@ use evergate_ike::{
     identity::Identity,
     record::{
         Answered, Child, ChildOffer, CloseReason, Closed, Established, Fate, GatewayId,
-        InboundWindow, OutboundWindow, Path, PendingRequest, Phase, Record, Role, SaId, Task,
+        InboundWindow, Mode, OutboundWindow, Path, PendingRequest, Phase, Record, Role, SaId, Task,
         Transport,
     },
     secret::Secret,
@@ -91,6 +91,7 @@ fn child(spi_in: u32, esn: bool) -> Child {
         },
         key_in: Secret::new(vec![1; 36]),
         key_out: Secret::new(vec![2; 36]),
+        mode: Mode::Tunnel,
         local_ts: vec![],
         remote_ts: vec![],
         created: UnixMillis(0),
@@ -221,6 +222,7 @@ fn offer(spi_in: u32) -> ChildOffer {
         key: None,
         local_ts: vec![],
         remote_ts: vec![],
+        transport: false,
         replaces: None,
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     config::{
-        ChildConfig, Childless, Connection, EnableTcp, FRAGMENT_SIZE, Fragmentation, Policy,
+        ChildConfig, Childless, Connection, EnableTcp, FRAGMENT_SIZE, Fragmentation, Mode, Policy,
         SharedSecret, StartAction, Unique, Volume,
     },
     env::{Entropy, UnixMillis},
@@ -664,6 +664,7 @@ pub(super) fn policy(local: &str, remote: &str, n: u8) -> Policy {
                 name: "net".into(),
                 local_ts: ts(n),
                 remote_ts: ts(other),
+                mode: Mode::Tunnel,
                 esp_proposals: vec!["aes256gcm16-x25519".parse().unwrap()],
                 rekey_time: Duration::ZERO,
                 life_time: Duration::ZERO,

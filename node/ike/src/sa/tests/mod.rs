@@ -15,6 +15,7 @@ mod secrets;
 mod suites;
 mod takeover;
 mod tcp;
+mod transport_mode;
 mod under_way;
 mod window;
 

@@ -6,8 +6,8 @@ use super::{
 };
 use anyhow::{Context, ensure};
 use evergate_dataplane::{
-    ChildSa, Cipher, DataPlane, Encapsulation, Encryption, Outer, Protected, Selector, Userspace,
-    UserspaceConfig,
+    ChildSa, Cipher, DataPlane, Encapsulation, Encryption, Mode, Outer, Protected, Selector,
+    Userspace, UserspaceConfig,
 };
 use nix::sched::{CloneFlags, unshare};
 use serde::{Deserialize, Serialize};
@@ -173,6 +173,7 @@ fn install(options: &EndOptions, plane: &Userspace) -> anyhow::Result<()> {
             esn: true,
             replay_window: 1024,
             replay_edge: None,
+            mode: Mode::Tunnel,
             outer: Outer {
                 local: outer(me),
                 remote: outer(peer),

@@ -1,0 +1,50 @@
+//! Transport mode of a virtual gateway: it is with the gateway's address, and so with whichever member has that.
+
+use anyhow::ensure;
+use evergate_cluster_tests::capture::now;
+use evergate_cluster_tests::cluster::{Gateway, Pace, Trio};
+use evergate_cluster_tests::connection::Connection;
+use evergate_cluster_tests::duo::C1;
+use evergate_cluster_tests::lab::Family::V4;
+use evergate_cluster_tests::member::Member;
+use evergate_cluster_tests::pings::Pings;
+use evergate_cluster_tests::sa::Endpoint;
+use evergate_cluster_tests::{Result, secs, until};
+
+const G: &str = "g1";
+
+#[test]
+fn the_address_takes_its_sa_along() -> Result<()> {
+    let mut trio: Trio<Member> =
+        Trio::start_against_member(Pace::Patient, &[Gateway::usual()], Connection::host_to_host)?;
+    let (spis, established) = (trio.up(G)?, now());
+    let sas = trio.peer.ctl(&["sas", "--json"])?;
+    ensure!(sas.contains("\"mode\": \"transport\""), "{sas}");
+    let pings = Pings::start(&trio.lab, "peer1", &V4.outer(2), "0.01")?;
+    pings.run(50, secs(10))?;
+    let active = trio.active(G)?;
+    trio.members[active].kill9()?;
+    pings.run(100, secs(20))?;
+    ensure!(trio.agree(G, 1)? == spis, "other SAs after a takeover");
+    trio.start_again(active)?;
+    let active = trio.active(G)?;
+    trio.members[active].ctl(&["drain", &format!("m{}", active + 1)])?;
+    pings.run(100, secs(20))?;
+    ensure!(trio.active(G)? != active, "it was drained");
+    ensure!(trio.agree(G, 1)? == spis, "other SAs after a drain");
+    let active = trio.active(G)?;
+    trio.members[active].rekey_child(C1)?;
+    until(secs(10), "a rekey", || {
+        Ok(trio.agree(G, 1)?.child.is_disjoint(&spis.child))
+    })?;
+    pings.run(50, secs(10))?;
+    let sas = trio.peer.ctl(&["sas", "--json"])?;
+    ensure!(sas.contains("\"mode\": \"transport\""), "{sas}");
+    drop(pings);
+    let found = trio.finish()?;
+    ensure!(
+        found.authentications_after(established) == 0,
+        "authenticated again"
+    );
+    Ok(())
+}
