@@ -1,6 +1,6 @@
-//! The log of a member: in memory to be read, in a store to be durable.
+//! The log of a member: its end in memory to be read, all of it in a store to be durable.
 //!
-//! What the log holds between two snapshots is bounded, so all of it is kept in memory and the store is only read at the start.
+//! What is read is nearly always the end: it is applied, and sent to the others. Who lags behind gets what is older from the store.
 
 use super::{
     meta::{log_id, log_id_parts, vote, vote_parts},
@@ -20,7 +20,7 @@ use std::{
     collections::BTreeMap,
     fmt::Debug,
     io,
-    ops::{Bound, RangeBounds},
+    ops::{Bound, Range, RangeBounds},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
     thread,
@@ -29,6 +29,9 @@ use tokio::sync::oneshot;
 
 /// Bytes of entries that are sent to another member at once, unless a single one is bigger.
 const MAX_READ: usize = 1 << 20;
+
+/// Bytes of entries that are kept in memory, the newest: some messages to another member.
+const RESIDENT: usize = 4 * MAX_READ;
 
 /// The log, for Raft. Clones read and write the same one.
 #[derive(Clone)]
@@ -46,9 +49,36 @@ pub(crate) struct LogEnd {
 #[derive(Default)]
 struct Shared(Mutex<InMemory>);
 
+/// An entry of the log.
+enum Slot {
+    Here(Box<Entry>),
+    /// In the store alone: which one, and how big.
+    Away(LogId, usize),
+}
+
+impl Slot {
+    fn log_id(&self) -> LogId {
+        match self {
+            Self::Here(entry) => entry.log_id(),
+            Self::Away(id, _) => *id,
+        }
+    }
+
+    fn size(&self) -> usize {
+        match self {
+            Self::Here(entry) => size(entry),
+            Self::Away(_, size) => *size,
+        }
+    }
+}
+
 #[derive(Default)]
 struct InMemory {
-    entries: BTreeMap<u64, Entry>,
+    entries: BTreeMap<u64, Slot>,
+    /// Bytes of the proposals that are here.
+    resident: usize,
+    /// No proposal before this one is here.
+    resident_from: u64,
     vote: Option<Vote>,
     purged: Option<LogId>,
     committed: Option<LogId>,
@@ -76,6 +106,61 @@ pub(crate) struct OpenedLog {
     pub(crate) snapshots: Arc<dyn Snapshots>,
 }
 
+impl InMemory {
+    fn insert(&mut self, entry: Entry) {
+        if matches!(entry.payload, EntryPayload::Normal(_)) {
+            self.resident += size(&entry);
+        }
+        self.last = Some(entry.log_id());
+        self.entries
+            .insert(entry.index(), Slot::Here(Box::new(entry)));
+    }
+
+    /// Lets go of the oldest proposals. Whoever wants one asks the writer for it, who was told to write it before.
+    fn shed(&mut self) {
+        while self.resident > RESIDENT
+            && let Some((&index, slot)) = self.entries.range_mut(self.resident_from..).next()
+        {
+            self.resident_from = index + 1;
+            if let Slot::Here(entry) = slot
+                && matches!(entry.payload, EntryPayload::Normal(_))
+            {
+                let size = size(entry);
+                self.resident -= size;
+                *slot = Slot::Away(entry.log_id(), size);
+            }
+        }
+    }
+
+    /// Forgets entries that are in the log no more.
+    fn gone(&mut self, gone: BTreeMap<u64, Slot>) {
+        let proposal = |slot: &Slot| match slot {
+            Slot::Here(entry) if matches!(entry.payload, EntryPayload::Normal(_)) => size(entry),
+            _ => 0,
+        };
+        self.resident -= gone.values().map(proposal).sum::<usize>();
+    }
+
+    /// What is here of these entries, and the range of those that are not, which are the first ones.
+    fn read(&self, range: impl RangeBounds<u64>) -> (Option<Range<u64>>, Vec<Entry>) {
+        let mut away: Option<Range<u64>> = None;
+        let mut here = Vec::new();
+        let mut entries = self.entries.range(range).peekable();
+        let start = entries.peek().map_or(0, |(index, _)| **index);
+        for (&index, slot) in entries {
+            match slot {
+                // The few that are kept between those that are not are read once more.
+                Slot::Away(..) => {
+                    here.clear();
+                    away = Some(start..index + 1);
+                }
+                Slot::Here(entry) => here.push((**entry).clone()),
+            }
+        }
+        (away, here)
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, InMemory> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -86,7 +171,7 @@ impl LogStore {
     /// The term of the last entry before the first one of this term, if it is still there.
     pub(crate) fn term_before(&self, term: u64) -> Option<u64> {
         let log = self.shared.lock();
-        let terms = log.entries.values().rev().map(|entry| entry.log_id());
+        let terms = log.entries.values().rev().map(Slot::log_id);
         terms
             .chain(log.purged)
             .map(|id| log_id_parts(&id).0)
@@ -96,9 +181,14 @@ impl LogStore {
     /// The latest membership in the log, if it has one.
     pub(crate) fn membership(&self) -> Option<Membership> {
         let log = self.shared.lock();
-        log.entries.values().rev().find_map(|e| match &e.payload {
-            EntryPayload::Membership(m) => Some(StoredMembership::new(Some(e.log_id()), m.clone())),
-            _ => None,
+        log.entries.values().rev().find_map(|slot| match slot {
+            Slot::Here(entry) => match &entry.payload {
+                EntryPayload::Membership(m) => {
+                    Some(StoredMembership::new(Some(entry.log_id()), m.clone()))
+                }
+                _ => None,
+            },
+            Slot::Away(..) => None,
         })
     }
 
@@ -144,9 +234,39 @@ impl LogStore {
         })
     }
 
+    /// Bytes of proposals that are in memory.
+    #[cfg(test)]
+    pub(crate) fn resident(&self) -> usize {
+        self.shared.lock().resident
+    }
+
     /// Decides which node this is, durably.
     pub(crate) async fn name(&self, node: NodeId) -> io::Result<()> {
         self.ask(|done| Op::Name(node, done)).await
+    }
+
+    /// Entries that may not be in memory.
+    async fn read(&self, range: impl RangeBounds<u64>) -> io::Result<Vec<Entry>> {
+        let (away, here) = self.shared.lock().read(range);
+        let Some(away) = away else { return Ok(here) };
+        let (done, answer) = oneshot::channel();
+        let op = Op::Read(away.clone(), done);
+        self.writer.send(op).map_err(|_| ended())?;
+        let stored = answer.await.map_err(|_| ended())??;
+        // What was purged meanwhile nobody needs.
+        let purged = self.shared.lock().purged;
+        let start = away.start.max(next(purged.as_ref()));
+        let mut expected = start..away.end;
+        let mut entries = Vec::new();
+        for (index, bytes) in stored.into_iter().filter(|(index, _)| *index >= start) {
+            let entry = decode(index, &bytes).filter(|_| expected.next() == Some(index));
+            entries.push(entry.ok_or_else(|| damaged(index))?);
+        }
+        if let Some(missing) = expected.next() {
+            return Err(damaged(missing));
+        }
+        entries.extend(here);
+        Ok(entries)
     }
 
     async fn ask(&self, op: impl FnOnce(Done) -> Op) -> io::Result<()> {
@@ -167,6 +287,16 @@ impl LogEnd {
 
 fn ended() -> io::Error {
     io::Error::other("the log is closed")
+}
+
+fn damaged(index: u64) -> io::Error {
+    io::Error::other(format!("entry {index} of the log is not as it was written"))
+}
+
+/// An entry out of the store, if it is the one.
+fn decode(index: u64, bytes: &[u8]) -> Option<Entry> {
+    let entry: Entry = postcard::from_bytes(bytes).ok()?;
+    (entry.index() == index).then_some(entry)
 }
 
 fn next(id: Option<&LogId>) -> u64 {
@@ -197,8 +327,8 @@ fn load(
         if entry.index() != index {
             return Err(damaged(format!("entry {index} says that it is another")));
         }
-        memory.last = Some(entry.log_id());
-        memory.entries.insert(index, entry);
+        memory.insert(entry);
+        memory.shed();
     }
     Ok(memory)
 }
@@ -227,12 +357,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
         {
             return Ok(Vec::new());
         }
-        let memory = self.shared.lock();
-        Ok(memory
-            .entries
-            .range((start, end))
-            .map(|(_, e)| e.clone())
-            .collect())
+        self.read((start, end)).await
     }
 
     async fn limited_get_log_entries(
@@ -240,17 +365,19 @@ impl RaftLogReader<TypeConfig> for LogStore {
         start: u64,
         end: u64,
     ) -> Result<Vec<Entry>, io::Error> {
-        let memory = self.shared.lock();
         let mut bytes = 0;
-        Ok(memory
-            .entries
-            .range(start..end.max(start))
-            .take_while(|(index, entry)| {
-                bytes += size(entry);
-                **index == start || bytes <= MAX_READ
-            })
-            .map(|(_, e)| e.clone())
-            .collect())
+        let end = {
+            let memory = self.shared.lock();
+            let fit = memory
+                .entries
+                .range(start..end.max(start))
+                .take_while(|(index, slot)| {
+                    bytes += slot.size();
+                    **index == start || bytes <= MAX_READ
+                });
+            fit.last().map_or(start, |(index, _)| index + 1)
+        };
+        self.read(start..end).await
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
@@ -300,24 +427,21 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     {
         let mut encoded = Vec::new();
         let mut proposals = false;
-        let (first, committed) = {
-            let mut memory = self.shared.lock();
-            let mut first = None;
-            for entry in entries {
-                first.get_or_insert(entry.index());
-                proposals |= matches!(entry.payload, EntryPayload::Normal(_));
-                encoded.push(encode(&entry)?);
-                memory.last = Some(entry.log_id());
-                memory.entries.insert(entry.index(), entry);
-            }
-            // The log that is read at the next start must reach so far.
-            let known = memory.committed.filter(|id| Some(id.index) < first);
-            (first, known.as_ref().map(log_id_parts))
-        };
+        let mut memory = self.shared.lock();
+        let mut first = None;
+        for entry in entries {
+            first.get_or_insert(entry.index());
+            proposals |= matches!(entry.payload, EntryPayload::Normal(_));
+            encoded.push(encode(&entry)?);
+            memory.insert(entry);
+        }
         let Some(first) = first else {
             callback.io_completed(Ok(()));
             return Ok(());
         };
+        // The log that is read at the next start must reach so far.
+        let known = memory.committed.filter(|id| id.index < first);
+        let committed = known.as_ref().map(log_id_parts);
         let op = Op::Append(Append {
             first,
             entries: encoded,
@@ -325,18 +449,23 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             proposals,
             done: vec![callback],
         });
-        self.writer.send(op).map_err(|_| ended())
+        // Before anybody can ask the writer for what is let go of.
+        self.writer.send(op).map_err(|_| ended())?;
+        memory.shed();
+        Ok(())
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
         let from = next(last.as_ref());
         self.ask(|done| Op::Truncate(from, done)).await?;
         let mut memory = self.shared.lock();
-        memory.entries.split_off(&from);
+        let gone = memory.entries.split_off(&from);
+        memory.gone(gone);
+        memory.resident_from = memory.resident_from.min(from);
         memory.last = memory
             .entries
             .last_key_value()
-            .map(|(_, e)| e.log_id())
+            .map(|(_, slot)| slot.log_id())
             .or(memory.purged);
         Ok(())
     }
@@ -348,7 +477,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                 return Ok(());
             }
             memory.purged = Some(upto);
-            memory.entries = memory.entries.split_off(&(upto.index + 1));
+            let rest = memory.entries.split_off(&(upto.index + 1));
+            let gone = std::mem::replace(&mut memory.entries, rest);
+            memory.gone(gone);
             if memory.entries.is_empty() {
                 memory.last = memory.last.max(Some(upto));
                 if memory.last.is_some_and(|l| l.index <= upto.index) {

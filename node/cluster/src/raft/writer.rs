@@ -9,6 +9,7 @@ use crate::{
 use openraft::storage::IOFlushed;
 use std::{
     io,
+    ops::Range,
     sync::mpsc::{self, RecvTimeoutError},
     time::{Duration, Instant},
 };
@@ -31,6 +32,8 @@ pub(super) enum Op {
     /// Everything up to this one, by term and index, is in a snapshot.
     Purge((u64, u64), Done),
     Name(NodeId, Done),
+    /// Entries of this range, of those that were appended before.
+    Read(Range<u64>, oneshot::Sender<io::Result<Entries>>),
     End,
 }
 
@@ -45,6 +48,9 @@ pub(super) struct Append {
     /// Who is told when they are durable.
     pub(super) done: Vec<IOFlushed<TypeConfig>>,
 }
+
+/// Entries as they are stored, by their indices.
+pub(super) type Entries = Vec<(u64, Vec<u8>)>;
 
 /// Where it is said that something is durable, or why it is not.
 pub(super) type Done = oneshot::Sender<io::Result<()>>;
@@ -75,6 +81,16 @@ impl Writer {
                     for done in append.done {
                         done.io_completed(result.clone().map_err(io::Error::other));
                     }
+                    continue;
+                }
+                Op::Read(range, done) => {
+                    let mut entries = Vec::new();
+                    let result = self.guarded(|store| {
+                        entries = store.read(range)?;
+                        Ok(())
+                    });
+                    // Whoever asked may be gone.
+                    let _ = done.send(result.map(|()| entries).map_err(io::Error::other));
                     continue;
                 }
                 Op::Vote(vote, done) => (self.set(|m| m.vote = Some(vote)), done),
@@ -130,7 +146,7 @@ impl Writer {
         }
         work(self.store.as_mut()).map_err(|e| {
             let why = e.to_string();
-            tracing::error!(%why, "the log cannot be written");
+            tracing::error!(%why, "the log cannot be used");
             self.failed.set(&why);
             self.broken.insert(why).clone()
         })

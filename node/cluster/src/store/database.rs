@@ -17,8 +17,8 @@ use std::{
 /// sled puts values of a quarter of its segments (512 KiB) and more into files of their own; these stay far below.
 const CHUNK: usize = 32 * 1024;
 
-/// sled's cache. The log is written, and read only at the start.
-const CACHE: u64 = 4 << 20;
+/// sled's cache. The log is written, and read at the start and by who lags.
+const CACHE: u64 = 1 << 20;
 
 /// A log entry in a batch is preceded by its length.
 const LENGTH: usize = 4;
@@ -142,15 +142,21 @@ impl Database {
     }
 
     /// Reads one batch.
-    fn read_batch(&self, first: u64) -> Result<Vec<Vec<u8>>, StoreError> {
+    pub(super) fn read_batch(&self, first: u64) -> Result<Vec<Vec<u8>>, StoreError> {
         let damaged = || StoreError::Damaged {
             path: self.dir.clone(),
             what: format!("entry {first} is not as it was written"),
         };
+        let mut chunks = Vec::new();
+        self.guarded(|db| {
+            for item in db.range(key(first, 0)..=key(first, u32::MAX)) {
+                chunks.push(item?);
+            }
+            Ok(())
+        })?;
         let mut bytes = Vec::new();
-        for item in self.db.range(key(first, 0)..=key(first, u32::MAX)) {
-            let (key, value) = item.map_err(|e| failed(&self.dir, &e))?;
-            bytes.extend(unframe(&key, &value).ok_or_else(damaged)?.1);
+        for (key, value) in &chunks {
+            bytes.extend(unframe(key, value).ok_or_else(damaged)?.1);
         }
         unpack(&bytes).ok_or_else(damaged)
     }

@@ -3,6 +3,7 @@
 use super::{Meta, Opened, Snapshots, Store, StoreError};
 use std::{
     collections::BTreeMap,
+    ops::Range,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -144,6 +145,14 @@ impl Store for MemoryStore {
         }
         content.meta.committed = content.meta.committed.max(committed);
         Ok(())
+    }
+
+    fn read(&self, range: Range<u64>) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
+        let content = self.content()?;
+        let found = content.entries.range(range);
+        Ok(found
+            .map(|(index, entry)| (*index, entry.clone()))
+            .collect())
     }
 
     fn truncate(&mut self, from: u64) -> Result<(), StoreError> {

@@ -14,6 +14,7 @@ pub(crate) use meta::Meta;
 
 use std::{
     fmt, fs, io,
+    ops::Range,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -36,6 +37,9 @@ pub(crate) trait Store: Send {
         entries: &[Vec<u8>],
         committed: Option<(u64, u64)>,
     ) -> Result<(), StoreError>;
+
+    /// The entries of this range that are there, in their order.
+    fn read(&self, range: Range<u64>) -> Result<Vec<(u64, Vec<u8>)>, StoreError>;
 
     /// Removes the entries from this index on.
     fn truncate(&mut self, from: u64) -> Result<(), StoreError>;

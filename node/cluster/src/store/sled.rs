@@ -15,6 +15,7 @@ use super::{
     snapshot_file::{SnapshotDir, sync_dir},
 };
 use std::{
+    ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -145,6 +146,19 @@ impl Store for SledStore {
         })?;
         self.batches.push((first, next - 1));
         Ok(())
+    }
+
+    fn read(&self, range: Range<u64>) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
+        let mut entries = Vec::new();
+        let from = self
+            .batches
+            .partition_point(|(_, last)| *last < range.start);
+        let wanted = self.batches[from..].iter();
+        for &(first, _) in wanted.take_while(|(first, _)| *first < range.end) {
+            let batch = (first..).zip(self.database.read_batch(first)?);
+            entries.extend(batch.filter(|(index, _)| range.contains(index)));
+        }
+        Ok(entries)
     }
 
     fn truncate(&mut self, from: u64) -> Result<(), StoreError> {

@@ -98,6 +98,62 @@ async fn terms(log: &mut LogStore) -> Vec<(u64, u64)> {
         .collect()
 }
 
+/// So many bytes of proposals that most are not in memory.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_in_memory_is_read_from_the_store() {
+    const ENTRIES: u64 = 40;
+    let dir = tempfile::tempdir().unwrap();
+    let proposal = |index: u64| Batch {
+        member: 1,
+        incarnation: 1,
+        number: index,
+        sealed: vec![u8::try_from(index).unwrap(); 400_000].into(),
+    };
+    {
+        let (mut log, _, end) = open(dir.path()).unwrap();
+        append(&mut log, 1, 0..1).await;
+        for index in 1..ENTRIES {
+            let entry = Entry::new_normal(id(1, index), proposal(index));
+            let (done, flushed) = TypeConfig::oneshot();
+            log.append([entry], IOFlushed::signal(done)).await.unwrap();
+            // Those that were just appended can be read before they are durable, and who lags far behind waits for the store.
+            let all = log.try_get_log_entries(..).await.unwrap();
+            assert_eq!(all.len() as u64, index + 1);
+            flushed.await.unwrap().unwrap();
+        }
+        assert!(log.resident() < 8_000_000, "{}", log.resident());
+        whole(&mut log, proposal, 0, ENTRIES).await;
+        let part = log.limited_get_log_entries(3, ENTRIES).await.unwrap();
+        assert_eq!(part.iter().map(|e| e.index()).collect::<Vec<_>>(), [3, 4]);
+        // What comes in the place of others is read, not they.
+        log.truncate_after(Some(id(1, 20))).await.unwrap();
+        append(&mut log, 2, 21..22).await;
+        let last = log.try_get_log_entries(20..).await.unwrap();
+        assert_eq!(
+            last.iter().map(|e| e.log_id).collect::<Vec<_>>(),
+            [id(1, 20), id(2, 21)]
+        );
+        log.purge(id(1, 4)).await.unwrap();
+        whole(&mut log, proposal, 5, 21).await;
+        end.close();
+    }
+    let (mut log, _, end) = open(dir.path()).unwrap();
+    assert!(log.resident() < 8_000_000, "{}", log.resident());
+    whole(&mut log, proposal, 5, 21).await;
+    end.close();
+}
+
+async fn whole(log: &mut LogStore, proposal: impl Fn(u64) -> Batch, from: u64, to: u64) {
+    let read = log.try_get_log_entries(..to).await.unwrap();
+    let expected: Vec<Entry> = (from..to)
+        .map(|index| match index {
+            0 => Entry::new_blank(id(1, 0)),
+            _ => Entry::new_normal(id(1, index), proposal(index)),
+        })
+        .collect();
+    assert!(read == expected, "the log is another");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everything_is_there_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
