@@ -55,7 +55,8 @@ pub struct Associated<'a> {
 pub struct Key {
     cipher: Cipher,
     material: Zeroizing<Vec<u8>>,
-    expanded: OnceLock<Expanded>,
+    /// In a box: many SAs never carry a packet.
+    expanded: OnceLock<Box<Expanded>>,
 }
 
 /// A key that is ready for use.
@@ -191,8 +192,8 @@ impl Key {
 
     fn expanded(&self) -> &Expanded {
         self.expanded.get_or_init(|| {
-            self.expand()
-                .expect("the constructor checked cipher and length")
+            let expanded = self.expand();
+            Box::new(expanded.expect("the constructor checked cipher and length"))
         })
     }
 

@@ -401,7 +401,7 @@ impl Tables {
     fn activate(&mut self, child: &Arc<Child>) {
         self.activations += 1;
         let id = u64::MAX - self.activations;
-        let selectors = child.inbound.selectors().clone();
+        let selectors = Arc::clone(child.inbound.selectors());
         let mut entry = Entry::new(id, Action::Protect, 0, selectors);
         entry.add(Arc::clone(child), true);
         self.spd.insert(entry);

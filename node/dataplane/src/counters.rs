@@ -3,7 +3,10 @@
 use crate::{DropReason, Drops, PlaneEvent};
 use std::{
     hash::{BuildHasher, Hash, RandomState},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 use tokio::sync::mpsc;
@@ -33,8 +36,11 @@ pub(crate) struct Traffic {
     pub(crate) bytes_in: Counter,
     pub(crate) packets_out: Counter,
     pub(crate) bytes_out: Counter,
-    drops: [Counter; DropReason::ALL.len()],
+    /// In a box, which most Child SAs never need.
+    drops: OnceLock<Box<DropCounters>>,
 }
+
+type DropCounters = [Counter; DropReason::ALL.len()];
 
 impl Traffic {
     pub(crate) fn received(&self, packets: usize, bytes: usize) {
@@ -52,11 +58,13 @@ impl Traffic {
     }
 
     pub(crate) fn dropped_many(&self, reason: DropReason, packets: usize) {
-        self.drops[reason as usize].add(packets as u64);
+        let drops = self.drops.get_or_init(Box::default);
+        drops[reason as usize].add(packets as u64);
     }
 
     pub(crate) fn drops(&self) -> Drops {
-        Drops::from_counts(std::array::from_fn(|i| self.drops[i].get()))
+        let drops = self.drops.get();
+        Drops::from_counts(std::array::from_fn(|i| drops.map_or(0, |d| d[i].get())))
     }
 }
 

@@ -71,7 +71,7 @@ pub struct InboundSa {
     spi: u32,
     key: Key,
     esn: bool,
-    selectors: Selectors,
+    selectors: Arc<Selectors>,
     window: ReplayWindow,
     counters: Counters,
 }
@@ -88,12 +88,18 @@ struct Counters {
 
 impl InboundSa {
     /// An SA with the given replay window; to continue another member's, use [`ReplayWindow::resume_from`] first.
-    pub fn new(spi: u32, key: Key, esn: bool, selectors: Selectors, window: ReplayWindow) -> Self {
+    pub fn new(
+        spi: u32,
+        key: Key,
+        esn: bool,
+        selectors: impl Into<Arc<Selectors>>,
+        window: ReplayWindow,
+    ) -> Self {
         Self {
             spi,
             key,
             esn,
-            selectors,
+            selectors: selectors.into(),
             window,
             counters: Counters::default(),
         }
@@ -115,7 +121,7 @@ impl InboundSa {
     }
 
     /// What inner packets must match.
-    pub fn selectors(&self) -> &Selectors {
+    pub fn selectors(&self) -> &Arc<Selectors> {
         &self.selectors
     }
 

@@ -186,7 +186,13 @@ impl Allocator {
             _ if start == end => {}
             Some(last) if last.end == start => last.end = end,
             _ if count >= MAX_WAITING => return Err(RangeError::TooMany),
-            _ => waiting.ranges.push_back(start..end),
+            _ => {
+                // Most SAs have one, and there are many.
+                if count == 0 {
+                    waiting.ranges.reserve_exact(1);
+                }
+                waiting.ranges.push_back(start..end);
+            }
         }
         waiting.floor = end;
         Ok(())

@@ -31,7 +31,7 @@ pub struct Entry<S = OutboundSa> {
     /// Lower goes first, as in the kernel; among equals the narrower selectors, then the lower id.
     pub priority: u32,
     /// What packets it is for.
-    pub selectors: Selectors,
+    pub selectors: Arc<Selectors>,
     sas: Vec<Installed<S>>,
 }
 
@@ -52,12 +52,17 @@ impl<S> Clone for Installed<S> {
 
 impl<S> Entry<S> {
     /// A policy without SAs.
-    pub fn new(id: PolicyId, action: Action, priority: u32, selectors: Selectors) -> Self {
+    pub fn new(
+        id: PolicyId,
+        action: Action,
+        priority: u32,
+        selectors: impl Into<Arc<Selectors>>,
+    ) -> Self {
         Self {
             id,
             action,
             priority,
-            selectors,
+            selectors: selectors.into(),
             sas: Vec::new(),
         }
     }
@@ -74,6 +79,10 @@ impl<S> Entry<S> {
     /// Adds an SA, newer than all there are. During a rekey the responder adds it inactive until the initiator
     /// is known to have it (RFC 7296 §2.8).
     pub fn add(&mut self, sa: Arc<S>, active: bool) {
+        // Most policies have one SA, for long.
+        if self.sas.is_empty() {
+            self.sas.reserve_exact(1);
+        }
         self.sas.push(Installed { sa, active });
     }
 
@@ -184,7 +193,8 @@ fn pairs(selectors: &Selectors) -> impl Iterator<Item = (Selector, Selector)> {
 /// One pair of selectors of a policy.
 #[derive(Clone, Debug)]
 struct Rule {
-    rank: Rank,
+    priority: u32,
+    id: PolicyId,
     local: Selector,
     remote: Selector,
 }
@@ -203,18 +213,24 @@ struct Rank {
 
 impl Rule {
     fn new<S>(entry: &Entry<S>, local: Selector, remote: Selector) -> Self {
-        let rank = Rank {
-            priority: entry.priority,
-            remote_addresses: address_span(&remote),
-            local_addresses: address_span(&local),
-            any_protocol: local.protocol == 0 && remote.protocol == 0,
-            ports: port_span(&local) + port_span(&remote),
-            id: entry.id,
-        };
         Self {
-            rank,
+            priority: entry.priority,
+            id: entry.id,
             local,
             remote,
+        }
+    }
+
+    /// Made when it is needed: there is a rule for each Child SA, and this is as big as all of it.
+    fn rank(&self) -> Rank {
+        let (local, remote) = (&self.local, &self.remote);
+        Rank {
+            priority: self.priority,
+            remote_addresses: address_span(remote),
+            local_addresses: address_span(local),
+            any_protocol: local.protocol == 0 && remote.protocol == 0,
+            ports: port_span(local) + port_span(remote),
+            id: self.id,
         }
     }
 
@@ -255,7 +271,7 @@ impl<S> Spd<S> {
             // Most pairs have the rule of one policy, for long.
             rules.reserve_exact(usize::from(rules.is_empty()));
             let rule = Rule::new(&entry, local, remote);
-            let at = rules.partition_point(|other| other.rank > rule.rank);
+            let at = rules.partition_point(|other| other.rank() > rule.rank());
             rules.insert(at, rule);
         }
         self.entries.insert(entry.id, entry);
@@ -272,7 +288,7 @@ impl<S> Spd<S> {
             let Some(rules) = self.rules.get_mut(&pair) else {
                 continue;
             };
-            rules.retain(|rule| rule.rank.id != id);
+            rules.retain(|rule| rule.id != id);
             if !rules.is_empty() {
                 continue;
             }
@@ -318,11 +334,11 @@ impl<S> Spd<S> {
     pub fn same(&self, selectors: &Selectors) -> Option<PolicyId> {
         let pair = pairs(selectors).find_map(|(remote, local)| Pair::covering(&remote, &local))?;
         let rules = self.rules.get(&pair)?;
-        let ids = rules.iter().rev().map(|rule| rule.rank.id);
+        let ids = rules.iter().rev().map(|rule| rule.id);
         ids.into_iter().find(|id| {
             self.entries
                 .get(id)
-                .is_some_and(|e| e.selectors == *selectors)
+                .is_some_and(|e| *e.selectors == *selectors)
         })
     }
 
@@ -355,7 +371,7 @@ impl<S> Spd<S> {
         });
         let best = around
             .filter_map(|rules| rules.iter().rev().find(|rule| rule.matches(packet)))
-            .map(|rule| rule.rank)
+            .map(Rule::rank)
             .min()?;
         self.entries.get(&best.id)
     }

@@ -114,7 +114,7 @@ impl Path {
     }
 }
 
-/// The replicated state of one IKE SA with its Child SAs.
+/// The replicated state of one IKE SA with its Child SAs. There may be a hundred thousand: what few of them have stands in boxes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// Its name, and our SPI.
@@ -444,11 +444,11 @@ pub struct Established {
     /// Whether both ends support Message ID synchronisation (RFC 6311).
     pub message_id_sync: bool,
     /// Our synchronisation request that is not answered yet.
-    pub sync_request: Option<SyncRequest>,
+    pub sync_request: Option<Box<SyncRequest>>,
     /// The last synchronisation request of the peer, a cluster, and our answer.
-    pub sync_answer: Option<SyncAnswer>,
+    pub sync_answer: Option<Box<SyncAnswer>>,
     /// Addresses that may change, if both ends support MOBIKE (RFC 4555).
-    pub mobike: Option<Mobike>,
+    pub mobike: Option<Box<Mobike>>,
     /// Its Child SAs.
     pub children: Vec<Child>,
     /// Each CREATE_CHILD_SA of the peer that waits for IKE_FOLLOWUP_KE: the newest, and no more than the peer may have requests under way.

@@ -7,12 +7,25 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 
 /// Secret bytes: compared in constant time, wiped when dropped, never shown by `Debug`.
 #[derive(Clone, Default, Zeroize, ZeroizeOnDrop, Serialize, Deserialize)]
-pub struct Secret(Vec<u8>);
+#[serde(from = "Vec<u8>")]
+pub struct Secret(Box<[u8]>);
+
+impl From<Vec<u8>> for Secret {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::new(bytes)
+    }
+}
 
 impl Secret {
     /// Takes ownership of `bytes`.
-    pub fn new(bytes: Vec<u8>) -> Self {
-        Self(bytes)
+    pub fn new(mut bytes: Vec<u8>) -> Self {
+        if bytes.len() == bytes.capacity() {
+            return Self(bytes.into_boxed_slice());
+        }
+        // To give back what is too much might move the rest, and leave a copy behind.
+        let exact = Self(bytes.as_slice().into());
+        bytes.zeroize();
+        exact
     }
 
     /// The bytes themselves. Callers keep them out of logs and error texts.

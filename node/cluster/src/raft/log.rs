@@ -30,8 +30,8 @@ use tokio::sync::oneshot;
 /// Bytes of entries that are sent to another member at once, unless a single one is bigger.
 const MAX_READ: usize = 1 << 20;
 
-/// Bytes of entries that are kept in memory, the newest: some messages to another member.
-const RESIDENT: usize = 4 * MAX_READ;
+/// Bytes of entries that are kept in memory, the newest: a whole message to another member.
+const RESIDENT: usize = MAX_READ;
 
 /// The log, for Raft. Clones read and write the same one.
 #[derive(Clone)]

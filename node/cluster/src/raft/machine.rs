@@ -22,7 +22,10 @@ use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 use tokio::sync::Notify;
 use zeroize::{Zeroize, Zeroizing};
@@ -72,6 +75,8 @@ pub(crate) struct Own {
 pub(crate) struct Snapshots {
     store: Arc<dyn store::Snapshots>,
     current: Mutex<Current>,
+    /// Bytes of the latest one. Beside the lock, which is held while one is written.
+    size: AtomicU64,
     shared: Arc<Shared>,
 }
 
@@ -99,6 +104,7 @@ impl Snapshots {
         self.store.write(place, bytes)?;
         tracing::debug!(place, bytes = bytes.len(), "snapshot written");
         current.meta = Some(meta.clone());
+        self.size.store(bytes.len() as u64, Ordering::Relaxed);
         self.shared.snapshots.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
@@ -174,6 +180,7 @@ impl Machine {
         let snapshots = Arc::new(Snapshots {
             store: Arc::clone(&stored),
             current: Mutex::new(Current { sealer, meta: None }),
+            size: AtomicU64::new(0),
             shared: Arc::clone(&shared),
         });
         let full = Arc::new(Notify::new());
@@ -194,13 +201,17 @@ impl Machine {
             let opened = stored
                 .read(number)
                 .map_err(JoinError::from)
-                .and_then(|blob| machine.snapshots.open(number, blob));
+                .and_then(|blob| {
+                    let size = blob.len() as u64;
+                    Ok((size, machine.snapshots.open(number, blob)?))
+                });
             match opened {
-                Ok((head, state)) => {
+                Ok((size, (head, state))) => {
                     machine.snapshots.lock().meta = Some(SnapshotMeta {
                         last_log_id: head.applied,
                         last_membership: head.membership.clone(),
                     });
+                    machine.snapshots.size.store(size, Ordering::Relaxed);
                     machine.take(head, state);
                     return Ok((machine, full));
                 }
@@ -350,7 +361,9 @@ impl RaftStateMachine<TypeConfig> for Machine {
                 responder.send(());
             }
         }
-        if self.bytes >= self.snapshot_bytes {
+        // As many as the latest snapshot has: what snapshots cost does not grow with the state, for each byte of the log.
+        let size = self.snapshots.size.load(Ordering::Relaxed);
+        if self.bytes >= self.snapshot_bytes.max(size) {
             self.bytes = 0;
             self.full.notify_one();
         }

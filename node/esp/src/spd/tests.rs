@@ -178,7 +178,7 @@ fn scanned(entries: &[Entry<u32>], packet: &PacketSelectors) -> Option<PolicyId>
     });
     rules
         .filter(|rule| rule.matches(packet))
-        .map(|rule| rule.rank)
+        .map(|rule| rule.rank())
         .min()
         .map(|rank| rank.id)
 }

@@ -27,9 +27,9 @@ pub struct IkeKeys {
     pub ei: Secret,
     /// Encrypts what the responder sends (key, salt, integrity key).
     pub er: Secret,
-    /// Authenticates the initiator.
+    /// Authenticates the initiator; empty once that is done.
     pub pi: Secret,
-    /// Authenticates the responder.
+    /// Authenticates the responder; empty once that is done.
     pub pr: Secret,
 }
 
@@ -72,6 +72,15 @@ impl IkeKeys {
     /// Keys after an additional key exchange of the initial exchanges (RFC 9370 §2.2.2): each takes the place of the ones before.
     pub fn updated(&self, suite: IkeSuite, shared: &Secret, exchanged: Exchanged<'_>) -> Self {
         Self::rekeyed(suite, suite.prf, &self.d, &[shared], exchanged)
+    }
+
+    /// What is needed of them once both ends are authenticated: the keys of AUTH are used no more.
+    pub fn of_established(self) -> Self {
+        Self {
+            pi: Secret::default(),
+            pr: Secret::default(),
+            ..self
+        }
     }
 
     /// Cuts prf+ of SKEYSEED into keys. AEADs have no SK_ai and SK_ar (RFC 5282 §7).

@@ -123,7 +123,7 @@ impl<'e> Turn<'_, 'e> {
     pub(super) fn not_unique(&mut self) {
         if matches!(self.record.phase, Phase::HalfOpen(_)) {
             // The record is that of before the request, which may have come by other addresses.
-            self.arrived = self.session.answering.take();
+            self.arrived = self.session.answering.take().map(|ends| *ends);
             let refused = Refused::new(NotifyType::AUTHENTICATION_FAILED, Failure::NotUnique);
             self.refuse(ExchangeType::IKE_AUTH, self.record.inbound.next, refused);
         }
@@ -181,7 +181,7 @@ impl<'e> Turn<'_, 'e> {
             .ok_or_else(|| Refused::new(NotifyType::AUTHENTICATION_FAILED, Failure::Signing))?;
         self.record.path.local = request.local;
         self.record.path.remote = request.remote;
-        self.session.answering = Some((request.local, request.remote));
+        self.session.answering = Some(Box::new((request.local, request.remote)));
         self.commit();
         if !request.is_last(connection) {
             self.next_round(connection, &request, negotiated, &peer, own);
@@ -354,7 +354,7 @@ impl<'e> Turn<'_, 'e> {
         self.record.inbound.answered.clear();
         self.record.phase = Phase::Established(Box::new(Established {
             suite: negotiated.suite,
-            keys: negotiated.keys,
+            keys: negotiated.keys.of_established(),
             local_id,
             remote_id: remote_id.clone(),
             initial_contact: false,

@@ -118,8 +118,10 @@ impl Turn<'_, '_> {
         let Some(pending) = self.complete(id) else {
             return;
         };
-        if !matches!(pending.task, Task::Mobike(_)) {
-            self.session.roaming.settled();
+        if !matches!(pending.task, Task::Mobike(_))
+            && let Some(roaming) = &mut self.session.roaming
+        {
+            roaming.settled();
         }
         // What an empty exchange moves is replicated by its Message ID only.
         if matches!(self.record.phase, Phase::Established(_)) && pending.task != Task::Liveness {

@@ -11,8 +11,8 @@ use crate::{
     env::UnixMillis,
     proposal,
     record::{
-        Child, Established, Fate, FollowUp, Goal, IkeGoal, IkeOffer, InboundWindow, Mobike,
-        OutboundWindow, Phase, Record, Rival, Role, SaId, Task,
+        Child, Established, Fate, FollowUp, Goal, IkeGoal, IkeOffer, InboundWindow, OutboundWindow,
+        Phase, Record, Rival, Role, SaId, Task,
     },
     secret::Secret,
     wire::{self, ExchangeType, KeyExchange, Notify, NotifyType, Payload},
@@ -321,7 +321,7 @@ impl Turn<'_, '_> {
             succeeds: None,
             phase: Phase::Established(Box::new(Established {
                 suite: new.suite,
-                keys,
+                keys: keys.of_established(),
                 rekey_at,
                 expires_at,
                 sync_request: None,
@@ -345,7 +345,7 @@ impl Turn<'_, '_> {
         est.replaced_by = Some(new.id);
         est.rekey_at = None;
         est.expires_at = Some(delete_at);
-        let mobike = est.mobike.clone().map(Mobike::with_new_spis);
+        let mobike = est.mobike.clone().map(|m| Box::new(m.with_new_spis()));
         if let Phase::Established(e) = &mut new.phase {
             e.children = children;
             e.mobike = mobike;

@@ -109,7 +109,7 @@ fn agenda(record: &Record, session: &Session, policy: &Policy) -> Vec<(UnixMilli
             if let Some(at) = session.keepalive_at {
                 due.push((at, Due::Keepalive));
             }
-            if let Some(at) = session.roaming.follow_at() {
+            if let Some(at) = session.roaming.as_ref().and_then(|r| r.follow_at()) {
                 due.push((at, Due::Follow));
             }
             if let (Some(repeat), Some(_)) = (session.sync_repeat, &e.sync_request) {

@@ -4,7 +4,7 @@ use super::{Command, Env, Input, Step, Timer, auth::Parked, fragments::Reassembl
 use crate::{
     env::UnixMillis,
     record::{Phase, Record, Scope},
-    wire::{Header, Payload},
+    wire::{ExchangeType, Header, Payload},
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -97,9 +97,9 @@ pub(super) struct Session {
     /// Messages of which not all fragments are here.
     pub(super) reassembly: Reassembly,
     /// Where the IKE_AUTH request came from whose answer is being committed: ours, and the peer's.
-    pub(super) answering: Option<(SocketAddr, SocketAddr)>,
+    pub(super) answering: Option<Box<(SocketAddr, SocketAddr)>>,
     /// IKE_AUTH, while it waits for answers from outside.
-    pub(super) parked: Option<Parked>,
+    pub(super) parked: Option<Box<Parked>>,
     /// Another IKE SA has taken the place of this one by a new authentication.
     pub(super) retired: bool,
     /// When to look again how the other IKE SA of a new authentication fares.
@@ -107,7 +107,7 @@ pub(super) struct Session {
     /// When this SA is deleted, because its peer has authenticated anew.
     pub(super) displaced_at: Option<UnixMillis>,
     /// Where the peer and we are, as far as only this process knows.
-    pub(super) roaming: super::mobike::Roaming,
+    pub(super) roaming: Option<Box<super::mobike::Roaming>>,
 }
 
 /// Repetition of a pending request.
@@ -166,7 +166,7 @@ impl IkeSa {
             retired: false,
             look_at: now,
             displaced_at: None,
-            roaming: super::mobike::Roaming::default(),
+            roaming: None,
         };
         Self { record, session }
     }
@@ -222,9 +222,29 @@ impl IkeSa {
 
     /// Has the record in common with whoever has the same one: of tens of thousands of SAs, each would be there twice. Nothing changes if
     /// it is another one.
+    ///
+    /// It may lack answers to harmless requests, whose Message IDs alone are replicated. They are forgotten here, too: a request that is
+    /// repeated is answered again, as after a takeover.
     pub fn share(&mut self, record: &Arc<Record>) {
-        if *record == self.record {
+        if *record == self.record || self.differs_in_answers(record) {
             self.record = Arc::clone(record);
+        }
+    }
+
+    fn differs_in_answers(&self, record: &Record) -> bool {
+        let (ours, theirs) = (&self.record.inbound, &record.inbound);
+        let as_far = (ours.next, ours.end()) == (theirs.next, theirs.end());
+        let harmless = |datagram: &Vec<u8>| {
+            Header::parse(datagram).is_ok_and(|h| h.exchange == ExchangeType::INFORMATIONAL)
+        };
+        let mut missing = ours
+            .answered
+            .iter()
+            .filter(|a| !theirs.answered.contains(a));
+        as_far && missing.all(|a| a.response.iter().all(harmless)) && {
+            let mut same = Record::clone(&self.record);
+            same.inbound = theirs.clone();
+            same == *record
         }
     }
 
@@ -249,6 +269,11 @@ impl Session {
     pub(super) fn forget_requests(&mut self) {
         self.repeats.clear();
         self.waiting.clear();
+    }
+
+    /// Where the peer and we are; there is something to be noted.
+    pub(super) fn roaming(&mut self) -> &mut super::mobike::Roaming {
+        self.roaming.get_or_insert_default()
     }
 
     /// Remembers a command until it can be carried out; false if there are too many.

@@ -114,11 +114,11 @@ impl Turn<'_, '_> {
         else {
             return false;
         };
-        self.established().sync_request = Some(SyncRequest {
+        self.established().sync_request = Some(Box::new(SyncRequest {
             nonce,
             send,
             datagram: datagram.clone(),
-        });
+        }));
         self.session.sync_repeat = Some(Repeat {
             sent: 1,
             at: self.env.now + self.env.policy.retransmit.timeout,
@@ -214,11 +214,11 @@ impl Turn<'_, '_> {
         self.session.heard = self.now();
         self.record.inbound.restart(answer.receive);
         self.record.outbound.restart(answer.send);
-        self.established().sync_answer = Some(SyncAnswer {
+        self.established().sync_answer = Some(Box::new(SyncAnswer {
             nonce: data.nonce,
             send: data.send,
             datagram: datagram.clone(),
-        });
+        }));
         self.commit();
         self.send(&[datagram]);
         true

@@ -65,11 +65,11 @@ impl Worker {
         let Some(slot) = self.slots.get_mut(&id) else {
             return;
         };
-        slot.committing = Some(Committing {
+        slot.committing = Some(Box::new(Committing {
             records,
             effects,
             exchange,
-        });
+        }));
         let proposal = self.shared.propose(command);
         self.pending.push(
             proposal
@@ -199,6 +199,7 @@ impl Worker {
                     for counted in counters {
                         if let Some(slot) = self.slots.get_mut(&counted.sa) {
                             slot.sa.outbound_committed(counted.outbound_next);
+                            self.share(counted.sa);
                             self.reschedule(counted.sa);
                         }
                     }
@@ -241,7 +242,7 @@ impl Worker {
             records,
             effects,
             exchange,
-        }) = slot.committing.take()
+        }) = slot.committing.take().map(|c| *c)
         else {
             return;
         };

@@ -144,11 +144,11 @@ impl Worker {
             epoch: self.shared.epoch,
             records: records.clone(),
         });
-        slot.committing = Some(Committing {
+        slot.committing = Some(Box::new(Committing {
             records,
             effects,
             exchange: INIT,
-        });
+        }));
         self.insert(id, slot);
         self.pending.push(
             proposal

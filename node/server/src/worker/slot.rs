@@ -96,7 +96,7 @@ pub(super) struct Committing {
 pub(super) struct Slot {
     pub(super) sa: IkeSa,
     /// While this is there, inputs wait.
-    pub(super) committing: Option<Committing>,
+    pub(super) committing: Option<Box<Committing>>,
     queue: VecDeque<Queued>,
     /// Counts it among the half-open ones.
     pub(super) permit: Option<Permit>,

@@ -100,24 +100,24 @@ impl Turn<'_, '_> {
 
     /// Lets an exchange wait. What the step did to the record so far is not part of it: the exchange has not happened.
     pub(in crate::sa) fn park(&mut self, parked: Parked) {
-        self.session.parked = Some(parked);
+        self.session.parked = Some(Box::new(parked));
     }
 
     /// The answer to our question for addresses.
     pub(in crate::sa) fn addresses(&mut self, answer: Result<Vec<IpAddr>, NoAddress>) {
-        match self.session.parked.take() {
+        match self.session.parked.take().map(|parked| *parked) {
             Some(Parked::Request(mut request)) if request.addresses.is_some() => {
                 self.arrived = Some((request.local, request.remote));
                 request.addresses = Some(Answer::Given(answer));
                 self.complete_request(request);
             }
-            other => self.session.parked = other,
+            other => self.session.parked = other.map(Box::new),
         }
     }
 
     /// The answer to our question whether the peer is who it says.
     pub(in crate::sa) fn verified(&mut self, answer: Result<Box<Verified>, CertificateError>) {
-        match self.session.parked.take() {
+        match self.session.parked.take().map(|parked| *parked) {
             Some(Parked::Request(request)) if request.peer.is_none() => {
                 self.arrived = Some((request.local, request.remote));
                 match self.verified_initiator(&request, answer) {
@@ -128,13 +128,13 @@ impl Turn<'_, '_> {
                 }
             }
             Some(Parked::Response(payloads)) => self.verified_responder(&payloads, answer),
-            other => self.session.parked = other,
+            other => self.session.parked = other.map(Box::new),
         }
     }
 
     /// The answer to our question for a signature.
     pub(in crate::sa) fn signed(&mut self, answer: Option<Vec<u8>>) {
-        match self.session.parked.take() {
+        match self.session.parked.take().map(|parked| *parked) {
             Some(Parked::Request(mut request)) => {
                 self.arrived = Some((request.local, request.remote));
                 if let Some(own) = &mut request.own {
@@ -151,7 +151,7 @@ impl Turn<'_, '_> {
                 self.record = *record;
                 self.auth_send(own);
             }
-            other => self.session.parked = other,
+            other => self.session.parked = other.map(Box::new),
         }
     }
 

@@ -49,7 +49,7 @@ pub(super) fn wanted(e: &Established, record: &Record, session: &Session) -> Opt
     if mobike.children_path.is_some() {
         return Some(MobikePurpose::Check);
     }
-    let others = session.roaming.others(record)?;
+    let others = session.roaming.as_ref()?.others(record)?;
     (mobike.told.as_ref() != Some(&others)).then_some(MobikePurpose::Announce)
 }
 
@@ -110,7 +110,7 @@ impl Turn<'_, '_> {
         let both =
             connection.mobike && find_notify(payloads, NotifyType::MOBIKE_SUPPORTED).is_some();
         if both {
-            self.established().mobike = Some(Mobike {
+            self.established().mobike = Some(Box::new(Mobike {
                 initiator,
                 peer_addresses: notifies::addresses(payloads).unwrap_or_default(),
                 told: Some(told),
@@ -118,7 +118,7 @@ impl Turn<'_, '_> {
                 pending_update: false,
                 seen_as: None,
                 newest: None,
-            });
+            }));
         }
         both
     }
@@ -136,7 +136,11 @@ impl Turn<'_, '_> {
         let connection = self.env.policy.connection(&self.record.connection);
         let encap = connection.is_some_and(|c| c.encap);
         let waits = self.record.children_path() != path;
-        let others = self.session.roaming.others(&self.record);
+        let others = self
+            .session
+            .roaming
+            .as_ref()
+            .and_then(|r| r.others(&self.record));
         let mut payloads = Vec::new();
         if purpose == MobikePurpose::Update {
             payloads.push(notify(NotifyType::UPDATE_SA_ADDRESSES, Vec::new()));
@@ -188,7 +192,7 @@ impl Turn<'_, '_> {
     /// What MOBIKE keeps of the established SA.
     fn mobike(&mut self) -> Option<&mut Mobike> {
         match &mut self.record.phase {
-            Phase::Established(e) => e.mobike.as_mut(),
+            Phase::Established(e) => e.mobike.as_deref_mut(),
             _ => None,
         }
     }

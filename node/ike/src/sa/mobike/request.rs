@@ -111,7 +111,9 @@ impl Turn<'_, '_> {
             return Ok(());
         }
         let children = self.record.children_path();
-        self.session.roaming.forget_esp();
+        if let Some(roaming) = &mut self.session.roaming {
+            roaming.forget_esp();
+        }
         self.record.path = path;
         // A peer that sends by TCP has shown already that it receives there (RFC 9329 §7.1).
         let check = !path.transport.is_tcp() && connection.is_none_or(|c| c.return_routability);
@@ -181,7 +183,7 @@ impl Turn<'_, '_> {
     /// The peer's newest authentic ESP packet came from there: its NAT has another mapping (RFC 7296 §2.23, RFC 4555 §3.8).
     pub(in crate::sa) fn esp_from(&mut self, remote: SocketAddr, transport: Transport) {
         if transport == self.record.path.transport {
-            self.session.roaming.esp_came_from(remote);
+            self.session.roaming().esp_came_from(remote);
             self.follow_esp();
         }
     }
@@ -189,7 +191,7 @@ impl Turn<'_, '_> {
     /// Follows ESP, but not more often than is good for the log: who can change addresses on the way could cause a commit with every packet.
     pub(in crate::sa) fn follow_esp(&mut self) {
         let now = self.env.now;
-        let Some(remote) = self.session.roaming.follow(now) else {
+        let Some(remote) = self.session.roaming.as_mut().and_then(|r| r.follow(now)) else {
             return;
         };
         let path = self.record.path;

@@ -72,7 +72,9 @@ impl Turn<'_, '_> {
             mobike.pending_update = false;
             mobike.seen_as = seen;
         }
-        self.session.roaming.settled();
+        if let Some(roaming) = &mut self.session.roaming {
+            roaming.settled();
+        }
         self.move_children();
     }
 

@@ -139,9 +139,9 @@ impl Turn<'_, '_> {
                 IpAddr::from([0; 16])
             };
             let all = notifies::others(&ways.own, nobody, connection);
-            self.session.roaming.others = Some(all);
+            self.session.roaming().others = Some(all);
         }
-        let roaming = &mut self.session.roaming;
+        let roaming = self.session.roaming();
         if roaming.pairs != ways.pairs {
             if !roaming.pairs.is_empty() {
                 roaming.tried.clear();
@@ -185,7 +185,9 @@ impl Turn<'_, '_> {
     /// The IKE SA uses these addresses from now on. Who decides tells the peer with the next request; the other end says which addresses it has.
     pub(super) fn move_to(&mut self, local: SocketAddr, remote: SocketAddr, transport: Transport) {
         let before = self.record.children_path();
-        self.session.roaming.forget_esp();
+        if let Some(roaming) = &mut self.session.roaming {
+            roaming.forget_esp();
+        }
         self.record.path.transport = transport;
         self.record.path.local = local;
         self.record.path.remote = remote;
@@ -217,7 +219,7 @@ impl Turn<'_, '_> {
             return;
         }
         let way = Way::of(&self.record.path);
-        let tried = &mut self.session.roaming.tried;
+        let tried = &mut self.session.roaming().tried;
         if tried.len() >= MAX_TRIED {
             tried.clear();
         }

@@ -19,6 +19,7 @@ use rcgen::{KeyPair, SigningKey};
 use std::{
     collections::{BTreeMap, VecDeque},
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -512,13 +513,15 @@ impl End {
         match step.change {
             Change::None => {}
             Change::Lazy(record) => {
+                sa.adopt(*record);
                 if self.lazy {
+                    let record = sa.record();
                     let committed = self.committed.get_mut(&id).unwrap();
                     committed.inbound.skip_to(record.inbound.next);
                     committed.outbound.skip_to(record.outbound.accounted());
-                    sa.outbound_committed(record.outbound.accounted());
+                    sa.outbound_committed(committed.outbound.accounted());
+                    sa.share(&Arc::new(committed.clone()));
                 }
-                sa.adopt(*record);
             }
             Change::Barrier(records) => {
                 let mut records = records.into_iter();

@@ -44,7 +44,7 @@ fn course(change: impl Fn(&mut Connection) + Copy, mut look: impl FnMut(&Pair)) 
         pair.deliver(&packet);
         look(&pair);
     }
-    for b in [false, true] {
+    for b in [false, true, false, true] {
         let child = pair.end(b).children()[0].spi_in;
         for command in [Command::RekeyChild(child), Command::RekeyIke] {
             pair.command(b, command);

@@ -150,6 +150,27 @@ fn after_liveness_checks_that_nobody_knows_of() {
     }
 }
 
+/// What is replicated of a liveness check is its Message ID, and the member that answered it keeps no more: if it is repeated, it is
+/// answered again, in the same words.
+#[test]
+fn answers_to_liveness_checks_are_not_kept() {
+    let mut pair = Pair::with(|a| a.dpd_delay = Duration::from_secs(10), |_| {});
+    pair.connect();
+    let before = pair.sent.len();
+    pair.pass(Duration::from_secs(15));
+    let [request, response] = &pair.sent[before..] else {
+        panic!("one liveness check");
+    };
+    let (request, response) = (request.clone(), response.clone());
+    assert!(response.is_response());
+    let b = pair.b.established();
+    assert_eq!(b.inbound.answered, []);
+    assert_eq!(*b, pair.b.committed[&b.id]);
+    pair.deliver(&request);
+    let again = pair.sent.last().unwrap();
+    assert!(again.is_response() && again.bytes == response.bytes);
+}
+
 /// The peer may be ahead by what harmless exchanges explain, and no further.
 #[test]
 fn the_peer_cannot_run_ahead_for_ever() {

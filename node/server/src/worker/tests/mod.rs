@@ -517,11 +517,11 @@ async fn an_sa_that_is_being_made_is_no_stranger() {
     new.id = SaId(old.id.0 ^ 1);
     let mut slot = Slot::new(sa::IkeSa::created(old.clone(), a.shared.clock.now()));
     assert!(!slot.is_making(new.id));
-    slot.committing = Some(Committing {
+    slot.committing = Some(Box::new(Committing {
         records: vec![Arc::new(old), Arc::new(new.clone())],
         effects: Vec::new(),
         exchange: None,
-    });
+    }));
     assert!(slot.is_making(new.id));
 }
 
