@@ -1,6 +1,9 @@
 //! One end: what a member is to its SAs.
 
-use super::checks::{plane_agrees, survives_serialisation};
+use super::{
+    checks::{plane_agrees, survives_serialisation},
+    plant::Plant,
+};
 use evergate_ike::{
     config::Policy,
     env::{Entropy, UnixMillis},
@@ -136,7 +139,9 @@ impl End {
     /// Another process goes on from what is committed.
     pub(crate) fn take_over(&mut self, now: UnixMillis) {
         trace!("  {}: taken over", self.address);
-        self.epoch += 1;
+        if !Plant::Epoch.is_there() {
+            self.epoch += 1;
+        }
         self.ivs = IvCounter::new(self.epoch);
         self.crash = None;
         self.lagging.clear();
@@ -262,7 +267,13 @@ impl End {
             }
         };
         self.sas.insert(id, sa);
-        if crash.is_some() {
+        if let Some(crash) = crash {
+            if Plant::Early.is_there() && crash == Crash::BeforeCommit {
+                let sent = effects
+                    .into_iter()
+                    .filter(|e| matches!(e, Effect::Send { .. }));
+                self.carry_out(id, sent.collect(), now, &mut done);
+            }
             self.take_over(now);
             return done;
         }
@@ -319,6 +330,7 @@ impl End {
                 Effect::InstallChild { child, .. } => {
                     self.plane.insert(child.spi_in);
                 }
+                Effect::RemoveChild { .. } if Plant::Plane.is_there() => {}
                 Effect::RemoveChild { spi_in, .. } => {
                     self.plane.remove(&spi_in);
                 }

@@ -12,6 +12,7 @@ macro_rules! trace {
 mod checks;
 mod end;
 mod pair;
+mod plant;
 mod script;
 mod states;
 
