@@ -31,7 +31,7 @@ use tokio::sync::oneshot;
 const MAX_READ: usize = 1 << 20;
 
 /// Bytes of entries that are kept in memory, the newest: a whole message to another member.
-const RESIDENT: usize = MAX_READ;
+const RESIDENT: usize = 1 << 20;
 
 /// The log, for Raft. Clones read and write the same one.
 #[derive(Clone)]
