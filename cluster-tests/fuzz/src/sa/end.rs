@@ -147,11 +147,17 @@ impl End {
         self.lagging.clear();
         self.sas.clear();
         self.plane.clear();
-        for record in self.committed.values() {
+        for (id, record) in &self.committed {
             self.plane
                 .extend(record.children().iter().map(|c| c.spi_in));
-            let sa = IkeSa::resume(record.clone(), now);
-            self.sas.insert(record.id, sa);
+            let mut record = record.clone();
+            if Plant::Forgetful.is_there()
+                && let Some(last) = record.inbound.answered.pop()
+            {
+                record.inbound.next = record.inbound.next.min(last.id);
+            }
+            let sa = IkeSa::resume(record, now);
+            self.sas.insert(*id, sa);
         }
     }
 

@@ -10,6 +10,8 @@ pub(super) enum Plant {
     Epoch,
     /// Messages leave before what they tell is committed.
     Early,
+    /// A process does not know the last response of the one before, and makes another.
+    Forgetful,
     /// The data plane keeps Child SAs that are gone.
     Plane,
 }
@@ -23,6 +25,7 @@ impl Plant {
             Some(match name.as_str() {
                 "epoch" => Self::Epoch,
                 "early" => Self::Early,
+                "forgetful" => Self::Forgetful,
                 "plane" => Self::Plane,
                 _ => panic!("EVERGATE_FUZZ_PLANT: there is no {name}"),
             })
