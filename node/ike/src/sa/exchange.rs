@@ -190,6 +190,9 @@ impl Turn<'_, '_> {
         {
             return self.intermediate_request(message, local, remote);
         }
+        if message.header.exchange != ExchangeType::INFORMATIONAL && self.is_synchronising() {
+            return self.ignore(Failure::Invalid("Message IDs are being synchronised"));
+        }
         let setting_up = matches!(self.record.phase, Phase::HalfOpen(_));
         if setting_up && self.transport != self.record.path.transport {
             // An SA stays with the transport that it began with until MOBIKE changes that (RFC 9329 §5).

@@ -86,6 +86,13 @@ impl Turn<'_, '_> {
             })
     }
 
+    /// Whether the peer is being asked for new Message IDs. When it hears of that it abandons its requests and begins them again: what one of them made here
+    /// meanwhile would be ours alone, so it waits. Deletions and addresses may be said twice.
+    pub(super) fn is_synchronising(&self) -> bool {
+        let asked = matches!(&self.record.phase, Phase::Established(e) if e.sync_request.is_some());
+        asked && self.session.sync_repeat.is_some()
+    }
+
     /// Asks the peer to agree on new Message IDs, if it can and was not asked in this epoch yet.
     pub(super) fn start_sync(&mut self) -> bool {
         let unfinished = self.record.outbound.tasks().any(|t| *t != Task::Liveness);

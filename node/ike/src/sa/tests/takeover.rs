@@ -351,3 +351,36 @@ fn nothing_is_synchronised_while_the_peer_may_wait_for_an_answer() {
     pair.check_agreement();
     assert_eq!(pair.a.children().len(), 2, "{:?}", pair.a.events);
 }
+
+#[test]
+fn nothing_is_made_while_message_ids_are_synchronised() {
+    let often = |c: &mut crate::config::Connection| {
+        c.dpd_delay = Duration::from_secs(5);
+        c.message_id_sync = true;
+    };
+    let mut pair = Pair::with(often, often);
+    pair.connect();
+    pair.pass(Duration::from_secs(60));
+    pair.command(false, Command::CreateChild("net".into()));
+    let request = pair.wire.pop_front().unwrap();
+    let now = pair.now;
+    pair.b.take_over(now);
+    // For so long nothing passes that the successor asks for new Message IDs. The peer's request, which it would abandon then, comes before it hears of that.
+    for _ in 0..40 {
+        pair.wire.clear();
+        pair.now = pair.now + Duration::from_millis(500);
+        let until = pair.now;
+        pair.wake(until);
+    }
+    let asks = |p: &&Packet| {
+        !p.to_b && !p.is_response() && Header::parse(&p.bytes).unwrap().message_id == 0
+    };
+    let synchronisation = pair.sent.iter().rfind(asks);
+    let synchronisation = synchronisation.expect("it asks for new ones").clone();
+    pair.deliver(&request);
+    pair.wire.clear();
+    pair.deliver(&synchronisation);
+    pair.pass(Duration::from_secs(120));
+    pair.check_agreement();
+    assert_eq!(pair.a.children().len(), 2, "{:?}", pair.a.events);
+}
