@@ -326,14 +326,25 @@ fn harmless_messages_are_the_same_from_anyone() {
     assert!(again.contains(&&request.bytes), "the request");
 }
 
+fn checks_often(c: &mut crate::config::Connection) {
+    c.dpd_delay = Duration::from_secs(5);
+    c.message_id_sync = true;
+}
+
+/// For so long that a successor's probe counts as not understood.
+fn nothing_passes(pair: &mut Pair) {
+    for _ in 0..40 {
+        pair.wire.clear();
+        pair.now = pair.now + Duration::from_millis(500);
+        let until = pair.now;
+        pair.wake(until);
+    }
+}
+
 /// A synchronisation makes the peer abandon its request. That must not be one that was carried out already.
 #[test]
 fn nothing_is_synchronised_while_the_peer_may_wait_for_an_answer() {
-    let often = |c: &mut crate::config::Connection| {
-        c.dpd_delay = Duration::from_secs(5);
-        c.message_id_sync = true;
-    };
-    let mut pair = Pair::with(often, often);
+    let mut pair = Pair::with(checks_often, checks_often);
     pair.connect();
     pair.command(false, Command::CreateChild("net".into()));
     let request = pair.wire.pop_front().unwrap();
@@ -341,12 +352,7 @@ fn nothing_is_synchronised_while_the_peer_may_wait_for_an_answer() {
     let now = pair.now;
     pair.b.take_over(now);
     // For so long nothing passes that the successor's probe counts as not understood.
-    for _ in 0..40 {
-        pair.wire.clear();
-        pair.now = pair.now + Duration::from_millis(500);
-        let until = pair.now;
-        pair.wake(until);
-    }
+    nothing_passes(&mut pair);
     pair.pass(Duration::from_secs(120));
     pair.check_agreement();
     assert_eq!(pair.a.children().len(), 2, "{:?}", pair.a.events);
@@ -354,11 +360,7 @@ fn nothing_is_synchronised_while_the_peer_may_wait_for_an_answer() {
 
 #[test]
 fn nothing_is_made_while_message_ids_are_synchronised() {
-    let often = |c: &mut crate::config::Connection| {
-        c.dpd_delay = Duration::from_secs(5);
-        c.message_id_sync = true;
-    };
-    let mut pair = Pair::with(often, often);
+    let mut pair = Pair::with(checks_often, checks_often);
     pair.connect();
     pair.pass(Duration::from_secs(60));
     pair.command(false, Command::CreateChild("net".into()));
@@ -366,12 +368,7 @@ fn nothing_is_made_while_message_ids_are_synchronised() {
     let now = pair.now;
     pair.b.take_over(now);
     // For so long nothing passes that the successor asks for new Message IDs. The peer's request, which it would abandon then, comes before it hears of that.
-    for _ in 0..40 {
-        pair.wire.clear();
-        pair.now = pair.now + Duration::from_millis(500);
-        let until = pair.now;
-        pair.wake(until);
-    }
+    nothing_passes(&mut pair);
     let asks = |p: &&Packet| {
         !p.to_b && !p.is_response() && Header::parse(&p.bytes).unwrap().message_id == 0
     };
