@@ -1,14 +1,14 @@
-//! How the user-space plane is set up.
+//! How a plane is set up.
 
 /// The protocol number of our routes and rules unless configured otherwise.
 pub(crate) const ROUTE_PROTOCOL: u8 = 182;
 
-/// How the user-space plane is set up.
+/// How a plane is set up.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UserspaceConfig {
-    /// Name of the TUN device.
+pub struct PlaneConfig {
+    /// Name of the device that protected prefixes are routed to.
     pub tun_name: String,
-    /// MTU of the TUN device: the largest inner packet. At least 1280 where IPv6 is to pass.
+    /// Its MTU: the largest inner packet. At least 1280 where IPv6 is to pass.
     pub tun_mtu: u32,
     /// Port of IKE.
     pub ike_port: u16,
@@ -20,13 +20,13 @@ pub struct UserspaceConfig {
     pub tcp_connections: usize,
     /// See there.
     pub tcp_connections_per_address: usize,
-    /// Mark of outer packets: those do not take the routes into the tunnel.
+    /// Mark of outer packets: those do not take the routes into the tunnel. Not zero.
     pub mark: u32,
     /// Routing table for protected prefixes.
     pub route_table: u32,
     /// Priority of the rule that leads to the table.
     pub rule_priority: u32,
-    /// Metric of routes into the TUN device. The blackhole below has this plus 1000.
+    /// Metric of routes into the device. The blackhole below has this plus 1000.
     pub route_metric: u32,
     /// Protocol number that routes and rules bear, to know them again.
     pub route_protocol: u8,
@@ -34,7 +34,7 @@ pub struct UserspaceConfig {
     pub event_queue: usize,
 }
 
-impl Default for UserspaceConfig {
+impl Default for PlaneConfig {
     fn default() -> Self {
         Self {
             tun_name: "evergate0".into(),

@@ -33,7 +33,7 @@ mod virtio;
 mod watch;
 
 pub use addresses::{ANNOUNCEMENTS, Addresses, AddressesConfig, Announcer, Changed, Side, Taken};
-pub use config::UserspaceConfig;
+pub use config::PlaneConfig;
 pub use contract::{
     Capabilities, ChildSa, ChildStats, DataPlane, DropReason, Drops, Encapsulation, Mode, Outer,
     PlaneError, PlaneEvent, Protected, TcpEnd, Totals, Transport,

@@ -1,7 +1,7 @@
 //! Addresses, routes and rules, by rtnetlink.
 
 use crate::{
-    PlaneError, UserspaceConfig,
+    PlaneConfig, PlaneError,
     routes::{Route, Target},
     rtnl::Rtnl,
 };
@@ -30,7 +30,7 @@ pub(crate) struct Netlink {
 
 impl Netlink {
     /// Opens it in the network namespace of the calling thread.
-    pub(crate) fn open(config: &UserspaceConfig) -> Result<Self, PlaneError> {
+    pub(crate) fn open(config: &PlaneConfig) -> Result<Self, PlaneError> {
         let rtnl = Rtnl::open().map_err(|source| refused("open netlink socket", source))?;
         Ok(Self {
             rtnl,

@@ -8,7 +8,7 @@
 //! fragmented turns it off for the moment of that one call, under a lock. ESP that another thread sends at that moment goes without DF: at
 //! worst it is fragmented, nothing is lost. The IKE port never sets DF. Datagrams so small that every path takes them skip all that.
 
-use crate::{PlaneError, UserspaceConfig, sys};
+use crate::{PlaneConfig, PlaneError, sys};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::{
     io,
@@ -55,7 +55,7 @@ pub(crate) struct OuterSocket {
 }
 
 impl OuterSocket {
-    fn open(role: Role, ipv4: bool, config: &UserspaceConfig) -> io::Result<Self> {
+    fn open(role: Role, ipv4: bool, config: &PlaneConfig) -> io::Result<Self> {
         let domain = if ipv4 { Domain::IPV4 } else { Domain::IPV6 };
         let (kind, protocol, port) = match role {
             Role::Ike => (Type::DGRAM, Protocol::UDP, config.ike_port),
@@ -213,7 +213,7 @@ pub(crate) struct Sockets {
 
 impl Sockets {
     /// Opens them all in the network namespace of the calling thread. A host without IPv6 has only those for IPv4.
-    pub(crate) fn open(config: &UserspaceConfig) -> Result<Self, PlaneError> {
+    pub(crate) fn open(config: &PlaneConfig) -> Result<Self, PlaneError> {
         let mut all = Vec::new();
         for ipv4 in [true, false] {
             for role in [Role::Ike, Role::Nat, Role::Esp] {

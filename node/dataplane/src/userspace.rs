@@ -2,7 +2,7 @@
 
 use crate::{
     Capabilities, ChildSa, ChildStats, DataPlane, DropReason, Encryption, Hold, Outer, Packet,
-    PlaneError, PlaneEvent, Protected, TcpEnd, Totals, Transport, UserspaceConfig,
+    PlaneConfig, PlaneError, PlaneEvent, Protected, TcpEnd, Totals, Transport,
     child::Tables,
     counters::{Control, Events, Traffic},
     early::Early,
@@ -60,7 +60,7 @@ pub struct Userspace {
 
 /// What the threads share.
 pub(crate) struct Shared {
-    pub(crate) config: UserspaceConfig,
+    pub(crate) config: PlaneConfig,
     pub(crate) tun: Tun,
     pub(crate) sockets: Sockets,
     pub(crate) tcp: Tcp,
@@ -102,7 +102,7 @@ impl Userspace {
     /// # Errors
     /// If a port is taken, the device exists already, or a capability is missing.
     pub fn start(
-        config: UserspaceConfig,
+        config: PlaneConfig,
     ) -> Result<(Arc<Self>, mpsc::Receiver<PlaneEvent>), PlaneError> {
         let mut netlink = Netlink::open(&config)?;
         netlink.add_rules()?;

@@ -18,7 +18,7 @@ use crate::{
 };
 use anyhow::{Context, bail};
 use evergate_cluster::{ClusterKey, Replica, lease::Timing};
-use evergate_dataplane::{DataPlane, PlaneEvent, Userspace, UserspaceConfig};
+use evergate_dataplane::{DataPlane, PlaneConfig, PlaneEvent, Userspace};
 use evergate_ike::{
     env::Entropy,
     record::{GatewayId, Record},
@@ -198,8 +198,8 @@ pub(crate) fn fresh_cookies(before: Option<&CookieSecrets>) -> CookieSecrets {
     }
 }
 
-fn plane_config(config: &Config, member: &Member) -> UserspaceConfig {
-    UserspaceConfig {
+fn plane_config(config: &Config, member: &Member) -> PlaneConfig {
+    PlaneConfig {
         tun_name: config.dataplane.tun.clone(),
         tun_mtu: u32::from(config.dataplane.mtu),
         ike_port: member.ike_port,
@@ -210,7 +210,7 @@ fn plane_config(config: &Config, member: &Member) -> UserspaceConfig {
         mark: config.dataplane.mark,
         route_table: config.dataplane.route_table,
         rule_priority: config.dataplane.route_table,
-        ..UserspaceConfig::default()
+        ..PlaneConfig::default()
     }
 }
 

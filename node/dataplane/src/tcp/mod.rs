@@ -14,7 +14,7 @@ mod stream;
 
 pub(crate) use run::Runner;
 
-use crate::{PlaneError, TcpEnd, UserspaceConfig};
+use crate::{PlaneConfig, PlaneError, TcpEnd};
 use connection::{Connection, WAITING, WAITING_IKE};
 use nix::sys::{
     epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags},
@@ -72,7 +72,7 @@ struct Dial {
 
 impl Tcp {
     /// Opens the listeners, if there is to be any, in the network namespace of the calling thread.
-    pub(crate) fn open(config: &UserspaceConfig) -> Result<Self, PlaneError> {
+    pub(crate) fn open(config: &PlaneConfig) -> Result<Self, PlaneError> {
         let failed = |what: &str, source: io::Error| PlaneError::Io {
             what: what.to_owned(),
             source,

@@ -5,7 +5,7 @@ use crate::{
     hosts::privileged,
 };
 use evergate_dataplane::{
-    DataPlane, DropReason, Encapsulation, Outer, PlaneEvent, Transport, UserspaceConfig,
+    DataPlane, DropReason, Encapsulation, Outer, PlaneConfig, PlaneEvent, Transport,
 };
 use std::net::SocketAddr;
 
@@ -72,9 +72,9 @@ fn ike_arrives_with_both_addresses_in_fragments_too() {
 #[test]
 fn a_full_queue_drops_ike_and_counts() {
     privileged("control::a_full_queue_drops_ike_and_counts", || {
-        let mut pair = Pair::with(UserspaceConfig {
+        let mut pair = Pair::with(PlaneConfig {
             event_queue: 4,
-            ..UserspaceConfig::default()
+            ..PlaneConfig::default()
         });
         // Neighbour discovery of the fresh namespaces may have left something.
         pair.b.events_now();

@@ -2,8 +2,8 @@
 
 use crate::hosts::{Host, wire};
 use evergate_dataplane::{
-    ChildSa, ChildStats, Cipher, DataPlane, Encapsulation, Encryption, Mode, Outer, PlaneEvent,
-    Protected, Selector, Userspace, UserspaceConfig,
+    ChildSa, ChildStats, Cipher, DataPlane, Encapsulation, Encryption, Mode, Outer, PlaneConfig,
+    PlaneEvent, Protected, Selector, Userspace,
 };
 use std::{
     io,
@@ -21,7 +21,7 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
-    pub(crate) fn start(host: Host, config: UserspaceConfig) -> Self {
+    pub(crate) fn start(host: Host, config: PlaneConfig) -> Self {
         let (plane, events) = host.run(|| Userspace::start(config).unwrap());
         Self {
             host,
@@ -64,10 +64,10 @@ pub(crate) struct Pair {
 impl Pair {
     /// On one wire.
     pub(crate) fn new() -> Self {
-        Self::with(UserspaceConfig::default())
+        Self::with(PlaneConfig::default())
     }
 
-    pub(crate) fn with(config: UserspaceConfig) -> Self {
+    pub(crate) fn with(config: PlaneConfig) -> Self {
         let (a, b) = (inside(1), inside(2));
         wire(&a, "wire", &b, "wire");
         for (host, n) in [(&a, 1), (&b, 2)] {
@@ -109,10 +109,10 @@ impl Pair {
         router.sysctl("ipv6/conf/all/forwarding", "1");
         router.ip(&format!("link set to2 mtu {mtu}"));
         b.ip(&format!("link set wire mtu {mtu}"));
-        Self::start(a, b, Some(router), UserspaceConfig::default())
+        Self::start(a, b, Some(router), PlaneConfig::default())
     }
 
-    fn start(a: Host, b: Host, router: Option<Host>, config: UserspaceConfig) -> Self {
+    fn start(a: Host, b: Host, router: Option<Host>, config: PlaneConfig) -> Self {
         let pair = Self {
             a: Gateway::start(a, config.clone()),
             b: Gateway::start(b, config),

@@ -5,7 +5,7 @@ use crate::{
     hosts::privileged,
 };
 use evergate_dataplane::{
-    ChildSa, DataPlane, Protected, Userspace, UserspaceConfig, local_address_within,
+    ChildSa, DataPlane, PlaneConfig, Protected, Userspace, local_address_within,
 };
 use std::net::IpAddr;
 
@@ -41,7 +41,7 @@ fn a_dead_process_leaves_everything_closed() {
             assert!(refused, "without a process");
         }
         let start = |host: &crate::hosts::Host| {
-            host.run(|| Userspace::start(UserspaceConfig::default()).unwrap())
+            host.run(|| Userspace::start(PlaneConfig::default()).unwrap())
         };
         (a.plane, a.events) = start(&a.host);
         let refused = a.host.run(|| {

@@ -4,7 +4,7 @@ use crate::{
     gateways::{Case, Gateway, Pair, eventually},
     hosts::privileged,
 };
-use evergate_dataplane::{ChildSa, DataPlane, DropReason, UserspaceConfig};
+use evergate_dataplane::{ChildSa, DataPlane, DropReason, PlaneConfig};
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
@@ -176,7 +176,7 @@ fn a_reservation_that_ends_within_a_large_packet_is_used_up_and_no_more() {
     privileged(
         "streams::a_reservation_that_ends_within_a_large_packet_is_used_up_and_no_more",
         || {
-            let pair = Pair::with(UserspaceConfig::default());
+            let pair = Pair::with(PlaneConfig::default());
             pair.a
                 .plane
                 .install(ChildSa {

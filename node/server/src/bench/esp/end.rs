@@ -6,8 +6,8 @@ use super::{
 };
 use anyhow::{Context, ensure};
 use evergate_dataplane::{
-    ChildSa, Cipher, DataPlane, Encapsulation, Encryption, Mode, Outer, Protected, Selector,
-    Userspace, UserspaceConfig,
+    ChildSa, Cipher, DataPlane, Encapsulation, Encryption, Mode, Outer, PlaneConfig, Protected,
+    Selector, Userspace,
 };
 use nix::sched::{CloneFlags, unshare};
 use serde::{Deserialize, Serialize};
@@ -75,7 +75,7 @@ pub(super) fn run(options: &EndOptions) -> anyhow::Result<()> {
     let mut next = || lines.next().transpose();
     ensure!(next()?.is_some_and(|l| l == "set up"), "no command came");
     network(options)?;
-    let (plane, mut events) = Userspace::start(UserspaceConfig::default())?;
+    let (plane, mut events) = Userspace::start(PlaneConfig::default())?;
     // Nobody has to act on them, but their queue must not be full.
     thread::spawn(move || while events.blocking_recv().is_some() {});
     install(options, &plane)?;
