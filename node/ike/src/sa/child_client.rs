@@ -152,15 +152,23 @@ impl Turn<'_, '_> {
         self.fail(Failure::PeerRefused(error.kind));
     }
 
-    /// The peer cannot make a Child SA now. One that replaces another is due as it was, and so is one that a new authentication needs; any other is asked for
-    /// again.
+    /// The peer cannot make a Child SA now. What was due is due as it was, and so is what a new authentication needs; what somebody wants is asked for again.
     pub(super) fn ask_again(&mut self, name: &str, replaces: Option<u32>, wait: Duration) {
-        let at = self.env.now + wait;
+        let now = self.env.now;
+        let at = now + wait;
         self.session.not_before = Some(at);
-        if replaces.is_none() && self.record.succeeds.is_none() {
-            let command = Command::CreateChild(name.to_owned());
-            self.session.want_again(command, at);
-        }
+        let due = |spi| {
+            let mut children = self.record.children().iter();
+            children.any(|c| c.spi_in == spi && c.rekey_at.is_some_and(|at| at <= now))
+        };
+        let command = match replaces {
+            Some(spi) if due(spi) => return,
+            // If it is gone by then, who wants this is told so.
+            Some(spi) => Command::RekeyChild(spi),
+            None if self.record.succeeds.is_some() => return,
+            None => Command::CreateChild(name.to_owned()),
+        };
+        self.session.want_again(command, at);
     }
 
     /// A short while, random so that two ends that collided do not collide again.

@@ -200,15 +200,16 @@ impl Turn<'_, '_> {
                 return self.start_ike_rekey();
             }
         }
-        let temporary = error.kind == NotifyType::TEMPORARY_FAILURE;
-        let wait = if temporary {
-            self.soon()
-        } else {
-            RETRY_REFUSED
-        };
-        self.session.not_before = Some(self.env.now + wait);
-        if !temporary {
-            self.fail(Failure::PeerRefused(error.kind));
+        let now = self.env.now;
+        if error.kind != NotifyType::TEMPORARY_FAILURE {
+            self.session.not_before = Some(now + RETRY_REFUSED);
+            return self.fail(Failure::PeerRefused(error.kind));
+        }
+        let at = now + self.soon();
+        self.session.not_before = Some(at);
+        // What is due remains so, and what somebody wants is asked for again.
+        if self.established().rekey_at.is_none_or(|due| due > now) {
+            self.session.want_again(Command::RekeyIke, at);
         }
     }
 

@@ -7,7 +7,9 @@ use super::{
 use crate::{
     config::Policy,
     env::UnixMillis,
-    record::{CloseReason, Established, Fate, MAX_UNDER_WAY, MobikePurpose, Phase, Record, Scope},
+    record::{
+        Child, CloseReason, Established, Fate, MAX_UNDER_WAY, MobikePurpose, Phase, Record, Scope,
+    },
 };
 use std::time::Duration;
 
@@ -368,13 +370,13 @@ impl Turn<'_, '_> {
     }
 
     fn rekey_child(&mut self, spi_in: u32) {
-        let name = self
-            .established()
-            .children
-            .iter()
-            .find(|c| c.spi_in == spi_in && c.fate == Fate::Live)
-            .map(|c| c.name.clone());
-        match name {
+        let children = &self.established().children;
+        let live = |c: &&Child| c.spi_in == spi_in && c.fate == Fate::Live;
+        let taken = children.iter().any(|c| c.replaces == Some(spi_in));
+        match children.iter().find(live).map(|c| c.name.clone()) {
+            Some(_) if taken => self.fail(Failure::Command(
+                "the peer is replacing this Child SA already",
+            )),
             Some(name) => self.start_child(&name, Some(spi_in)),
             None => self.fail(Failure::Command("there is no such Child SA to rekey")),
         }

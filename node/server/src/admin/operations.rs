@@ -227,6 +227,9 @@ pub(crate) async fn rekey(
             },
             Some(_),
         ) if *replaces == old => Some(Ok(u64::from(*spi_in))),
+        (Event::ChildClosed { spi_in, .. }, Some(old)) if *spi_in == old => {
+            Some(Err(Status::failed_precondition("the Child SA was closed")))
+        }
         (Event::Failed { what }, _) => Some(Err(failed(what))),
         (Event::IkeClosed { .. }, _) => {
             Some(Err(Status::failed_precondition("the IKE SA was closed")))

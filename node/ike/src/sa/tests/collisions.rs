@@ -1,7 +1,10 @@
 //! Both ends at the same time (RFC 7296 §2.8.1, §2.8.2, §2.25).
 
 use super::bench::Pair;
-use crate::{record::Fate, sa::Command};
+use crate::{
+    record::Fate,
+    sa::{Command, Event, Failure},
+};
 use std::time::Duration;
 
 fn both(pair: &mut Pair, command: impl Fn(&mut Pair, bool) -> Command) {
@@ -261,19 +264,85 @@ fn the_peer_deletes_a_child_that_we_do_not_know_yet() {
     }
 }
 
-/// A Child SA that is asked for while the peer cannot make one comes later.
-#[test]
-fn what_is_refused_for_now_is_asked_for_again() {
+/// `a` wants something that `b` cannot do while it does something of its own that has not reached `a` yet.
+fn refused_for_now(own: Command, wanted: impl Fn(u32) -> Command) -> Pair {
     let mut pair = Pair::new();
     pair.connect();
-    pair.command(true, Command::RekeyIke);
-    let rekey = pair.wire.pop_front().unwrap();
-    pair.command(false, Command::CreateChild("net".into()));
+    let spi = pair.a.children()[0].spi_in;
+    pair.command(true, own);
+    let request = pair.wire.pop_front().unwrap();
+    pair.command(false, wanted(spi));
     pair.settle();
-    assert_eq!(pair.b.children().len(), 1);
-    pair.deliver(&rekey);
+    assert_eq!((pair.a.children().len(), pair.b.children().len()), (1, 1));
+    assert_eq!(pair.a.children()[0].spi_in, spi);
+    pair.deliver(&request);
     pair.settle();
     pair.pass(Duration::from_secs(10));
     pair.check_agreement();
+    pair
+}
+
+#[test]
+fn what_is_refused_for_now_is_asked_for_again() {
+    let pair = refused_for_now(Command::RekeyIke, |_| Command::CreateChild("net".into()));
     assert_eq!(pair.a.children().len(), 2);
+
+    let rekeyed = |e: &Event| {
+        matches!(
+            e,
+            Event::ChildEstablished {
+                replaces: Some(_),
+                ..
+            }
+        )
+    };
+    let pair = refused_for_now(Command::RekeyIke, Command::RekeyChild);
+    assert!(pair.a.events.iter().any(rekeyed), "{:?}", pair.a.events);
+
+    let pair = refused_for_now(Command::CreateChild("net".into()), |_| Command::RekeyIke);
+    let done = |e: &Event| matches!(e, Event::IkeRekeyed { .. });
+    assert!(pair.a.events.iter().any(done), "{:?}", pair.a.events);
+}
+
+#[test]
+fn what_is_refused_for_now_and_gone_then_is_given_up_with_a_word() {
+    let mut pair = Pair::new();
+    pair.connect();
+    let spis = [&pair.a, &pair.b].map(|end| end.children()[0].spi_in);
+    both(&mut pair, |_, b| match b {
+        true => Command::DeleteChild(spis[1]),
+        false => Command::RekeyChild(spis[0]),
+    });
+    pair.settle();
+    pair.pass(Duration::from_secs(10));
+    let told = |e: &Event| {
+        matches!(
+            e,
+            Event::Failed {
+                what: Failure::Command(_)
+            }
+        )
+    };
+    assert!(pair.a.events.iter().any(told), "{:?}", pair.a.events);
+}
+
+#[test]
+fn what_the_peer_is_replacing_is_not_replaced_by_us_too() {
+    let mut pair = Pair::new();
+    pair.connect();
+    let spis = [&pair.a, &pair.b].map(|end| end.children()[0].spi_in);
+    pair.command(true, Command::RekeyChild(spis[1]));
+    let request = pair.wire.pop_front().unwrap();
+    pair.deliver(&request);
+    pair.command(false, Command::RekeyChild(spis[0]));
+    let told = |e: &Event| {
+        matches!(
+            e,
+            Event::Failed {
+                what: Failure::Command(_)
+            }
+        )
+    };
+    assert!(pair.a.events.iter().any(told), "{:?}", pair.a.events);
+    finish(pair, "one rekey");
 }
