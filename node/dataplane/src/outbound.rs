@@ -67,6 +67,16 @@ pub(crate) enum Exit {
     Tcp(Ends, TcpEnd),
 }
 
+/// What came of a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[must_use]
+enum Attempt {
+    /// It is seen to: on its way, held back or counted.
+    Done,
+    /// Its Child SA sends no more, and another has taken its place since: it goes by that.
+    Overtaken,
+}
+
 /// Where a packet goes, and how long it may be.
 struct Exits {
     child: Arc<Child>,
@@ -205,12 +215,24 @@ impl Outbound {
         let Ok(inner) = packet::parse(bytes) else {
             return self.shared.traffic.dropped(DropReason::MalformedInner);
         };
-        if self.fragments.waits_for(bytes, &inner) {
-            return self.fragment(bytes, &inner, holds);
+        while self.attempt(bytes, &inner, holds, was_cut) == Attempt::Overtaken {}
+    }
+
+    /// Sends a packet by the Child SA that is for it now, or sees to what becomes of it otherwise.
+    fn attempt(
+        &mut self,
+        bytes: &mut [u8],
+        inner: &Inner,
+        holds: &Holds,
+        was_cut: bool,
+    ) -> Attempt {
+        if self.fragments.waits_for(bytes, inner) {
+            self.fragment(bytes, inner, holds);
+            return Attempt::Done;
         }
         let hold = |hold: &crate::Hold| hold.push(Packet::Clear(bytes.to_vec()));
-        let Some(exits) = self.exits(&inner, 1, holds, hold) else {
-            return;
+        let Some(exits) = self.exits(inner, 1, holds, hold) else {
+            return Attempt::Done;
         };
         let Exits {
             child,
@@ -218,9 +240,10 @@ impl Outbound {
             limit,
         } = exits;
         if child.transport.is_some() && inner.fragment != Fragment::No {
-            return self.fragment(bytes, &inner, holds);
+            self.fragment(bytes, inner, holds);
+            return Attempt::Done;
         }
-        if mss::concerns(bytes, &inner) {
+        if mss::concerns(bytes, inner) {
             mss::clamp(bytes, limit.min(self.shared.config.tun_mtu as usize));
         }
         let ipv6 = inner.selectors.destination.is_ipv6();
@@ -233,11 +256,14 @@ impl Outbound {
         let bytes = &bytes[..inner.total_len];
         if inner.total_len > limit && !to.fragmentable {
             let limit = if ipv6 { limit.max(MIN_MTU_V6) } else { limit };
-            return self.too_big(bytes, &child, &inner, limit, to);
+            return self.too_big(bytes, &child, inner, limit, to);
         }
-        match covered(&child, bytes, &inner) {
-            Ok(covered) => self.seal_one(&child, to, &covered),
-            Err(reason) => child.dropped(reason, &self.shared.traffic),
+        match covered(&child, bytes, inner) {
+            Ok(covered) => self.seal_one(&child, to, &covered, inner),
+            Err(reason) => {
+                child.dropped(reason, &self.shared.traffic);
+                Attempt::Done
+            }
         }
     }
 
@@ -248,24 +274,28 @@ impl Outbound {
         let Ok((inner, Ok(segments))) = segments else {
             return self.shared.traffic.dropped(DropReason::MalformedInner);
         };
-        let each = |take: &mut dyn FnMut(Vec<u8>)| {
-            for i in 0..segments.count() {
+        let each = |from: usize, take: &mut dyn FnMut(Vec<u8>)| {
+            for i in from..segments.count() {
                 let mut packet = vec![0; segments.len(i)];
                 segments.write(i, &mut packet);
                 take(packet);
             }
         };
-        let hold = |hold: &crate::Hold| each(&mut |packet| hold.push(Packet::Clear(packet)));
+        let hold = |hold: &crate::Hold| each(0, &mut |packet| hold.push(Packet::Clear(packet)));
         let Some(exits) = self.exits(&inner, segments.count(), holds, hold) else {
             return;
         };
         if segments.max_len() > exits.limit || exits.child.transport.is_some() {
             // Seldom: the path is narrower than the device says, and its senders are about to be told; or the headers stay outside.
-            return each(&mut |mut packet| self.packet(&mut packet, holds));
+            return each(0, &mut |mut packet| self.packet(&mut packet, holds));
         }
         let (mut next, next_header) = (0, packet::next_header(bytes));
         while next < segments.count() {
-            let Some(numbers) = self.numbers(&exits.child, segments.count() - next) else {
+            let left = segments.count() - next;
+            let Some(numbers) = self.numbers(&exits.child, left) else {
+                if self.no_number(&exits.child, &inner.selectors, left) == Attempt::Overtaken {
+                    return each(next, &mut |mut packet| self.packet(&mut packet, holds));
+                }
                 return;
             };
             for number in numbers {
@@ -301,7 +331,7 @@ impl Outbound {
         inner: &Inner,
         limit: usize,
         to: Destination,
-    ) {
+    ) -> Attempt {
         if inner.dont_fragment {
             child.dropped(DropReason::TooBig, &self.shared.traffic);
             // In the destination's name: that passes the reverse path filter, and no host cares which router speaks.
@@ -311,10 +341,11 @@ impl Outbound {
             {
                 tracing::debug!(%error, "cannot tell the sender that its packet is too big");
             }
-            return;
+            return Attempt::Done;
         }
         let Ok(fragments) = fragment::ipv4(bytes, limit) else {
-            return child.dropped(DropReason::TooBig, &self.shared.traffic);
+            child.dropped(DropReason::TooBig, &self.shared.traffic);
+            return Attempt::Done;
         };
         for fragment in fragments {
             let covered = Covered {
@@ -322,42 +353,61 @@ impl Outbound {
                 next_header: protocol::IPV4,
                 inner_len: fragment.len(),
             };
-            self.seal_one(child, to, &covered);
+            // Then those that are under way go again, which hurts nobody.
+            if self.seal_one(child, to, &covered, inner) == Attempt::Overtaken {
+                return Attempt::Overtaken;
+            }
         }
+        Attempt::Done
     }
 
-    /// Takes sequence numbers, up to so many.
+    /// Takes sequence numbers, up to so many. `None` if there is not one.
     fn numbers(&self, child: &Child, most: usize) -> Option<SequenceNumbers> {
-        let low = |remaining| {
-            let event = PlaneEvent::LowReservation {
-                spi_in: child.spi_in,
-                remaining,
-                rate: child.reserve.peak(),
-            };
-            if !self.shared.events.tell(event) {
-                child.reserve.not_told();
-            }
-        };
-        let Ok(numbers) = child.outbound.next_seqs(most) else {
-            child.dropped_many(DropReason::Exhausted, most, &self.shared.traffic);
-            if child.reserve.should_tell() {
-                low(0);
-            }
-            return None;
-        };
+        let numbers = child.outbound.next_seqs(most).ok()?;
         if let Some(remaining) = child.reserve.used(numbers.len() as u64, self.clock.ms) {
-            low(remaining);
+            self.low(child, remaining);
         }
         Some(numbers)
     }
 
-    fn seal_one(&mut self, child: &Arc<Child>, to: Destination, covered: &Covered<'_>) {
-        let number = self.numbers(child, 1).and_then(|mut n| n.next());
-        if let Some(number) = number {
-            let put = |room: &mut [u8]| room.copy_from_slice(covered.bytes);
-            let lens = (covered.bytes.len(), covered.inner_len);
-            self.seal(child, to, number, lens, Some(covered.next_header), put);
+    /// There is no number for so many packets: they are lost, unless the Child SA was replaced since they were given to it.
+    fn no_number(&self, child: &Arc<Child>, packet: &PacketSelectors, count: usize) -> Attempt {
+        let sends_now = self.shared.tables().outbound(packet).cloned();
+        if sends_now.is_some_and(|other| !Arc::ptr_eq(&other, child)) {
+            return Attempt::Overtaken;
         }
+        child.dropped_many(DropReason::Exhausted, count, &self.shared.traffic);
+        if child.reserve.should_tell() {
+            self.low(child, 0);
+        }
+        Attempt::Done
+    }
+
+    fn low(&self, child: &Child, remaining: u64) {
+        let event = PlaneEvent::LowReservation {
+            spi_in: child.spi_in,
+            remaining,
+            rate: child.reserve.peak(),
+        };
+        if !self.shared.events.tell(event) {
+            child.reserve.not_told();
+        }
+    }
+
+    fn seal_one(
+        &mut self,
+        child: &Arc<Child>,
+        to: Destination,
+        covered: &Covered<'_>,
+        inner: &Inner,
+    ) -> Attempt {
+        let Some(number) = self.numbers(child, 1).and_then(|mut n| n.next()) else {
+            return self.no_number(child, &inner.selectors, 1);
+        };
+        let put = |room: &mut [u8]| room.copy_from_slice(covered.bytes);
+        let lens = (covered.bytes.len(), covered.inner_len);
+        self.seal(child, to, number, lens, Some(covered.next_header), put);
+        Attempt::Done
     }
 
     /// Puts so many bytes, which are or stand for an inner packet of this length, behind the others and encrypts them there.

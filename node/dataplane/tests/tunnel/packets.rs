@@ -7,7 +7,11 @@ use crate::{
 use evergate_dataplane::{
     ChildSa, Cipher, DataPlane, DropReason, Encryption, Integrity, PlaneEvent,
 };
-use std::{net::UdpSocket, time::Duration};
+use std::{
+    net::UdpSocket,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 const ESP: u8 = 50;
 const UDP: u8 = 17;
@@ -288,5 +292,41 @@ fn a_rekey_loses_nothing() {
         }
         assert_eq!(pair.a.plane.totals().drops.total(), 0);
         assert_eq!(pair.b.plane.totals().drops.total(), 0);
+    });
+}
+
+/// What is under way when its Child SA is taken away goes by the next one.
+#[test]
+fn a_rekey_under_a_flood_loses_nothing() {
+    privileged("packets::a_rekey_under_a_flood_loses_nothing", || {
+        let pair = Pair::new();
+        let (from, to) = (pair.a.host.udp("10.1.0.1:0"), pair.b.host.udp("10.2.0.1:0"));
+        let ample = |n, spi| ChildSa {
+            reservation: 1..1_000_000,
+            ..Case::IN_UDP.end(n, spi)
+        };
+        let install = |spi| {
+            pair.b.plane.install(ample(2, spi)).unwrap();
+            pair.a.plane.install(ample(1, spi)).unwrap();
+        };
+        install(0x1000);
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let to = to.local_addr().unwrap();
+                while !over.load(Ordering::Relaxed) {
+                    from.send_to(&[7; 64], to).unwrap();
+                }
+            });
+            for spi in (0x1000..0x1400).step_by(2) {
+                let before = pair.a.stats(spi).packets_out;
+                eventually("it is used", || pair.a.stats(spi).packets_out > before + 3);
+                install(spi + 2);
+                let grace = Duration::from_secs(60);
+                pair.a.plane.remove(spi, grace).unwrap();
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(pair.a.plane.totals().drops.total(), 0);
     });
 }
