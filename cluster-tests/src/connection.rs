@@ -60,6 +60,8 @@ pub struct Connection {
     pub rekey: u32,
     /// Seconds between authentications; 0 for never.
     pub reauth: u32,
+    /// Packets of all children after which a member rekeys the IKE SA, and after which it authenticates again; 0 for any number.
+    pub together_packets: (u32, u32),
     /// How many requests the other side may have under way, on a member.
     pub window: u8,
     /// Whether strongSwan makes the new IKE SA of a new authentication before it breaks the old one, which 5.9 does not by itself.
@@ -184,6 +186,7 @@ impl Connection {
             pools: Vec::new(),
             rekey: 0,
             reauth: 0,
+            together_packets: (0, 0),
             window: 1,
             make_before_break: false,
             child_rekey: 0,
@@ -422,6 +425,11 @@ impl Connection {
                 self.reauth
             );
         }
+        let (rekey, reauth) = self.together_packets;
+        let _ = writeln!(
+            out,
+            "rekey_packets = {rekey}\nreauth_packets = {reauth}\nrand_packets = 0\nover_packets = 1000000"
+        );
         let _ = writeln!(out, "window_size = {}", self.window);
         let _ = writeln!(out, "dpd_delay = \"{}s\"", self.dpd);
         let _ = writeln!(out, "pools = {}", array(&self.pools));

@@ -89,6 +89,42 @@ fn where_a_new_ike_sa_replaces_others() -> Result<()> {
     by_peer(Esp::Plain, "replace")
 }
 
+/// Each look finds that more was carried than is allowed.
+const PACKETS: u32 = 300;
+
+#[test]
+fn by_the_member_after_so_many_packets() -> Result<()> {
+    let mut setup = Setup::new(V4);
+    setup.gateway.together_packets = (0, PACKETS);
+    let duo = without_a_loss(&setup, |duo| duo.member.initiate(C1, C1))?;
+    assert!(duo.member.log()?.contains("ike-reauthenticating"));
+    duo.finish()?;
+    Ok(())
+}
+
+/// A peer that began the IKE SA is asked to.
+fn asked(esp: Esp) -> Result<()> {
+    let mut setup = Setup::new(V4);
+    setup.esp = esp;
+    setup.gateway.together_packets = (0, PACKETS);
+    setup.peer.make_before_break = true;
+    let duo = without_a_loss(&setup, |duo| duo.peer.initiate(C1, C1))?;
+    assert!(duo.peer.logged("received AUTH_LIFETIME of 0s")? >= ROUNDS);
+    assert!(duo.member.log()?.contains("ike-reauthentication-asked"));
+    duo.finish()?;
+    Ok(())
+}
+
+#[test]
+fn the_peer_is_asked_after_so_many_packets() -> Result<()> {
+    asked(Esp::InUdp)
+}
+
+#[test]
+fn strongswan_6_1_is_asked_after_so_many_packets() -> Result<()> {
+    asked(Esp::Plain)
+}
+
 /// strongSwan begins so long before the end of the lifetime that it is told as its own `over_time` is, which is 30 s.
 #[test]
 fn the_peer_is_told_when() -> Result<()> {

@@ -105,6 +105,26 @@ fn both_sides_rekey_at_once() -> Result<()> {
 }
 
 #[test]
+fn ike_sa_by_the_number_of_packets() -> Result<()> {
+    let mut setup = Setup::new(V4);
+    setup.gateway.together_packets = (600, 0);
+    let duo = Duo::start(&setup)?;
+    duo.peer.initiate(C1, C1)?;
+    let first = duo.agree(1)?;
+    let flow = duo.traffic(V4, 5)?;
+    let mut seen = first.ike.clone();
+    until(secs(30), "three rekeys", || {
+        seen.extend(duo.spis()?.ike);
+        Ok(seen.len() >= 4)
+    })?;
+    flow.stop().is_lossless()?;
+    let last = duo.agree(1)?;
+    assert_eq!(last.child, first.child);
+    duo.finish()?;
+    Ok(())
+}
+
+#[test]
 fn child_sa_by_the_number_of_packets() -> Result<()> {
     let mut setup = Setup::new(V4);
     setup.gateway.child_rekey_packets = 300;

@@ -147,6 +147,10 @@ pub struct Connection {
     pub over_time: Duration,
     /// Subtract up to this much from these times, at random.
     pub rand_time: Duration,
+    /// How many bytes its Child SAs may carry together.
+    pub bytes: IkeVolume,
+    /// How many packets they may carry together.
+    pub packets: IkeVolume,
     /// Check that the peer lives after this much silence; zero means never.
     pub dpd_delay: Duration,
     /// Whether to announce and use Message ID synchronisation (RFC 6311).
@@ -228,6 +232,19 @@ pub struct Volume {
     /// Delete after so much.
     pub life: u64,
     /// Subtract up to so much from what it is rekeyed after, at random.
+    pub rand: u64,
+}
+
+/// How much the Child SAs of an IKE SA may carry together, those included that it had before, in both directions; zero means any amount.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IkeVolume {
+    /// Rekey the IKE SA after so much since it has its keys: that many bytes one key exchange protects, where those of Child SAs have none of their own.
+    pub rekey: u64,
+    /// Authenticate again after so much since the last time; a rekey does not prolong it.
+    pub reauth: u64,
+    /// Delete it so much after it should have been rekeyed, or authenticated again.
+    pub over: u64,
+    /// Subtract up to so much from these, at random.
     pub rand: u64,
 }
 

@@ -181,6 +181,8 @@ pub enum Task {
     DeleteIke,
     /// Tells or asks something about addresses (RFC 4555).
     Mobike(MobikeRequest),
+    /// Asks who began this IKE SA to authenticate again (RFC 4478 §2).
+    AskToReauthenticate,
 }
 
 /// What we offered for a Child SA.
@@ -429,7 +431,7 @@ pub struct Established {
     pub authenticated: UnixMillis,
     /// Whether we began the first IKE SA of this series: then authenticating again is ours to begin (RFC 4478 §2). A rekey does not change it.
     pub initiated: bool,
-    /// When to authenticate again, if ever and if that is ours to begin.
+    /// When to authenticate again, if ever and if that is ours to begin; else, once the peer was asked to, when it may be asked again.
     pub reauth_at: Option<UnixMillis>,
     /// The IKE SA of ours that is to take the place of this one once it is authenticated ([`Record::succeeds`] is its side of it).
     pub successor: Option<SaId>,
@@ -589,6 +591,14 @@ pub struct Closed {
     pub expires_at: UnixMillis,
 }
 
+impl Established {
+    /// Whether a new authentication is under way: one of ours, or one that the peer was asked for a short while ago.
+    pub fn reauthenticates(&self, now: UnixMillis) -> bool {
+        let asked = !self.initiated && self.reauth_at.is_some_and(|at| at > now);
+        asked || self.successor.is_some()
+    }
+}
+
 impl FollowUp {
     /// Our SPI of the Child SA that it will make, if it is to make one.
     pub fn child_spi(&self) -> Option<u32> {
@@ -628,7 +638,11 @@ impl Task {
         match self {
             Self::CreateChild(_) | Self::DeleteChildren(_) | Self::DeleteIke => true,
             Self::FollowUp(f, _) => matches!(f.goal, Goal::Child(_)),
-            Self::Connect | Self::Liveness | Self::Mobike(_) | Self::RekeyIke(_) => false,
+            Self::Connect
+            | Self::Liveness
+            | Self::Mobike(_)
+            | Self::RekeyIke(_)
+            | Self::AskToReauthenticate => false,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What commands do. Each checks everything before it changes anything.
 
 use crate::{
-    command::{Carried, Command, Counters, Entry, Outcome, Refusal},
+    command::{Command, Counters, Entry, Outcome, Refusal},
     lease::{Claim, Wish},
     limits::{MAX_CHILDREN, MAX_SAS, MAX_VIPS},
     reservation::Reservation,
@@ -91,6 +91,11 @@ impl State {
                 epoch,
                 carried,
             } => self.note_carried(*gateway, *epoch, carried),
+            Command::ReportCarriedTogether {
+                gateway,
+                epoch,
+                carried,
+            } => self.note_carried_together(*gateway, *epoch, carried),
             Command::RemoveSas {
                 gateway,
                 epoch,
@@ -168,7 +173,7 @@ impl State {
         for claim in &claims {
             self.body.leases.hold(claim);
         }
-        for (id, record) in batch {
+        for (&id, &record) in &batch {
             let before = self.body.sas.insert(id, Arc::clone(record));
             self.peers.replace(before.as_deref(), record);
             let dropped = before
@@ -182,6 +187,9 @@ impl State {
                 self.body.displaced.remove(&id);
                 self.body.leases.release_all(id);
             }
+        }
+        for record in batch.values() {
+            self.hand_on_carried(record);
         }
         Ok(self.displace(displaced))
     }
@@ -335,6 +343,7 @@ impl State {
             };
             self.peers.remove(&record);
             self.body.displaced.remove(&sa);
+            self.body.carried_together.remove(&sa);
             for used in spis_of(&record) {
                 self.spis.remove(&used.spi);
                 self.body.reservations.remove(&used.spi);
@@ -378,24 +387,6 @@ impl State {
             if reservation.is_some_and(|r| r.gateway() == gateway) {
                 let known = self.body.received.entry(spi).or_insert(0);
                 *known = edge.max(*known);
-            }
-        }
-        Ok(Outcome::Applied)
-    }
-
-    fn note_carried(
-        &mut self,
-        gateway: GatewayId,
-        epoch: u32,
-        carried: &[(u32, Carried)],
-    ) -> Result<Outcome, Refusal> {
-        self.check_epoch(gateway, epoch)?;
-        for &(spi, more) in carried {
-            let reservation = self.body.reservations.get(&spi);
-            if reservation.is_some_and(|r| r.gateway() == gateway) {
-                let known = self.body.carried.entry(spi).or_default();
-                known.bytes = more.bytes.max(known.bytes);
-                known.packets = more.packets.max(known.packets);
             }
         }
         Ok(Outcome::Applied)

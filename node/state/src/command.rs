@@ -1,5 +1,6 @@
 //! What may be asked of the replicated state, and what becomes of it.
 
+use crate::carried::Carried;
 use evergate_ike::{
     config::Policy,
     env::UnixMillis,
@@ -145,15 +146,15 @@ pub enum Command {
     },
     /// New cookie secrets.
     SetCookieSecrets(CookieSecrets),
-}
-
-/// How much a Child SA has carried, in whichever direction it is more.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Carried {
-    /// Bytes of inner packets.
-    pub bytes: u64,
-    /// Packets.
-    pub packets: u64,
+    /// How much the Child SAs of IKE SAs have carried together, since both ends were authenticated (coalesced, advisory).
+    ReportCarriedTogether {
+        /// The gateway.
+        gateway: GatewayId,
+        /// The epoch of the gateway.
+        epoch: u32,
+        /// The IKE SA, and how much.
+        carried: Vec<(SaId, Carried)>,
+    },
 }
 
 /// What harmless exchanges moved.

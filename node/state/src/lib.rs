@@ -4,6 +4,7 @@
 //! each command of an [`Entry`] is carried out whole or refused without any effect.
 
 mod apply;
+mod carried;
 mod command;
 mod intervals;
 mod lease;
@@ -16,6 +17,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
+pub use carried::{Carried, CarriedTogether};
 pub use command::*;
 pub use lease::{Lease, PENDING_LEASE};
 pub use limits::*;

@@ -1,7 +1,8 @@
 //! The state itself, as it is read.
 
 use crate::{
-    command::{Carried, Refusal},
+    carried::{Carried, CarriedTogether},
+    command::Refusal,
     lease::{Lease, Leases},
     peers::Peers,
     reservation::Reservation,
@@ -66,6 +67,8 @@ pub(crate) struct Body {
     pub(crate) received: BTreeMap<u32, u64>,
     /// How much was carried, likewise.
     pub(crate) carried: BTreeMap<u32, Carried>,
+    /// How much was carried by what IKE SAs have and had; of those that are established and not replaced.
+    pub(crate) carried_together: BTreeMap<SaId, CarriedTogether>,
     /// SAs that are to go, because their peer has authenticated anew; and how.
     pub(crate) displaced: BTreeMap<SaId, Displaced>,
     pub(crate) leases: Leases,
@@ -148,6 +151,12 @@ impl State {
     /// How much a Child SA is known to have carried.
     pub fn carried(&self, spi_in: u32) -> Carried {
         self.body.carried.get(&spi_in).copied().unwrap_or_default()
+    }
+
+    /// How much the Child SAs of an IKE SA are known to have carried together.
+    pub fn carried_together(&self, sa: SaId) -> CarriedTogether {
+        let known = self.body.carried_together.get(&sa);
+        known.copied().unwrap_or_default()
     }
 
     /// The highest sequence number that is known to have been received on a Child SA.

@@ -140,7 +140,11 @@ impl Scope {
     /// What a task has for itself.
     pub fn of(task: &Task) -> Self {
         match task {
-            Task::Connect | Task::RekeyIke(_) | Task::DeleteIke | Task::Mobike(_) => Self::IkeSa,
+            Task::Connect
+            | Task::RekeyIke(_)
+            | Task::DeleteIke
+            | Task::Mobike(_)
+            | Task::AskToReauthenticate => Self::IkeSa,
             Task::Liveness => Self::Empty,
             Task::CreateChild(offer) => Self::child(&offer.name, offer.replaces),
             Task::FollowUp(follow_up, _) => match &follow_up.goal {

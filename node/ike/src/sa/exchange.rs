@@ -150,6 +150,7 @@ impl Turn<'_, '_> {
                 self.commit();
                 self.children_deleted(&spis);
             }
+            Task::AskToReauthenticate => self.commit(),
             Task::DeleteIke => {
                 let reason = self.delete_reason();
                 self.close(reason);

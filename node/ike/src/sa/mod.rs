@@ -133,7 +133,7 @@ pub enum Command {
     RekeyChild(u32),
     /// Rekey the IKE SA.
     RekeyIke,
-    /// Authenticate again, with a new IKE SA in the place of this one.
+    /// Authenticate again, with a new IKE SA in the place of this one; where the peer began it, ask the peer to.
     Reauthenticate,
     /// That new IKE SA is complete: this one goes.
     Retire,
@@ -328,6 +328,8 @@ pub enum Event {
         /// The new IKE SA.
         by: SaId,
     },
+    /// We ask the peer, who began the IKE SA, to authenticate again.
+    AskedToReauthenticate,
     /// An IKE SA ended.
     IkeClosed {
         /// Why.

@@ -201,7 +201,7 @@ fn requests(
         if let (Some(at), None) = (e.rekey_at, e.successor) {
             due.push((at.max(wait), Due::RekeyIke));
         }
-        if let (Some(at), None) = (e.reauth_at, e.successor) {
+        if let (Some(at), None, true) = (e.reauth_at, e.successor, e.initiated) {
             due.push((at.max(wait), Due::Reauthenticate));
         }
         for child in e.children.iter().filter(|c| c.fate == Fate::Live) {

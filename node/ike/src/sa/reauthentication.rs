@@ -14,15 +14,15 @@ use super::{
 use crate::{
     config::Connection,
     env::UnixMillis,
-    record::{Established, Fate, Phase, Record, Scope, Succession},
-    wire::{NotifyType, Payload},
+    record::{Established, Fate, Phase, Record, Scope, Succession, Task},
+    wire::{ExchangeType, NotifyType, Payload},
 };
 use std::{net::IpAddr, time::Duration};
 
 /// How often the two IKE SAs look how the other fares.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// How long to wait after a new authentication came to nothing.
+/// How long to wait after a new authentication came to nothing, or was asked for.
 const RETRY: Duration = Duration::from_secs(30);
 
 /// However short a lifetime the peer names: so often it can make us authenticate again, and no more.
@@ -74,10 +74,14 @@ impl Turn<'_, '_> {
             self.try_again_later();
             return self.fail(Failure::Unconfigured(self.record.connection.clone()));
         };
+        let now = self.env.now;
         let est = self.established();
-        if !est.initiated || est.successor.is_some() {
-            let why = "authenticating again is up to who began the IKE SA, once at a time";
+        if est.reauthenticates(now) {
+            let why = "a new authentication is under way already";
             return self.fail(Failure::Command(why));
+        }
+        if !est.initiated {
+            return self.ask_to_reauthenticate();
         }
         let mut children: Vec<String> = Vec::new();
         for child in est.children.iter().filter(|c| c.fate == Fate::Live) {
@@ -225,6 +229,17 @@ impl Turn<'_, '_> {
             NotifyType::AUTH_LIFETIME,
             seconds.to_be_bytes().to_vec(),
         ))
+    }
+
+    /// Authenticating again is up to who began the IKE SA, and that is the peer: it is asked to do so immediately, which a lifetime of zero says (RFC 4478 §2,
+    /// §3). How long it may take is up to whoever wants this; but a peer that is asked twice may authenticate twice, as strongSwan does.
+    fn ask_to_reauthenticate(&mut self) {
+        let lifetime = notify(NotifyType::AUTH_LIFETIME, vec![0; 4]);
+        let task = Task::AskToReauthenticate;
+        self.request(ExchangeType::INFORMATIONAL, &[lifetime], task);
+        self.report(Event::AskedToReauthenticate);
+        // It may be asked again after that.
+        self.try_again_later();
     }
 
     /// Follows the peer where it wants us to authenticate again sooner than we would. A part of the time is left for doing it.

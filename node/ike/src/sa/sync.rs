@@ -257,6 +257,7 @@ impl Turn<'_, '_> {
             }],
             Task::DeleteChildren(spis) => spis.into_iter().map(Command::DeleteChild).collect(),
             Task::DeleteIke => vec![Command::Delete],
+            Task::AskToReauthenticate => vec![Command::Reauthenticate],
         };
         for command in again {
             self.session.want(command);

@@ -221,6 +221,7 @@ pub(crate) async fn rekey(
     command(node, sa, wanted, Some(watcher)).await?;
     let done = move |_: SaId, event: &Event| match (event, old) {
         (Event::IkeRekeyed { by } | Event::Reauthenticating { by }, None) => Some(Ok(by.0)),
+        (Event::AskedToReauthenticate, None) => Some(Ok(0)),
         (
             Event::ChildEstablished {
                 spi_in, replaces, ..

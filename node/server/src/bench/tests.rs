@@ -5,8 +5,8 @@ use crate::clock::{Clock, SystemEntropy};
 use clap::Parser;
 use evergate_ike::{
     config::{
-        ChildConfig, Childless, Connection, EnableTcp, FRAGMENT_SIZE, Fragmentation, Mode, Policy,
-        SharedSecret, StartAction, Unique, Volume,
+        ChildConfig, Childless, Connection, EnableTcp, FRAGMENT_SIZE, Fragmentation, IkeVolume,
+        Mode, Policy, SharedSecret, StartAction, Unique, Volume,
     },
     env::Entropy,
     proposal::{default_esp, default_ike},
@@ -116,6 +116,8 @@ impl Responder {
             reauth_time: Duration::ZERO,
             over_time: Duration::ZERO,
             rand_time: Duration::ZERO,
+            bytes: IkeVolume::default(),
+            packets: IkeVolume::default(),
             dpd_delay: Duration::ZERO,
             message_id_sync: false,
             window_size: 1,

@@ -13,6 +13,7 @@ mod tests;
 mod times;
 mod validate;
 mod values;
+mod volumes;
 
 pub(crate) use cluster::ClusterConfig;
 pub(crate) use document::{Dataplane, Limits, Member};

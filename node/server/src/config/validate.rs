@@ -4,13 +4,12 @@ use super::{
     Config, Problem, Severity,
     credentials::Known,
     document::{self, Document},
-    values::{PoolRange, Proposals, Remote, Text},
+    values::{Named, PoolRange, Proposals, Remote, Text},
 };
 use evergate_ike::{
     config::{
         ChildConfig, Childless, Connection, EnableTcp, FRAGMENT_SIZE, Fragmentation, LocalAuth,
         Mode, Policy, Pool, PrivateKey, RemoteAuth, Retransmit, SharedSecret, StartAction, Unique,
-        Volume,
     },
     identity::{IdPattern, Identity},
     proposal::{default_esp, default_ike},
@@ -354,32 +353,21 @@ impl Check<'_> {
         self.references(&c.pools, pools);
         let proposals = self.proposals(c.proposals, default_ike);
         let times = self.ike_times(c.rekey_time, c.reauth_time, c.over_time, c.rand_time);
-        let (mut remote_addrs, mut remote_names) = (Vec::<IpNet>::new(), Vec::new());
-        for remote in c.remote_addrs {
-            match remote.0 {
-                Remote::Nets(nets) => remote_addrs.extend(nets),
-                Remote::Name(name) => remote_names.push(name),
-            }
-        }
+        let bytes = (c.rekey_bytes, c.reauth_bytes, c.over_bytes, c.rand_bytes);
+        let bytes = self.ike_volume("bytes", bytes);
+        let packets = (
+            c.rekey_packets,
+            c.reauth_packets,
+            c.over_packets,
+            c.rand_packets,
+        );
+        let packets = self.ike_volume("packets", packets);
+        let (remote_addrs, remote_names) = remotes_of(c.remote_addrs);
         let remote_port = c.remote_port.unwrap_or(500);
-        let reachable = remote_port != 0
-            && (!remote_names.is_empty()
-                || remote_addrs
-                    .iter()
-                    .any(|n| n.prefix_len() == n.max_prefix_len()));
-        if c.children.0.is_empty() {
-            let what = format!(
-                "connection {:?} has no children: it carries nothing",
-                name.get_ref()
-            );
-            self.problem(name.span(), Severity::Warning, what);
-        }
-        let children = c
-            .children
-            .0
-            .into_iter()
-            .map(|(n, child)| self.child(n, child, reachable))
-            .collect();
+        let is_host = |net: &IpNet| net.prefix_len() == net.max_prefix_len();
+        let named = !remote_names.is_empty();
+        let reachable = remote_port != 0 && (named || remote_addrs.iter().any(is_host));
+        let children = self.children(name, c.children, reachable);
         let connection = Connection {
             name: name.get_ref().clone(),
             local_addrs: c.local_addrs.into_iter().flat_map(|t| t.0.0).collect(),
@@ -397,6 +385,8 @@ impl Check<'_> {
             reauth_time: times.reauth,
             over_time: times.over,
             rand_time: times.rand,
+            bytes,
+            packets,
             dpd_delay: c.dpd_delay.map_or(Duration::ZERO, |t| t.0),
             message_id_sync: c.message_id_sync,
             window_size: self.within(c.window_size, "window_size", WINDOW_SIZES, 1),
@@ -421,14 +411,41 @@ impl Check<'_> {
             ),
             children,
         };
-        if !has_secrets(&connection, secrets) {
+        self.has_what_it_needs(name, &connection, secrets);
+        connection
+    }
+
+    /// Warns of a connection with which nobody can authenticate.
+    fn has_what_it_needs(
+        &mut self,
+        name: &Spanned<String>,
+        connection: &Connection,
+        secrets: &[SharedSecret],
+    ) {
+        if !has_secrets(connection, secrets) {
             let what = format!(
                 "no secret fits connection {:?}: its peers cannot authenticate",
                 connection.name
             );
             self.problem(name.span(), Severity::Warning, what);
         }
-        connection
+    }
+
+    fn children(
+        &mut self,
+        connection: &Spanned<String>,
+        children: Named<document::Child>,
+        reachable: bool,
+    ) -> Vec<ChildConfig> {
+        if children.0.is_empty() {
+            let name = connection.get_ref();
+            let what = format!("connection {name:?} has no children: it carries nothing");
+            self.problem(connection.span(), Severity::Warning, what);
+        }
+        let children = children.0.into_iter();
+        children
+            .map(|(name, child)| self.child(name, child, reachable))
+            .collect()
     }
 
     /// A connection's pools must exist, each once.
@@ -524,35 +541,6 @@ impl Check<'_> {
         action
     }
 
-    /// How much a Child SA may carry, in `unit`; the defaults are as those of times.
-    fn volume(
-        &mut self,
-        unit: &str,
-        rekey: Option<Spanned<u64>>,
-        life: Option<Spanned<u64>>,
-        rand: Option<Spanned<u64>>,
-    ) -> Volume {
-        let rekey = rekey.map_or(0, Spanned::into_inner);
-        let default = rekey.saturating_add(rekey / 10);
-        if let Some(life) = &life
-            && (1..=rekey).contains(life.get_ref())
-        {
-            let what = format!(
-                "life_{unit} is not more than rekey_{unit}, expected something left to rekey"
-            );
-            self.error(life.span(), what);
-        }
-        let life = life.map_or(default, Spanned::into_inner);
-        if let Some(rand) = &rand
-            && *rand.get_ref() > rekey
-        {
-            let what = format!("rand_{unit} is more than rekey_{unit}, expected less");
-            self.error(rand.span(), what);
-        }
-        let rand = rand.map_or(life.saturating_sub(rekey).min(rekey), Spanned::into_inner);
-        Volume { rekey, life, rand }
-    }
-
     /// A number that must be in a range.
     fn within<T: Copy + PartialOrd + std::fmt::Display>(
         &mut self,
@@ -600,6 +588,18 @@ impl Check<'_> {
         }
         list.into_inner().into_iter().map(|t| t.0).collect()
     }
+}
+
+/// The addresses of a peer, and the names that stand for more.
+fn remotes_of(given: Vec<Text<Remote>>) -> (Vec<IpNet>, Vec<String>) {
+    let (mut addresses, mut names) = (Vec::new(), Vec::new());
+    for remote in given {
+        match remote.0 {
+            Remote::Nets(nets) => addresses.extend(nets),
+            Remote::Name(name) => names.push(name),
+        }
+    }
+    (addresses, names)
 }
 
 /// The names of the pools that there are, for a message.

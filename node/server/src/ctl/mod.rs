@@ -298,6 +298,11 @@ async fn rekey(
         .await?
         .into_inner()
         .spi;
+    if new == 0 {
+        let line = "the peer, who began the IKE SA, was asked to authenticate again\n".to_owned();
+        let said = json!({ "spi": null });
+        return Ok(tables::either(arguments.json, &said, line));
+    }
     let spi = if of_ike {
         tables::spi64(new)
     } else {

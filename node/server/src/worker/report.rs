@@ -50,6 +50,9 @@ pub(super) fn report(shared: &Shared, record: &Record, event: &Event) {
         Event::Reauthenticating { by } => {
             info!(event = "ike-reauthenticating", %sa, connection, %peer, %by, "authenticating again")
         }
+        Event::AskedToReauthenticate => {
+            info!(event = "ike-reauthentication-asked", %sa, connection, %peer, "the peer, who began the IKE SA, is asked to authenticate again")
+        }
         // Where something failed, a warning has said what.
         Event::IkeClosed { reason } => {
             let reason = reason_name(*reason);

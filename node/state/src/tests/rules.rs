@@ -483,6 +483,52 @@ fn what_was_carried_only_grows_and_ends_with_the_child() {
 }
 
 #[test]
+fn what_was_carried_together_goes_on_with_the_ike_sa_that_is_rekeyed() {
+    let mut state = taken();
+    let bytes = |bytes| Carried { bytes, packets: 0 };
+    let report = |epoch, sa, n| Command::ReportCarriedTogether {
+        gateway: GW,
+        epoch,
+        carried: vec![(SaId(sa), bytes(n)), (SaId(999), bytes(n))],
+    };
+    apply(
+        &mut state,
+        put(1, vec![established(1, 1, "p", vec![], vec![])]),
+    );
+    assert_eq!(apply(&mut state, report(1, 1, 500)), Outcome::Applied);
+    apply(&mut state, report(1, 1, 400));
+    assert_eq!(state.carried_together(SaId(1)).all, bytes(500));
+    assert_eq!(state.carried_together(SaId(999)).all, bytes(0));
+
+    let mut replaced = established(1, 2, "p", vec![], vec![]);
+    let Phase::Established(e) = &mut replaced.phase else {
+        unreachable!()
+    };
+    e.replaced_by = Some(SaId(2));
+    let new = established(2, 1, "p", vec![], vec![]);
+    apply(&mut state, put(1, vec![replaced, new]));
+    let known = state.carried_together(SaId(2));
+    assert_eq!((known.all, known.since_rekey()), (bytes(500), bytes(0)));
+    // A late report of the one before counts no more.
+    apply(&mut state, report(1, 1, 900));
+    assert_eq!(state.carried_together(SaId(1)).all, bytes(0));
+    apply(&mut state, report(1, 2, 700));
+    let known = state.carried_together(SaId(2));
+    assert_eq!((known.all, known.since_rekey()), (bytes(700), bytes(200)));
+
+    take(&mut state, GW);
+    assert_eq!(state.carried_together(SaId(2)), known, "a successor knows");
+    assert!(matches!(
+        apply(&mut state, report(1, 2, 900)),
+        Outcome::Refused(Refusal::StaleEpoch { .. })
+    ));
+    let again = State::from_snapshot(&state.to_snapshot()).unwrap();
+    assert_eq!(again.carried_together(SaId(2)), known);
+    apply(&mut state, put(2, vec![closed(2, 2)]));
+    assert_eq!(state.carried_together(SaId(2)).all, bytes(0));
+}
+
+#[test]
 fn the_policy_is_replaced_by_version() {
     let mut state = State::new();
     let policy = Arc::new(Policy {

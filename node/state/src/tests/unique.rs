@@ -4,7 +4,8 @@ use super::{rules::refused, *};
 use crate::{Refusal, State};
 use evergate_ike::{
     config::{
-        Authentication, Childless, Connection, EnableTcp, FRAGMENT_SIZE, Fragmentation, Unique,
+        Authentication, Childless, Connection, EnableTcp, FRAGMENT_SIZE, Fragmentation, IkeVolume,
+        Unique,
     },
     identity::IdPattern,
     record::{HalfOpen, Negotiated, Succession},
@@ -31,6 +32,8 @@ fn connection(unique: Unique) -> Connection {
         reauth_time: Duration::ZERO,
         over_time: Duration::ZERO,
         rand_time: Duration::ZERO,
+        bytes: IkeVolume::default(),
+        packets: IkeVolume::default(),
         dpd_delay: Duration::ZERO,
         message_id_sync: false,
         window_size: 1,

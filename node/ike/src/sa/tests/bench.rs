@@ -2,8 +2,8 @@
 
 use crate::{
     config::{
-        ChildConfig, Childless, Connection, EnableTcp, FRAGMENT_SIZE, Fragmentation, Mode, Policy,
-        SharedSecret, StartAction, Unique, Volume,
+        ChildConfig, Childless, Connection, EnableTcp, FRAGMENT_SIZE, Fragmentation, IkeVolume,
+        Mode, Policy, SharedSecret, StartAction, Unique, Volume,
     },
     env::{Entropy, UnixMillis},
     identity::{IdPattern, Identity},
@@ -651,6 +651,8 @@ pub(super) fn policy(local: &str, remote: &str, n: u8) -> Policy {
             reauth_time: Duration::ZERO,
             over_time: Duration::from_secs(60),
             rand_time: Duration::ZERO,
+            bytes: IkeVolume::default(),
+            packets: IkeVolume::default(),
             dpd_delay: Duration::ZERO,
             message_id_sync: false,
             window_size: 1,

@@ -158,24 +158,76 @@ fn when_it_fails_the_old_one_goes_on_until_its_time_is_over() {
     assert_eq!(pair.a.committed.values().filter(open).count(), 0);
 }
 
+/// Who did not begin the IKE SA asks the peer for a new authentication, as often as a rekey of it.
 #[test]
-fn it_is_not_the_responders_to_begin() {
+fn a_responder_asks_for_it_and_does_not_begin_it() {
     let mut pair = Pair::new();
     pair.connect();
-    let old = pair.b.established().id;
-    pair.command(true, Command::Reauthenticate);
+    for round in 1..=2 {
+        let (old, of_b) = (pair.a.established().id, pair.b.established().id);
+        pair.command(true, Command::Reauthenticate);
+        pair.settle();
+        assert_eq!(pair.b.established().id, of_b, "it begins nothing itself");
+        // The peer takes its time, which is 2 s at least; and it is not asked twice.
+        pair.command(true, Command::Reauthenticate);
+        pair.settle();
+        pair.pass(secs(1));
+        assert_eq!(pair.a.established().id, old);
+        pair.pass(secs(19));
+        pair.check_agreement();
+        assert_ne!(pair.a.established().id, old);
+        assert_eq!(ups(&pair), 1 + round);
+        let asked = |e: &&Event| matches!(e, Event::AskedToReauthenticate);
+        assert_eq!(pair.b.events.iter().filter(asked).count(), round);
+    }
+}
+
+/// A peer that does not do it, here because it cannot, is asked again, but not soon.
+#[test]
+fn a_peer_that_does_not_do_it_is_asked_again() {
+    let mut pair = Pair::new();
+    pair.connect();
+    pair.b.policy.connections[0].proposals = vec!["aes128gcm16-prfsha256-ecp384".parse().unwrap()];
+    for (after, times) in [(0, 1), (29, 1), (2, 2)] {
+        pair.pass(secs(after));
+        pair.command(true, Command::Reauthenticate);
+        pair.settle();
+        let asked = |e: &&Event| matches!(e, Event::AskedToReauthenticate);
+        let asked = pair.b.events.iter().filter(asked).count();
+        assert_eq!(asked, times, "after {after} s more");
+    }
+}
+
+/// A rekey does not change whose it is, whoever asked for that.
+#[test]
+fn after_a_rekey_by_the_responder_it_is_still_up_to_the_initiator() {
+    let mut pair = Pair::new();
+    pair.connect();
+    pair.command(true, Command::RekeyIke);
+    pair.settle();
+    let old = pair.a.established().id;
+    begin(&mut pair);
     pair.settle();
     pair.pass(secs(20));
-    assert_eq!(pair.b.established().id, old);
-    let refused = |e: &Event| {
-        matches!(
-            e,
-            Event::Failed {
-                what: Failure::Command(_)
-            }
-        )
-    };
-    assert!(pair.b.events.iter().any(refused));
+    assert_ne!(pair.a.established().id, old);
+    assert_eq!(ups(&pair), 2);
+    pair.check_agreement();
+}
+
+/// What it asked for is committed before it is sent, and a successor repeats it.
+#[test]
+fn a_request_for_it_outlasts_a_takeover() {
+    let mut pair = Pair::new();
+    pair.connect();
+    let old = pair.a.established().id;
+    pair.command(true, Command::Reauthenticate);
+    assert!(!pair.wire.is_empty(), "it asks");
+    pair.wire.clear();
+    let now = pair.now;
+    pair.b.take_over(now);
+    pair.pass(secs(30));
+    pair.check_agreement();
+    assert_ne!(pair.a.established().id, old);
 }
 
 #[test]

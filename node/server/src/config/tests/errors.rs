@@ -234,6 +234,10 @@ fn wrong_documents_are_refused_where_they_are_wrong() {
             "2:14: error: rand_bytes is more than rekey_bytes, expected less",
         ),
         (
+            "[connections.c]\nreauth_bytes = 9\nrand_bytes = 10",
+            "3:14: error: rand_bytes is more than rekey_bytes and reauth_bytes, expected less",
+        ),
+        (
             "[limits]\nhalf_open = 0",
             "1:1: error: half_open is zero, expected how many",
         ),

@@ -3,7 +3,7 @@ mod errors;
 
 use super::*;
 use evergate_ike::{
-    config::{Childless, Fragmentation, StartAction, Unique, Volume},
+    config::{Childless, Fragmentation, IkeVolume, StartAction, Unique, Volume},
     identity::{IdPattern, Identity},
 };
 use std::{net::IpAddr, time::Duration};
@@ -49,6 +49,11 @@ pools = ["v4"]
 rekey_time = "8h"
 over_time = "30m"
 rand_time = "10m"
+rekey_bytes = 1000
+reauth_bytes = 5000
+reauth_packets = 300
+over_packets = 7
+rand_packets = 9
 dpd_delay = "30s"
 message_id_sync = false
 window_size = 4
@@ -105,6 +110,24 @@ fn refused(text: &str) -> String {
         .collect();
     assert_eq!(errors.len(), 1, "{errors:?}");
     errors[0].clone()
+}
+
+#[test]
+fn volumes_arrive() {
+    let config = good(FULL);
+    let c = &config.policy.connections[0];
+    let volume = |rekey, reauth, over, rand| IkeVolume {
+        rekey,
+        reauth,
+        over,
+        rand,
+    };
+    assert_eq!(c.bytes, volume(1000, 5000, 500, 500));
+    assert_eq!(c.packets, volume(0, 300, 7, 9));
+    let child = &c.children[0];
+    let volume = |rekey, life, rand| Volume { rekey, life, rand };
+    assert_eq!(child.bytes, volume(1_000_000, 2_000_000, 30_000));
+    assert_eq!(child.packets, volume(1000, 1100, 100));
 }
 
 #[test]
@@ -182,9 +205,6 @@ fn every_key_arrives() {
     assert_eq!(child.rekey_time, Duration::from_secs(2 * 3600));
     assert_eq!(child.life_time, Duration::from_secs(3 * 3600));
     assert_eq!(child.rand_time, Duration::from_secs(7 * 60));
-    let volume = |rekey, life, rand| Volume { rekey, life, rand };
-    assert_eq!(child.bytes, volume(1_000_000, 2_000_000, 30_000));
-    assert_eq!(child.packets, volume(1000, 1100, 100));
     assert_eq!(child.start_action, StartAction::Start);
     assert_eq!((child.replay_window, child.copy_dscp), (2048, false));
     assert_eq!(config.policy.secrets[0].ids.len(), 2);

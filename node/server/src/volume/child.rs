@@ -1,89 +1,53 @@
-//! Rekeys by volume: a Child SA that has carried so many bytes or packets is replaced, and one that has carried too many is deleted.
-//!
-//! What is counted is what the Child SA has carried, in whichever direction it is more, in this epoch and those before: it is reported from time to time, and whoever
-//! takes over counts on from the last report. Reports are advisory, like those of what was received.
+//! What a Child SA carries, in whichever direction it is more: it is rekeyed after so much, or deleted.
 
-use crate::{shared::Shared, worker::Message};
+use super::{AT_ONCE, Asked, Due, REPORTS, ask, margin, report};
+use crate::shared::Shared;
 use evergate_ike::{
     config::{ChildConfig, Policy, Volume},
     record::{Fate, SaId},
     sa::Command,
 };
-use evergate_state::{Carried, Command as Replicated, Outcome};
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::{Duration, Instant},
-};
-use tokio::time::{MissedTickBehavior, interval};
-use tokio_util::sync::CancellationToken;
+use evergate_state::{Carried, Command as Replicated};
+use std::collections::{HashMap, HashSet};
 
-/// So often it is looked.
-const PERIOD: Duration = Duration::from_secs(1);
-
-/// What was asked for and has not happened is asked for again after this.
-const AGAIN: Duration = Duration::from_secs(10);
-
-/// A report is made when a Child SA has carried this part more of what it may: so many reports there are in its life.
-const REPORTS: u64 = 64;
-
-/// So many go into one report, which must fit into an entry of the log.
-const AT_ONCE: usize = 16_384;
-
-/// What has become due for a Child SA.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Due {
-    Rekey,
-    Delete,
-}
-
-/// Looks until the member stops.
-pub(crate) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
-    let mut period = interval(PERIOD);
-    period.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut asked: HashMap<u32, (Due, Instant)> = HashMap::new();
-    let mut counts = HashMap::new();
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = shared.passive.cancelled() => return,
-            _ = period.tick() => look(&shared, &mut asked, &mut counts).await,
-        }
-    }
+/// Counts for all Child SAs of a gateway, and does what becomes due.
+#[derive(Default)]
+pub(super) struct Each {
+    asked: Asked<u32>,
+    counts: Counts,
 }
 
 /// What was carried by Child SAs before this epoch, and what was reported last.
 type Counts = HashMap<u32, (Carried, Carried)>;
 
-async fn look(shared: &Shared, asked: &mut HashMap<u32, (Due, Instant)>, counts: &mut Counts) {
-    let policy = shared.policy.load_full();
-    if !is_limited(&policy) {
-        counts.clear();
-        return asked.clear();
-    }
-    let mut limited = all_limited(shared, &policy);
-    let there: HashSet<u32> = limited.iter().map(|l| l.spi_in).collect();
-    counts.retain(|spi, _| there.contains(spi));
-    report(shared, reports(&mut limited, counts)).await;
-    let now = Instant::now();
-    asked.retain(|_, (_, at)| now.saturating_duration_since(*at) < AGAIN);
-    for (sa, spi_in, due) in limited.iter().filter_map(Limited::due) {
-        if asked.get(&spi_in).is_some_and(|(before, _)| *before >= due) {
-            continue;
+impl Each {
+    pub(super) async fn look(&mut self, shared: &Shared, policy: &Policy) {
+        if !is_limited(policy) {
+            self.counts.clear();
+            return;
         }
-        asked.insert(spi_in, (due, now));
-        let command = match due {
-            Due::Rekey => Command::RekeyChild(spi_in),
-            Due::Delete => Command::DeleteChild(spi_in),
-        };
-        let message = Message::Command {
-            sa,
-            command,
-            watcher: None,
-            reply: None,
-        };
-        if let Some(worker) = shared.worker(sa) {
-            let _ = worker.send(message).await;
+        let mut limited = all_limited(shared, policy);
+        let there: HashSet<u32> = limited.iter().map(|l| l.spi_in).collect();
+        self.counts.retain(|spi, _| there.contains(spi));
+        for some in reports(&mut limited, &mut self.counts).chunks(AT_ONCE) {
+            let command = Replicated::ReportCarried {
+                gateway: shared.gateway,
+                epoch: shared.epoch,
+                carried: some.to_vec(),
+            };
+            if !report(shared, command).await {
+                return;
+            }
+        }
+        self.asked.forget();
+        for (sa, spi_in, due) in limited.iter().filter_map(Limited::due) {
+            let command = match due {
+                Due::Delete => Command::DeleteChild(spi_in),
+                _ => Command::RekeyChild(spi_in),
+            };
+            if self.asked.is_new(spi_in, due) {
+                ask(shared, sa, command).await;
+            }
         }
     }
 }
@@ -160,8 +124,7 @@ fn reports(limited: &mut [Limited], counts: &mut Counts) -> Vec<(u32, Carried)> 
         let (before, reported) = counts
             .entry(child.spi_in)
             .or_insert((child.before, child.before));
-        child.carried.bytes = child.carried.bytes.saturating_add(before.bytes);
-        child.carried.packets = child.carried.packets.saturating_add(before.packets);
+        child.carried = child.carried.plus(*before);
         let grown = |volume: Volume, now: u64, then: u64| {
             let most = volume.rekey.max(volume.life);
             most != 0 && now.saturating_sub(then) > most / REPORTS
@@ -176,27 +139,9 @@ fn reports(limited: &mut [Limited], counts: &mut Counts) -> Vec<(u32, Carried)> 
     due
 }
 
-async fn report(shared: &Shared, carried: Vec<(u32, Carried)>) {
-    for some in carried.chunks(AT_ONCE) {
-        let command = Replicated::ReportCarried {
-            gateway: shared.gateway,
-            epoch: shared.epoch,
-            carried: some.to_vec(),
-        };
-        match shared.propose(command).await {
-            Ok(Outcome::Refused(refusal)) => {
-                tracing::debug!(event = "refused", "a report was refused: {refusal}");
-            }
-            Ok(_) => {}
-            Err(failed) => return shared.go_passive(&failed),
-        }
-    }
-}
-
 /// What is due when `carried` went over a Child SA. The random part of its margin comes from its SPI, so that it is always the same.
 fn of_volume(volume: Volume, spi_in: u32, carried: u64) -> Option<Due> {
-    let margin = u128::from(volume.rand) * u128::from(spi_in) / u128::from(u32::MAX);
-    let margin = u64::try_from(margin).unwrap_or(u64::MAX);
+    let margin = margin(volume.rand, spi_in);
     if volume.life != 0 && carried >= volume.life {
         return Some(Due::Delete);
     }
