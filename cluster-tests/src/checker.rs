@@ -25,6 +25,9 @@ enum Key {
     Ike(IpAddr, (u64, u64), bool),
 }
 
+/// The exchange that is not protected (RFC 7296 §3.1).
+const IKE_SA_INIT: u8 = 34;
+
 /// Number and total of a fragment of an IKE message.
 type Place = Option<(u16, u16)>;
 
@@ -181,9 +184,10 @@ impl Checker {
         if let Some((iv, ciphertext)) = header.sealed(message) {
             self.findings.ike_sealed += 1;
             self.iv(key, iv, ciphertext);
-        } else if !header.response || header.spis.1 == 0 {
+        } else if !header.response || header.spis.1 == 0 || header.exchange != IKE_SA_INIT {
             // An IKE_SA_INIT request comes again with a cookie or another
-            // group (RFC 7296 §2.6, §1.2), and each gets its own answer.
+            // group (RFC 7296 §2.6, §1.2), and each gets its own answer. What
+            // is not protected later is not said by the IKE SA (§2.21.4).
             return;
         }
         let known = self.messages.len();

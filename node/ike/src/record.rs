@@ -619,6 +619,18 @@ impl Task {
         }
     }
 
+    /// The IKE SA that it asks for, if it asks for one.
+    fn ike_spi(&self) -> Option<SaId> {
+        match self {
+            Self::RekeyIke(offer) => Some(offer.id),
+            Self::FollowUp(follow_up, _) => match &follow_up.goal {
+                Goal::Ike(goal) => Some(goal.id),
+                Goal::Child(_) => None,
+            },
+            _ => None,
+        }
+    }
+
     /// Whether its response may tell of a Child SA that the peer has made already.
     pub fn makes_child(&self) -> bool {
         self.child_spi().is_some()
@@ -690,6 +702,16 @@ impl Record {
         in_auth
             .into_iter()
             .chain(self.outbound.tasks().filter_map(Task::child_spi))
+    }
+
+    /// IKE SAs that may take its place, and that the peer may know already: those we have asked for, and one of the peer's that waits for the end of a collision.
+    pub fn coming(&self) -> impl Iterator<Item = SaId> {
+        let rival = match &self.phase {
+            Phase::Established(e) => e.rival.as_ref().map(|rival| rival.record.id),
+            _ => None,
+        };
+        let asked = self.outbound.tasks().filter_map(Task::ike_spi);
+        rival.into_iter().chain(asked)
     }
 
     /// Inner addresses that its peer holds from our pools.

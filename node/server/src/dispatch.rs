@@ -286,7 +286,7 @@ fn other_version(
         remote,
         &"a request of another major version",
     );
-    service.answer_stray(bytes, local, remote, transport, || false);
+    service.answer_stray(bytes, local, remote, transport);
 }
 
 /// Reserves more sequence numbers for a Child SA.

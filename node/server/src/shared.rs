@@ -116,20 +116,18 @@ impl Shared {
     }
 
     /// Tells the sender of a request that belongs to no SA (RFC 7296 §2.21.4), a few times a second. Only a process that holds the gateway's epoch
-    /// may say so, and this one has had all SAs of the gateway since it took it. `coming`, which is only asked when there would be an answer,
-    /// says whether there will be such an SA: then the sender has to ask again.
+    /// may say so, and this one has had all SAs of the gateway since it took it.
     pub(crate) fn answer_stray(
         &self,
         bytes: &[u8],
         local: SocketAddr,
         remote: SocketAddr,
         transport: Transport,
-        coming: impl FnOnce() -> bool,
     ) {
         if !self.may_send() || self.stray_answers.pass(Instant::now()).is_none() {
             return;
         }
-        if let Some(answer) = sa::answer_stray(bytes).filter(|_| !coming()) {
+        if let Some(answer) = sa::answer_stray(bytes) {
             let _ = self.send_ike(local, remote, transport, &answer);
         }
     }

@@ -4,6 +4,7 @@
 //! and further inputs wait until it is applied; other SAs of the worker go on meanwhile. Nothing here waits inline.
 
 mod commit;
+mod early;
 mod effects;
 mod init;
 mod limits;
@@ -21,6 +22,7 @@ pub(crate) use spis::worker_of;
 
 use crate::{children, clock::SystemEntropy, counters::IkeDrop, drills, shared::Shared, transport};
 use commit::Done;
+use early::Early;
 use evergate_ike::{
     record::{Phase, Record, Role, SaId, Transport},
     sa::{self, Change, Env, Failure, IkeSa, Input, Timer},
@@ -144,6 +146,7 @@ pub(crate) struct Worker {
     forgotten: Vec<SaId>,
     pending: FuturesUnordered<BoxFuture<'static, Done>>,
     spis: Spis,
+    early: Early,
     rng: SystemEntropy,
     index: usize,
 }
@@ -161,12 +164,16 @@ impl Worker {
             forgotten: Vec::new(),
             pending: FuturesUnordered::new(),
             spis,
+            early: Early::default(),
             rng: SystemEntropy,
             index,
         };
         let now = worker.shared.clock.now();
         for record in records {
             worker.install_all(&record);
+            for coming in record.coming() {
+                worker.spis.take(coming.0);
+            }
             let id = record.id;
             let sa = IkeSa::resume(record, now);
             worker.insert(id, Slot::new(sa));
@@ -321,16 +328,7 @@ impl Worker {
         (local, remote, transport): (SocketAddr, SocketAddr, Transport),
     ) {
         if !self.slots.contains_key(&sa) {
-            // The peer may know the SA of a rekey sooner than its record is committed here.
-            let coming = || self.slots.values().any(|slot| slot.is_making(sa));
-            self.shared
-                .answer_stray(&bytes, local, remote, transport, coming);
-            return self.shared.dropped(
-                IkeDrop::UnknownSpi,
-                local,
-                remote,
-                &format_args!("no IKE SA has the SPI {sa}"),
-            );
+            return self.stranger(sa, bytes, (local, remote, transport));
         }
         if let Ok(header) = Header::parse(&bytes)
             && !header.is_response
@@ -345,6 +343,34 @@ impl Worker {
                 remote,
                 transport,
             },
+        );
+    }
+
+    /// A message for an IKE SA that is not there, or not yet.
+    fn stranger(
+        &mut self,
+        sa: SaId,
+        bytes: Vec<u8>,
+        (local, remote, transport): (SocketAddr, SocketAddr, Transport),
+    ) {
+        if self.spis.is_coming(sa) {
+            let message = Queued::Datagram {
+                bytes,
+                local,
+                remote,
+                transport,
+            };
+            if self.early.put(sa, message) {
+                self.shared.drops.count(IkeDrop::SaBusy);
+            }
+            return;
+        }
+        self.shared.answer_stray(&bytes, local, remote, transport);
+        self.shared.dropped(
+            IkeDrop::UnknownSpi,
+            local,
+            remote,
+            &format_args!("no IKE SA has the SPI {sa}"),
         );
     }
 
@@ -446,6 +472,9 @@ impl Worker {
         }
         let now = self.shared.clock.now();
         self.insert(id, Slot::new(IkeSa::created(record, now)));
+        for message in self.early.take(id) {
+            self.feed(id, message);
+        }
     }
 
     fn insert(&mut self, id: SaId, mut slot: Slot) {
@@ -468,6 +497,7 @@ impl Worker {
     fn remove(&mut self, id: SaId) {
         self.timers.set(id, None);
         self.dirty.remove(&id);
+        self.spis.gone(id);
         self.shared.plane.disclaim(id.0);
         if let Some(mut slot) = self.slots.remove(&id) {
             slot.tell(None);

@@ -152,17 +152,6 @@ impl Slot {
         matches!(self.sa.record().phase, Phase::HalfOpen(_))
     }
 
-    /// Whether this SA is about to be replaced by that one: its record is being committed, or waits for the end of a collision.
-    pub(super) fn is_making(&self, sa: SaId) -> bool {
-        let committing = self.committing.iter().flat_map(|c| &c.records);
-        let rival = match &self.sa.record().phase {
-            Phase::Established(established) => established.rival.as_ref(),
-            _ => None,
-        };
-        committing.map(|record| record.id).any(|id| id == sa)
-            || rival.is_some_and(|rival| rival.record.id == sa)
-    }
-
     /// Somebody wants to know what happens; false if too many do.
     pub(super) fn watch(&mut self, watcher: Watcher) -> bool {
         self.watchers.retain(|w| !w.is_closed());

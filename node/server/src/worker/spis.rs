@@ -46,8 +46,18 @@ impl Spis {
         u64::try_from(self.shared.worker_count).expect("a number of workers fits")
     }
 
+    /// Whether there may soon be an IKE SA of this name.
+    pub(super) fn is_coming(&self, sa: SaId) -> bool {
+        self.recent.contains(&sa.0)
+    }
+
+    /// That IKE SA was there, and is no more.
+    pub(super) fn gone(&mut self, sa: SaId) {
+        self.recent.remove(&sa.0);
+    }
+
     /// Remembers an SPI as given out; false if it was given out just before.
-    fn take(&mut self, spi: u64) -> bool {
+    pub(super) fn take(&mut self, spi: u64) -> bool {
         if !self.recent.insert(spi) {
             return false;
         }

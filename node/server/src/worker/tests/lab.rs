@@ -42,10 +42,15 @@ type Check = Box<dyn Fn(&[u8]) + Send + Sync>;
 pub(super) struct Net {
     ends: Mutex<HashMap<IpAddr, mpsc::Sender<PlaneEvent>>>,
     /// Everything that was sent: from, to, what.
-    pub(super) sent: Mutex<Vec<(SocketAddr, SocketAddr, Vec<u8>)>>,
+    pub(super) sent: Mutex<Vec<Message>>,
     /// Looks at what a member sends, at the moment when it leaves.
     checks: Mutex<HashMap<IpAddr, Check>>,
+    /// Whose next message arrives after the one behind it, and that message.
+    swaps: Mutex<HashMap<IpAddr, Option<Message>>>,
 }
+
+/// From, to, what.
+type Message = (SocketAddr, SocketAddr, Vec<u8>);
 
 impl Net {
     pub(super) fn check(&self, from: &str, check: impl Fn(&[u8]) + Send + Sync + 'static) {
@@ -75,6 +80,28 @@ impl Net {
             .lock()
             .unwrap()
             .push((local, remote, message.to_vec()));
+        let mut swaps = self.swaps.lock().unwrap();
+        let first = match swaps.get_mut(&local.ip()) {
+            Some(swap @ None) => {
+                *swap = Some((local, remote, message.to_vec()));
+                return;
+            }
+            Some(_) => swaps.remove(&local.ip()).flatten(),
+            None => None,
+        };
+        self.deliver(local, remote, message);
+        if let Some((local, remote, message)) = first {
+            self.deliver(local, remote, &message);
+        }
+    }
+
+    /// The next message of this member is overtaken by the one behind it.
+    pub(super) fn swap_next(&self, from: &str) {
+        let mut swaps = self.swaps.lock().unwrap();
+        swaps.insert(from.parse().unwrap(), None);
+    }
+
+    fn deliver(&self, local: SocketAddr, remote: SocketAddr, message: &[u8]) {
         if let Some(end) = self.ends.lock().unwrap().get(&remote.ip()) {
             let _ = end.try_send(PlaneEvent::Ike {
                 local: remote,

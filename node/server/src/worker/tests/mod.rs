@@ -4,7 +4,7 @@ mod lab;
 
 use crate::admin::operations::{initiate, rekey, terminate};
 use evergate_ike::{
-    record::{Phase, Record, SaId},
+    record::{Phase, SaId},
     sa,
     wire::{ExchangeType, Header, Message, NotifyType, Payload},
 };
@@ -506,23 +506,27 @@ async fn another_version_is_answered_with_ours() {
     assert!(header.is_response && header.initiator_spi.to_be_bytes() == future[..8]);
 }
 
+/// The peer may use the IKE SA of a rekey before we have its response (RFC 7296 §2.8).
 #[tokio::test]
-async fn an_sa_that_is_being_made_is_no_stranger() {
-    use super::slot::{Committing, Slot};
-    let (_net, a, _b) = tunnel().await;
-    let old = a
-        .shared
-        .read(|state| Record::clone(state.sas().next().unwrap()));
-    let mut new = old.clone();
-    new.id = SaId(old.id.0 ^ 1);
-    let mut slot = Slot::new(sa::IkeSa::created(old.clone(), a.shared.clock.now()));
-    assert!(!slot.is_making(new.id));
-    slot.committing = Some(Box::new(Committing {
-        records: vec![Arc::new(old), Arc::new(new.clone())],
-        effects: Vec::new(),
-        exchange: None,
-    }));
-    assert!(slot.is_making(new.id));
+async fn a_request_that_overtakes_the_response_which_makes_its_sa_is_answered() {
+    let (net, a, b) = tunnel().await;
+    let (old, of_b) = (a.only().0, b.only().0);
+    net.swap_next(B);
+    let target = Some(rekey_request::Target::Ike(old.0));
+    let reauth = false;
+    let ours = rekey(a.shared.node(), RekeyRequest { target, reauth });
+    let theirs = async {
+        until("the peer has the new SA", || b.established()[0].id != of_b).await;
+        rekey_child(&b, b.only().1).await
+    };
+    let (ours, _) = tokio::join!(ours, theirs);
+    ours.unwrap();
+    until("only the new IKE SA is left", || {
+        b.established().len() == 1 && a.established().len() == 1
+    })
+    .await;
+    agree(&a, &b).await;
+    assert_eq!(a.shared.drops.nonzero().count(), 0);
 }
 
 #[tokio::test]
