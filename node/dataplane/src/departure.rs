@@ -156,7 +156,7 @@ impl<'t> Departure<'t> {
         let reason = if error.raw_os_error() == Some(libc::EMSGSIZE) {
             // A router reported a smaller MTU since we asked. The packet is encrypted in its place, so it is lost; its sender
             // learns of the limit with the next one.
-            run.child.forget_mtu();
+            self.shared.paths.forget(&run.child.path.load());
             DropReason::TooBig
         } else {
             tracing::debug!(to = %run.to.remote, %error, "cannot send ESP");

@@ -161,8 +161,8 @@ impl Inbound {
             return;
         }
         self.swept = now;
-        if self.shared.tables().is_due(now) {
-            self.shared.tables_mut().sweep(now);
+        if self.shared.tables.is_due(now) {
+            self.shared.tables.sweep(now);
         }
     }
 }
@@ -326,7 +326,7 @@ impl<'a> Turn<'a> {
         match open(shared, last, self.clock, origin, by, packet) {
             Ok((content, inner)) => {
                 if last.child.is_shown_to_be_there() {
-                    shared.tables_mut().bring_forward(spi);
+                    shared.tables.bring_forward(&last.child);
                 }
                 match content {
                     Content::Inside(packet) => delivery.put(shared, &last.child, packet, &inner),
@@ -345,7 +345,7 @@ impl<'a> Turn<'a> {
     }
 
     fn find(&self, spi: u32) -> Option<Last> {
-        let child = self.shared.tables().inbound(spi).cloned();
+        let child = self.shared.tables.inbound(spi);
         child.map(|child| Last {
             child,
             remote: None,
@@ -446,10 +446,9 @@ fn open<'p>(
 /// The peer's segments are limited by what we announce, ours by what it does: both pass here.
 fn clamp(shared: &Shared, child: &Child, clock: &Clock, packet: &mut [u8], inner: &Inner) {
     if mss::concerns(packet, inner) {
-        let way = child.way(clock.instant);
-        let limit = way
-            .mtu
-            .map_or(usize::MAX, |mtu| child.max_inner(&way.outer, mtu));
+        let path = child.path.load();
+        let mtu = shared.paths.noted(&path, clock.ms);
+        let limit = mtu.map_or(usize::MAX, |mtu| child.max_inner(&path.outer, mtu));
         mss::clamp(packet, limit.min(shared.config.tun_mtu as usize));
     }
 }
@@ -461,7 +460,7 @@ fn note_remote(
     (remote, transport): (SocketAddr, Transport),
     seq: u64,
 ) {
-    if seq < child.inbound.right_edge() || !child.saw(remote) {
+    if seq < child.inbound.right_edge() || !child.path.load().saw(remote) {
         return;
     }
     // Advisory: liveness checks and the next move come from the same address.

@@ -2,10 +2,11 @@
 
 use crate::{
     DropReason, Encapsulation, Outer, Packet, PlaneEvent, TcpEnd,
-    child::{Child, Way},
+    child::Child,
     counters::RateLimit,
     departure,
     hold::Holds,
+    path::Path,
     sockets::Role,
     tcp::Ends,
     train::{MAX_INNER, Train},
@@ -25,7 +26,6 @@ use std::{
     io, mem,
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::Instant,
 };
 
 /// Packets that are read from the device before the clock is read again and whoever wants to hold them back gets a turn. A large one counts once.
@@ -168,13 +168,13 @@ impl Outbound {
         holds: &Holds,
         held: impl FnOnce(&crate::Hold),
     ) -> Option<Exits> {
-        let child = self.shared.tables().outbound(&inner.selectors).cloned();
+        let child = self.shared.tables.outbound(&inner.selectors);
         let Some(child) = child else {
             self.no_child(&inner.selectors, count);
             return None;
         };
-        let way = child.way(self.clock.instant);
-        if let Some(hold) = holds.of(way.outer.local.ip()) {
+        let path = child.path.load();
+        if let Some(hold) = holds.of(path.outer.local.ip()) {
             held(hold);
             return None;
         }
@@ -182,14 +182,14 @@ impl Outbound {
             child.dropped_many(DropReason::NoLease, count, &self.shared.traffic);
             return None;
         }
-        let path_mtu = way
-            .mtu
-            .unwrap_or_else(|| ask_path_mtu(&self.shared, &child, &way, self.clock.instant));
-        let Some(to) = destination(&self.shared, &child, &way.outer, inner.traffic_class) else {
+        let ask = || ask_path_mtu(&self.shared, &path);
+        let path_mtu = self.shared.paths.mtu(&path, self.clock.ms, ask);
+        let Some(to) = destination(&self.shared, &child, &path.outer, inner.traffic_class) else {
             child.dropped_many(DropReason::SendFailed, count, &self.shared.traffic);
             return None;
         };
-        let limit = child.max_inner(&way.outer, path_mtu);
+        let limit = child.max_inner(&path.outer, path_mtu);
+        drop(path);
         Some(Exits { child, to, limit })
     }
 
@@ -500,13 +500,12 @@ fn destination(shared: &Shared, child: &Child, outer: &Outer, class: u8) -> Opti
 }
 
 /// Without an answer the path is taken to be as wide as the narrowest Ethernet; the next error asks again.
-fn ask_path_mtu(shared: &Shared, child: &Child, way: &Way, now: Instant) -> u32 {
-    let (from, to) = (way.outer.local.ip(), way.outer.remote.ip());
-    let mtu = shared.sockets.path_mtu(from, to).unwrap_or_else(|error| {
+fn ask_path_mtu(shared: &Shared, path: &Path) -> u32 {
+    let (from, to) = (path.outer.local.ip(), path.outer.remote.ip());
+    shared.sockets.path_mtu(from, to).unwrap_or_else(|error| {
         tracing::debug!(%to, %error, "path MTU is not known");
         1500
-    });
-    child.learn_mtu(way, mtu, now)
+    })
 }
 
 /// Whether nobody would want a tunnel for it: neighbour and group management that the kernel sends by itself.

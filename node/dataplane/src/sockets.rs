@@ -11,6 +11,7 @@
 use crate::{PlaneConfig, PlaneError, sys};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::{
+    collections::HashMap,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, BorrowedFd},
@@ -27,6 +28,8 @@ const ALWAYS_FITS: usize = 500;
 const BUFFER: usize = 4 << 20;
 /// How long a full send buffer may hold the sending thread up.
 const SEND_TIMEOUT: Duration = Duration::from_millis(100);
+/// Sockets that path MTUs are asked with: outer addresses that a member has, and more.
+const MAX_ASKERS: usize = 256;
 /// The non-ESP marker (RFC 3948 §2.2).
 const NON_ESP_MARKER: &[u8] = &[0; 4];
 
@@ -209,6 +212,8 @@ pub(crate) struct Sockets {
     ike_port: u16,
     nat_port: u16,
     mark: u32,
+    /// What the kernel is asked for path MTUs with: one socket for each of our addresses, whatever the number of peers.
+    askers: Mutex<HashMap<IpAddr, Socket>>,
 }
 
 impl Sockets {
@@ -235,6 +240,7 @@ impl Sockets {
             ike_port: config.ike_port,
             nat_port: config.nat_port,
             mark: config.mark,
+            askers: Mutex::default(),
         })
     }
 
@@ -310,12 +316,31 @@ impl Sockets {
 
     /// The MTU of the path from here to there as the kernel knows it: of the route, or less if a router said so (RFC 1191, RFC 8201).
     pub(crate) fn path_mtu(&self, from: IpAddr, to: IpAddr) -> io::Result<u32> {
+        let mut askers = self.askers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(socket) = askers.get(&from) {
+            if let Ok(mtu) = self.ask(socket, to) {
+                return Ok(mtu);
+            }
+            // The address may have been away meanwhile.
+            askers.remove(&from);
+        }
         let domain = Domain::for_address(SocketAddr::new(to, 0));
         let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
         socket.set_mark(self.mark)?;
-        if !from.is_unspecified() {
-            socket.bind(&SockAddr::from(SocketAddr::new(from, 0)))?;
+        if from.is_unspecified() {
+            // It would keep the source that the kernel chooses for this peer.
+            return self.ask(&socket, to);
         }
+        socket.bind(&SockAddr::from(SocketAddr::new(from, 0)))?;
+        let mtu = self.ask(&socket, to)?;
+        if askers.len() >= MAX_ASKERS {
+            askers.clear();
+        }
+        askers.insert(from, socket);
+        Ok(mtu)
+    }
+
+    fn ask(&self, socket: &Socket, to: IpAddr) -> io::Result<u32> {
         socket.connect(&SockAddr::from(SocketAddr::new(to, self.nat_port)))?;
         let (level, name) = if to.is_ipv4() {
             (libc::IPPROTO_IP, libc::IP_MTU)

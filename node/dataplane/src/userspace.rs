@@ -3,7 +3,6 @@
 use crate::{
     Capabilities, ChildSa, ChildStats, DataPlane, DropReason, Encryption, Hold, Outer, Packet,
     PlaneConfig, PlaneError, PlaneEvent, Protected, TcpEnd, Totals, Transport,
-    child::Tables,
     counters::{Control, Events, Traffic},
     early::Early,
     hold::{Holds, Inbox, Room},
@@ -11,8 +10,10 @@ use crate::{
     local,
     netlink::Netlink,
     outbound::Outbound,
+    path::Paths,
     protection::Protection,
     sockets::Sockets,
+    tables::Tables,
     tcp::{self, Ends, Tcp},
     tun::Tun,
 };
@@ -67,9 +68,9 @@ pub(crate) struct Shared {
     pub(crate) traffic: Arc<Traffic>,
     pub(crate) control: Control,
     pub(crate) events: Events,
-    /// Never held across a system call.
-    tables: RwLock<Tables>,
-    /// What came before its Child SA. Taken after `tables`, if both are.
+    pub(crate) tables: Tables,
+    pub(crate) paths: Paths,
+    /// What came before its Child SA.
     early: Mutex<Early>,
     /// Read for as long as a batch of packets is worked on, so that whoever has written it knows that none is under the old rule.
     holds: RwLock<Holds>,
@@ -124,7 +125,8 @@ impl Userspace {
             traffic,
             control: Control::default(),
             events: Events(sender),
-            tables: RwLock::default(),
+            tables: Tables::default(),
+            paths: Paths::default(),
             early: Mutex::default(),
             holds: RwLock::default(),
             clear: Inbox::new(Arc::clone(&room))?,
@@ -178,7 +180,7 @@ impl DataPlane for Userspace {
     }
 
     fn install(&self, child: ChildSa) -> Result<(), PlaneError> {
-        self.shared.tables_mut().install(&child, Instant::now())?;
+        self.shared.tables.install(&child, Instant::now())?;
         // What comes from now on finds it; what came before waits here.
         let waited = self.shared.early().take(child.spi_in);
         self.feed(waited.into_iter().map(Packet::Outer).collect());
@@ -193,23 +195,19 @@ impl DataPlane for Userspace {
     }
 
     fn set_outbound(&self, spi_in: u32, active: bool) -> Result<(), PlaneError> {
-        self.shared.tables_mut().set_outbound(spi_in, active)
+        self.shared.tables.set_outbound(spi_in, active)
     }
 
     fn move_child(&self, spi_in: u32, outer: Outer) -> Result<(), PlaneError> {
-        self.shared.tables().staying(spi_in)?.move_to(outer);
+        self.shared.tables.staying(spi_in)?.move_to(outer);
         Ok(())
     }
 
     fn remove(&self, spi_in: u32, grace: Duration) -> Result<(), PlaneError> {
         let now = Instant::now();
         let until = now.checked_add(grace).unwrap_or(now);
-        let removed = {
-            let mut tables = self.shared.tables_mut();
-            let removed = tables.remove(spi_in, until)?;
-            tables.sweep(now);
-            removed
-        };
+        let removed = self.shared.tables.remove(spi_in, until)?;
+        self.shared.tables.sweep(now);
         if let Some(child) = removed
             && let Some(source) = child.source_hint
         {
@@ -220,22 +218,16 @@ impl DataPlane for Userspace {
     }
 
     fn extend(&self, spi_in: u32, range: Range<u64>) -> Result<(), PlaneError> {
-        self.shared.tables().staying(spi_in)?.extend(range)
+        self.shared.tables.staying(spi_in)?.extend(range)
     }
 
     fn stats(&self, spi_in: u32) -> Option<ChildStats> {
-        let tables = self.shared.tables();
-        let child = Arc::clone(tables.inbound(spi_in)?);
-        let sending = tables.is_sending(spi_in);
-        drop(tables);
-        Some(child.stats(sending))
+        let child = self.shared.tables.inbound(spi_in)?;
+        Some(child.stats(self.shared.tables.is_sending(spi_in)))
     }
 
     fn replay_edges(&self) -> Vec<(u32, u64)> {
-        // Windows are read without the lock that packets need.
-        let children = self.shared.tables().received();
-        let edges = children.iter().map(|c| (c.spi_in, c.replay_edge()));
-        edges.collect()
+        self.shared.tables.replay_edges()
     }
 
     fn totals(&self) -> Totals {
@@ -374,14 +366,6 @@ impl Drop for Userspace {
 }
 
 impl Shared {
-    pub(crate) fn tables(&self) -> RwLockReadGuard<'_, Tables> {
-        self.tables.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn tables_mut(&self) -> RwLockWriteGuard<'_, Tables> {
-        self.tables.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub(crate) fn early(&self) -> MutexGuard<'_, Early> {
         lock(&self.early)
     }

@@ -2,10 +2,9 @@
 
 use crate::{
     ESP_HEADER_LEN, Key, ReplayWindow, Replayed, Selectors, outbound::Aad, packet::PacketSelectors,
-    protocol,
+    protocol, table::Table,
 };
 use std::{
-    collections::HashMap,
     ops::Range,
     sync::{
         Arc,
@@ -247,39 +246,51 @@ fn strip(text: &[u8]) -> Option<(usize, u8)> {
     regular.then_some((payload_len, next_header))
 }
 
-/// Inbound SAs by SPI. `S` is what the data plane keeps for one.
-#[derive(Clone, Debug)]
+/// Inbound SAs by SPI. `S` is what the data plane keeps for one. Looking one up takes no lock.
 pub struct Sad<S = InboundSa> {
-    by_spi: HashMap<u32, Arc<S>>,
+    by_spi: Table<(u32, Arc<S>)>,
 }
 
 impl<S> Default for Sad<S> {
     fn default() -> Self {
         Self {
-            by_spi: HashMap::new(),
+            by_spi: Table::default(),
         }
     }
 }
 
+/// SPIs are chosen here: nobody else has a say in what meets in one place. All their bits count.
+fn hash(spi: u32) -> u32 {
+    spi.wrapping_mul(0x9e37_79b1).rotate_left(16)
+}
+
 impl<S> Sad<S> {
     /// Adds an SA; yields the one that had this SPI before.
-    pub fn insert(&mut self, spi: u32, sa: Arc<S>) -> Option<Arc<S>> {
-        self.by_spi.insert(spi, sa)
+    pub fn insert(&self, spi: u32, sa: Arc<S>) -> Option<Arc<S>> {
+        let is = |(other, _): &(u32, Arc<S>)| *other == spi;
+        let item = (spi, sa);
+        let before = self.by_spi.replace(hash(spi), item.clone(), is);
+        if before.is_none() {
+            self.by_spi.insert_before(hash(spi), item, |_| true);
+        }
+        before.map(|(_, sa)| sa)
     }
 
     /// The SA with this SPI.
-    pub fn get(&self, spi: u32) -> Option<&Arc<S>> {
-        self.by_spi.get(&spi)
+    pub fn get(&self, spi: u32) -> Option<Arc<S>> {
+        let is = |(other, sa): &(u32, Arc<S>)| (*other == spi).then(|| Arc::clone(sa));
+        self.by_spi.find(hash(spi), is)
     }
 
     /// Removes the SA with this SPI.
-    pub fn remove(&mut self, spi: u32) -> Option<Arc<S>> {
-        self.by_spi.remove(&spi)
+    pub fn remove(&self, spi: u32) -> Option<Arc<S>> {
+        let removed = self.by_spi.remove(hash(spi), |(other, _)| *other == spi);
+        removed.map(|(_, sa)| sa)
     }
 
-    /// All SAs, in no particular order.
-    pub fn iter(&self) -> impl Iterator<Item = (u32, &Arc<S>)> {
-        self.by_spi.iter().map(|(&spi, sa)| (spi, sa))
+    /// Shows all SAs, in no particular order.
+    pub fn for_each(&self, mut look: impl FnMut(u32, &Arc<S>)) {
+        self.by_spi.for_each(|(spi, sa)| look(*spi, sa));
     }
 
     /// How many SAs there are.
@@ -289,6 +300,6 @@ impl<S> Sad<S> {
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.by_spi.is_empty()
+        self.len() == 0
     }
 }

@@ -1,6 +1,6 @@
 //! ESP (RFC 4303) in tunnel and transport mode, without I/O, clock or randomness of its own.
 //!
-//! Outbound: [`packet::parse`] → [`Spd::lookup`] → [`OutboundSa::next_seq`] → [`OutboundSa::seal`].
+//! Outbound: [`packet::parse`] → [`Policies::lookup`] → [`OutboundSa::next_seq`] → [`OutboundSa::seal`].
 //! Inbound: [`spi_of`] → [`Sad::get`] → [`InboundSa::open`] → [`tunnel::decapsulate`] → [`InboundSa::admits`].
 //! In transport mode [`transport::covered`] says what to seal, and [`transport::restore`] takes the place of decapsulation.
 //!
@@ -21,6 +21,7 @@ pub mod segment;
 mod selector;
 mod sequence;
 mod spd;
+mod table;
 pub mod transport;
 pub mod tunnel;
 pub mod udp;

@@ -1,8 +1,11 @@
 //! The outbound policy database (RFC 4301 §4.4.1): from an inner packet to the SA that protects it.
 
-use crate::{OutboundSa, Selector, Selectors, packet::PacketSelectors};
+use crate::{OutboundSa, Selector, Selectors, packet::PacketSelectors, table::Table};
+use arc_swap::ArcSwap;
 use std::{
     collections::{BTreeMap, HashMap, btree_map},
+    fmt,
+    hash::{BuildHasher, RandomState},
     net::IpAddr,
     sync::Arc,
 };
@@ -115,22 +118,49 @@ impl<S> Entry<S> {
     }
 }
 
-/// Policies by selectors.
+/// Policies by selectors: the side of whoever changes them.
 ///
 /// They are found by the narrowest prefixes that contain a range of remote and one of local addresses: a look-up takes one step for each
 /// pair of lengths of such prefixes that there is, however many policies there are.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Spd<S = OutboundSa> {
     entries: HashMap<PolicyId, Entry<S>>,
-    /// What goes first comes last: of equal selectors the newest policy goes first, and joins the list most cheaply.
-    rules: HashMap<Pair, Vec<Rule>>,
-    /// Which lengths of prefixes there are together, and how many of each.
+    rules: Arc<Policies<S>>,
+    /// Which lengths of prefixes there are together, and how many rules of each.
     v4: Lengths,
     v6: Lengths,
 }
 
-/// How many pairs of prefixes there are of each pair of lengths, remote and local; only of those that there are.
+/// How many rules there are of each pair of lengths, remote and local; only of those that there are.
 type Lengths = BTreeMap<(u32, u32), usize>;
+
+/// Policies by selectors: the side of those who look them up. They take no lock, and see each change whole as far as one pair of selectors
+/// goes.
+pub struct Policies<S = OutboundSa> {
+    /// By prefixes; what goes first comes first, so that of equal selectors the newest policy joins most cheaply.
+    rules: Table<Rule<S>>,
+    lengths: ArcSwap<KnownLengths>,
+    /// Peers have a say in selectors, and must not choose what meets in one place.
+    hasher: RandomState,
+}
+
+/// Pairs of lengths of prefixes, remote and local.
+#[derive(Debug, Default)]
+struct KnownLengths {
+    v4: Vec<(u32, u32)>,
+    v6: Vec<(u32, u32)>,
+}
+
+/// The policy that a packet falls under.
+#[derive(Clone, Debug)]
+pub struct Found<S = OutboundSa> {
+    /// Its name.
+    pub id: PolicyId,
+    /// What happens to its packets.
+    pub action: Action,
+    /// The SA to send with, see [`Entry::active`].
+    pub sa: Option<Arc<S>>,
+}
 
 /// An address without the bits behind the first `len`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -190,13 +220,24 @@ fn pairs(selectors: &Selectors) -> impl Iterator<Item = (Selector, Selector)> {
     all.flat_map(|remote| selectors.local.iter().map(|local| (*remote, *local)))
 }
 
-/// One pair of selectors of a policy.
-#[derive(Clone, Debug)]
-struct Rule {
+/// One pair of selectors of a policy, with all that a packet needs to know of that.
+#[derive(Debug)]
+struct Rule<S> {
+    remote: Selector,
+    local: Selector,
+    action: Action,
     priority: u32,
     id: PolicyId,
-    local: Selector,
-    remote: Selector,
+    sa: Option<Arc<S>>,
+}
+
+impl<S> Clone for Rule<S> {
+    fn clone(&self) -> Self {
+        Self {
+            sa: self.sa.clone(),
+            ..*self
+        }
+    }
 }
 
 /// What goes first when several rules match: priority, then the narrower selectors, then the id, so that the
@@ -211,14 +252,20 @@ struct Rank {
     id: PolicyId,
 }
 
-impl Rule {
-    fn new<S>(entry: &Entry<S>, local: Selector, remote: Selector) -> Self {
+impl<S> Rule<S> {
+    fn new(entry: &Entry<S>, local: Selector, remote: Selector) -> Self {
         Self {
+            remote,
+            local,
+            action: entry.action,
             priority: entry.priority,
             id: entry.id,
-            local,
-            remote,
+            sa: entry.active().cloned(),
         }
+    }
+
+    fn is(&self, id: PolicyId, local: &Selector, remote: &Selector) -> bool {
+        self.id == id && self.local == *local && self.remote == *remote
     }
 
     /// Made when it is needed: there is a rule for each Child SA, and this is as big as all of it.
@@ -234,6 +281,14 @@ impl Rule {
         }
     }
 
+    fn found(&self) -> Found<S> {
+        Found {
+            id: self.id,
+            action: self.action,
+            sa: self.sa.clone(),
+        }
+    }
+
     fn matches(&self, packet: &PacketSelectors) -> bool {
         let (source_port, destination_port) = packet.ports.unzip();
         self.local
@@ -244,11 +299,72 @@ impl Rule {
     }
 }
 
+impl<S> Default for Policies<S> {
+    fn default() -> Self {
+        Self {
+            rules: Table::default(),
+            lengths: ArcSwap::default(),
+            hasher: RandomState::new(),
+        }
+    }
+}
+
+impl<S> Policies<S> {
+    /// The policy for a packet that we would send.
+    pub fn lookup(&self, packet: &PacketSelectors) -> Option<Found<S>> {
+        let lengths = self.lengths.load();
+        let lengths = match packet.destination {
+            IpAddr::V4(_) => &lengths.v4,
+            IpAddr::V6(_) => &lengths.v6,
+        };
+        let mut best: Option<(Rank, Found<S>)> = None;
+        for &(remote, local) in lengths {
+            let pair = Pair {
+                remote: Prefix::new(packet.destination, remote),
+                local: Prefix::new(packet.source, local),
+            };
+            let found = self.rules.find(self.hash(&pair), |rule| {
+                let goes_first = rule.matches(packet).then(|| rule.rank())?;
+                Some((goes_first, rule.found()))
+            });
+            match (&best, found) {
+                (Some((rank, _)), Some(found)) if found.0 >= *rank => {}
+                (_, found @ Some(_)) => best = found,
+                _ => {}
+            }
+        }
+        best.map(|(_, found)| found)
+    }
+
+    fn hash(&self, pair: &Pair) -> u32 {
+        let Pair { remote, local } = pair;
+        let lens = remote.len << 16 | local.len;
+        let hash = match (remote.address, local.address) {
+            (IpAddr::V4(r), IpAddr::V4(l)) => {
+                self.hasher.hash_one((lens, u32::from(r), u32::from(l)))
+            }
+            (r, l) => self.hasher.hash_one((lens, number(r), number(l))),
+        };
+        (hash >> 32) as u32
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.rules.len() == 0
+    }
+}
+
+impl<S> fmt::Debug for Policies<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Policies").finish_non_exhaustive()
+    }
+}
+
 impl<S> Default for Spd<S> {
     fn default() -> Self {
         Self {
             entries: HashMap::new(),
-            rules: HashMap::new(),
+            rules: Arc::default(),
             v4: Lengths::new(),
             v6: Lengths::new(),
         }
@@ -256,23 +372,32 @@ impl<S> Default for Spd<S> {
 }
 
 impl<S> Spd<S> {
-    /// Adds a policy; yields the one that had this id before. The work is proportional to the product of the
-    /// numbers of selectors on both sides.
+    /// Where packets are looked up.
+    pub fn policies(&self) -> &Arc<Policies<S>> {
+        &self.rules
+    }
+
+    /// Adds a policy; yields the one that had this id before, which goes first: packets may find neither for a moment. The work is
+    /// proportional to the product of the numbers of selectors on both sides.
     pub fn insert(&mut self, entry: Entry<S>) -> Option<Entry<S>> {
         let before = self.remove(entry.id);
         for (remote, local) in pairs(&entry.selectors) {
             let Some(pair) = Pair::covering(&remote, &local) else {
                 continue;
             };
-            if !self.rules.contains_key(&pair) {
-                *self.lengths(&pair).entry(pair.lens()).or_default() += 1;
+            let (rules, hash) = (&self.rules.rules, self.rules.hash(&pair));
+            let is_there = |r: &Rule<S>| r.is(entry.id, &local, &remote).then_some(());
+            if rules.find(hash, is_there).is_some() {
+                continue;
             }
-            let rules = self.rules.entry(pair).or_default();
-            // Most pairs have the rule of one policy, for long.
-            rules.reserve_exact(usize::from(rules.is_empty()));
             let rule = Rule::new(&entry, local, remote);
-            let at = rules.partition_point(|other| other.rank() > rule.rank());
-            rules.insert(at, rule);
+            let rank = rule.rank();
+            rules.insert_before(hash, rule, |other| other.rank() > rank);
+            let lengths = self.lengths(&pair);
+            *lengths.entry(pair.lens()).or_default() += 1;
+            if lengths[&pair.lens()] == 1 {
+                self.tell_lengths();
+            }
         }
         self.entries.insert(entry.id, entry);
         before
@@ -285,22 +410,28 @@ impl<S> Spd<S> {
             let Some(pair) = Pair::covering(&remote, &local) else {
                 continue;
             };
-            let Some(rules) = self.rules.get_mut(&pair) else {
-                continue;
-            };
-            rules.retain(|rule| rule.id != id);
-            if !rules.is_empty() {
-                continue;
-            }
-            self.rules.remove(&pair);
-            if let btree_map::Entry::Occupied(mut count) = self.lengths(&pair).entry(pair.lens()) {
+            let (rules, hash) = (&self.rules.rules, self.rules.hash(&pair));
+            let removed = rules.remove(hash, |rule| rule.is(id, &local, &remote));
+            let lengths = self.lengths(&pair);
+            if removed.is_some()
+                && let btree_map::Entry::Occupied(mut count) = lengths.entry(pair.lens())
+            {
                 *count.get_mut() -= 1;
                 if *count.get() == 0 {
                     count.remove();
+                    self.tell_lengths();
                 }
             }
         }
         Some(entry)
+    }
+
+    fn tell_lengths(&self) {
+        let all = |lengths: &Lengths| lengths.keys().copied().collect();
+        self.rules.lengths.store(Arc::new(KnownLengths {
+            v4: all(&self.v4),
+            v6: all(&self.v6),
+        }));
     }
 
     fn lengths(&mut self, pair: &Pair) -> &mut Lengths {
@@ -315,65 +446,65 @@ impl<S> Spd<S> {
         self.entries.get(&id)
     }
 
+    /// Changes the SAs of a policy, and lets packets know; `false` if there is no such policy, or if `change` says so.
+    fn change(&mut self, id: PolicyId, change: impl FnOnce(&mut Entry<S>) -> bool) -> bool {
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return false;
+        };
+        let before = entry.active().cloned();
+        let changed = change(entry);
+        if before.as_ref().map(Arc::as_ptr) != entry.active().map(Arc::as_ptr) {
+            for (remote, local) in pairs(&entry.selectors) {
+                if let Some(pair) = Pair::covering(&remote, &local) {
+                    let rule = Rule::new(entry, local, remote);
+                    let is = |other: &Rule<S>| other.is(id, &local, &remote);
+                    self.rules.rules.replace(self.rules.hash(&pair), rule, is);
+                }
+            }
+        }
+        changed
+    }
+
     /// Adds an SA to a policy, newer than all that it has; `false` if there is no such policy. During a rekey the
     /// responder adds it inactive until the initiator is known to have it (RFC 7296 §2.8).
     pub fn add_sa(&mut self, id: PolicyId, sa: Arc<S>, active: bool) -> bool {
-        self.entries
-            .get_mut(&id)
-            .map(|entry| entry.add(sa, active))
-            .is_some()
+        self.change(id, |entry| {
+            entry.add(sa, active);
+            true
+        })
     }
 
     /// Adds an active SA to a policy as its oldest; `false` if there is no such policy.
     pub fn add_behind(&mut self, id: PolicyId, sa: Arc<S>) -> bool {
-        let entry = self.entries.get_mut(&id);
-        entry.map(|entry| entry.add_behind(sa)).is_some()
+        self.change(id, |entry| {
+            entry.add_behind(sa);
+            true
+        })
     }
 
     /// The policy that goes first of those with just these selectors.
     pub fn same(&self, selectors: &Selectors) -> Option<PolicyId> {
         let pair = pairs(selectors).find_map(|(remote, local)| Pair::covering(&remote, &local))?;
-        let rules = self.rules.get(&pair)?;
-        let ids = rules.iter().rev().map(|rule| rule.id);
-        ids.into_iter().find(|id| {
-            self.entries
-                .get(id)
-                .is_some_and(|e| *e.selectors == *selectors)
+        self.rules.rules.find(self.rules.hash(&pair), |rule| {
+            let entry = self.entries.get(&rule.id)?;
+            (*entry.selectors == *selectors).then_some(rule.id)
         })
     }
 
     /// Makes an SA of a policy eligible for sending, or no longer so; `false` if it is not there.
     pub fn set_active(&mut self, id: PolicyId, sa: &Arc<S>, active: bool) -> bool {
-        self.entries
-            .get_mut(&id)
-            .is_some_and(|entry| entry.set_active(sa, active))
+        self.change(id, |entry| entry.set_active(sa, active))
     }
 
     /// Removes an SA of a policy; `false` if it is not there. The policy stays: its packets are dropped, not sent
     /// in the clear.
     pub fn remove_sa(&mut self, id: PolicyId, sa: &Arc<S>) -> bool {
-        self.entries
-            .get_mut(&id)
-            .is_some_and(|entry| entry.remove(sa))
+        self.change(id, |entry| entry.remove(sa))
     }
 
     /// The policy for a packet that we would send.
-    pub fn lookup(&self, packet: &PacketSelectors) -> Option<&Entry<S>> {
-        let lengths = match packet.destination {
-            IpAddr::V4(_) => &self.v4,
-            IpAddr::V6(_) => &self.v6,
-        };
-        let around = lengths.keys().filter_map(|&(remote, local)| {
-            self.rules.get(&Pair {
-                remote: Prefix::new(packet.destination, remote),
-                local: Prefix::new(packet.source, local),
-            })
-        });
-        let best = around
-            .filter_map(|rules| rules.iter().rev().find(|rule| rule.matches(packet)))
-            .map(Rule::rank)
-            .min()?;
-        self.entries.get(&best.id)
+    pub fn lookup(&self, packet: &PacketSelectors) -> Option<Found<S>> {
+        self.rules.lookup(packet)
     }
 
     /// All policies, in no particular order.
