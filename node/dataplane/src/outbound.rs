@@ -372,7 +372,7 @@ impl Outbound {
 
     /// There is no number for so many packets: they are lost, unless the Child SA was replaced since they were given to it.
     fn no_number(&self, child: &Arc<Child>, packet: &PacketSelectors, count: usize) -> Attempt {
-        let sends_now = self.shared.tables().outbound(packet).cloned();
+        let sends_now = self.shared.tables.outbound(packet);
         if sends_now.is_some_and(|other| !Arc::ptr_eq(&other, child)) {
             return Attempt::Overtaken;
         }

@@ -121,8 +121,9 @@ impl Tables {
         let mut changing = self.changing();
         let child = self.sad.get(spi_in);
         let child = child.ok_or(PlaneError::NoSuchChild(spi_in))?;
-        child.outbound.revoke();
         changing.deactivate(&child);
+        // In this order: whoever has looked it up and finds no number left looks again, and does not find it.
+        child.outbound.revoke();
         let first = changing.leaves(spi_in, until);
         Ok(first.then_some(child))
     }
