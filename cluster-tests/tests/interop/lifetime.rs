@@ -22,6 +22,20 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         )
         .rekeys_every(5, 3)
         .look(several_rekeys),
+        Scenario::new(
+            "reauthentication",
+            "The initiator authenticates again every 4 s under traffic, because strongSwan is configured so, and the member is told by it (RFC 4478)",
+        )
+        .with(|s| (s.peer.reauth, s.gateway.reauth) = (4, 34))
+        .authenticates_again()
+        .look(several_authentications),
+        Scenario::new(
+            "reauthentication_by_volume",
+            "The member authenticates again after 300 packets under traffic, or has strongSwan do it (RFC 4478)",
+        )
+        .with(|s| s.gateway.together_packets = (0, 300))
+        .authenticates_again()
+        .look(several_authentications),
         Scenario::new("dpd_of_the_member", "Liveness checks of the member")
             .with(|s| s.gateway.dpd = 1)
             .look(|duo, _| asks(duo, &duo.connection.remote)),
@@ -43,6 +57,17 @@ fn several_rekeys(duo: &Duo, _: By) -> Result<()> {
                 && now != Spis::default())
         })?;
     }
+    flow.stop().is_lossless()
+}
+
+/// Traffic goes on without loss until there were several new IKE SAs.
+fn several_authentications(duo: &Duo, _: By) -> Result<()> {
+    let flow = duo.traffic(V4, 4)?;
+    let mut seen = duo.spis()?.ike;
+    until(secs(60), "new IKE SAs", || {
+        seen.extend(duo.spis()?.ike);
+        Ok(seen.len() > 3)
+    })?;
     flow.stop().is_lossless()
 }
 

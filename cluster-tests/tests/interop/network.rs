@@ -3,7 +3,7 @@
 use crate::scenario::{By, Scenario};
 use anyhow::ensure;
 use evergate_cluster_tests::capture::{Capture, packets};
-use evergate_cluster_tests::connection::Auth;
+use evergate_cluster_tests::connection::{Auth, Connection};
 use evergate_cluster_tests::duo::{Duo, Setup};
 use evergate_cluster_tests::flow::Flow;
 use evergate_cluster_tests::lab::Family::V4;
@@ -13,7 +13,7 @@ use evergate_cluster_tests::packet::{Body, Packet};
 use evergate_cluster_tests::pki::{Key, Pki};
 use evergate_cluster_tests::sa::Spis;
 use evergate_cluster_tests::wire::drop_ip_fragments;
-use evergate_cluster_tests::{Result, secs, until};
+use evergate_cluster_tests::{Result, millis, secs, until};
 use std::net::IpAddr;
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
@@ -42,6 +42,27 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         .with(|s| s.mtu = 1280)
         .start(with_long_chains)
         .look(fragments),
+        Scenario::new(
+            "transport_mode",
+            "Transport mode between the two ends themselves",
+        )
+        .not_here(
+            "strongSwan's ESP in user space has tunnels only. With that of the kernel this is played in `cluster-tests/guest`, with either side as initiator: \
+             `cluster-tests/run transport::`.",
+        ),
+        Scenario::new(
+            "transport_mode_declined",
+            "The member wants transport mode between the two ends themselves, and strongSwan's ESP has tunnels only: a tunnel",
+        )
+        .both(Connection::host_to_host)
+        .with(|s| {
+            s.peer.mode = "tunnel";
+            // What is outside has to be told from what is inside.
+            let mark = "plugins { socket-default { fwmark = 0x42 } kernel-netlink { fwmark = !0x42 } }";
+            s.charon = vec![mark.into()];
+        })
+        .traffic(between_the_ends)
+        .look(is_tunnel),
         behind("nat", "A NAT in front of the peer that changes ports"),
         reboots("nat_reboots", "A NAT that reboots, twice, under traffic, with MOBIKE", true),
         reboots("nat_reboots_without_mobike", "The same without MOBIKE", false),
@@ -64,6 +85,21 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         .opaque()
             .not_by(By::Peer, initiator_moves),
     ]
+}
+
+/// Datagrams both ways between the outer addresses: none is lost.
+fn between_the_ends(duo: &Duo) -> Result<()> {
+    let (peer, gateway) = (V4.outer(1), V4.outer(2));
+    let (from, to) = (("peer1", peer.as_str()), ("gw", gateway.as_str()));
+    let flow = Flow::start(&duo.lab, from, to, millis(5), 200)?;
+    flow.runs(50, secs(10))?;
+    flow.stop().is_lossless()
+}
+
+fn is_tunnel(duo: &Duo, _: By) -> Result<()> {
+    let sas = duo.member.ctl(&["sas", "--json"])?;
+    ensure!(sas.contains("\"mode\": \"tunnel\""), "{sas}");
+    Ok(())
 }
 
 fn behind_nat(setup: &Setup) -> Result<Duo> {

@@ -17,12 +17,12 @@ pub(crate) fn play(scenario: &Scenario, case: Case) -> Result<()> {
         initiate_child(&duo, case.by, child)?;
     }
     duo.agree(children)?;
-    traffic(&duo)?;
+    (scenario.traffic)(&duo)?;
     (scenario.look)(&duo, case.by)?;
     if !scenario.by_timers {
         let before = duo.agree(children)?;
         rekey(&duo, children, case.by, &before)?;
-        traffic(&duo)?;
+        (scenario.traffic)(&duo)?;
     }
     end(&duo, case.by)?;
     dissected(&duo, true)?;
@@ -75,7 +75,7 @@ fn other_than(duo: &Duo, children: usize, others: impl Fn(&Spis) -> bool) -> Res
 }
 
 /// Datagrams both ways in both inner families: none is lost.
-pub(crate) fn traffic(duo: &Duo) -> Result<()> {
+pub(crate) fn between_networks(duo: &Duo) -> Result<()> {
     let flows = [duo.traffic(V4, 5)?, duo.traffic(V6, 5)?];
     for flow in &flows {
         flow.runs(20, secs(10))?;

@@ -1,6 +1,7 @@
 //! What is played: two configurations, and what differs from the usual course.
 
 use crate::page::Line;
+use crate::play::between_networks;
 use evergate_cluster_tests::Result;
 use evergate_cluster_tests::connection::Connection;
 use evergate_cluster_tests::duo::{C1, Duo, Setup};
@@ -89,6 +90,8 @@ pub(crate) struct Scenario {
     /// Timers rekey, so that nobody else does.
     pub(crate) by_timers: bool,
     setup: Setup,
+    /// Carries datagrams both ways: none is lost.
+    pub(crate) traffic: fn(&Duo) -> Result<()>,
     /// Makes hosts and starts both sides.
     pub(crate) start: fn(&Setup) -> Result<Duo>,
     /// What is looked at while the tunnel is up.
@@ -106,6 +109,7 @@ impl Scenario {
             decrypted: true,
             by_timers: false,
             setup: Setup::new(V4),
+            traffic: between_networks,
             start: Duo::start,
             look: |_, _| Ok(()),
         }
@@ -158,6 +162,24 @@ impl Scenario {
     pub(crate) fn rekeys_every(mut self, ike: u32, child: u32) -> Self {
         self.by_timers = true;
         self.both(|c| (c.rekey, c.child_rekey) = (ike, child))
+    }
+
+    /// Both sides authenticate again by themselves, make before break: nobody rekeys.
+    pub(crate) fn authenticates_again(mut self) -> Self {
+        self.by_timers = true;
+        self.with(|s| s.peer.make_before_break = true)
+    }
+
+    /// Has traffic of another kind than between the protected networks.
+    pub(crate) fn traffic(mut self, traffic: fn(&Duo) -> Result<()>) -> Self {
+        self.traffic = traffic;
+        self
+    }
+
+    /// Is not played here at all.
+    pub(crate) fn not_here(mut self, why: &'static str) -> Self {
+        self.without = Case::ALL.map(|case| (case, why)).into();
+        self
     }
 
     /// The columns that are played.

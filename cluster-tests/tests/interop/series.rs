@@ -99,9 +99,9 @@ fn one(
     }])?;
     play::initiate(duo, case.by)?;
     let first = duo.agree(1)?;
-    play::traffic(duo)?;
+    play::between_networks(duo)?;
     play::rekey(duo, 1, case.by, &first)?;
-    play::traffic(duo)?;
+    play::between_networks(duo)?;
     play::end(duo, case.by)?;
     play::dissected(duo, keys)
 }
