@@ -456,6 +456,23 @@ impl Drops {
         self.0.iter().sum()
     }
 
+    /// These, for these reasons.
+    pub(crate) fn of(counts: &[(DropReason, u64)]) -> Self {
+        let mut drops = Self::default();
+        for (reason, count) in counts {
+            drops.0[*reason as usize] += count;
+        }
+        drops
+    }
+
+    /// With others.
+    pub(crate) fn plus(mut self, others: [u64; DropReason::ALL.len()]) -> Self {
+        for (count, other) in self.0.iter_mut().zip(others) {
+            *count += other;
+        }
+        self
+    }
+
     pub(crate) fn from_counts(counts: [u64; DropReason::ALL.len()]) -> Self {
         Self(counts)
     }
@@ -540,6 +557,9 @@ pub enum PlaneError {
     /// The range of sequence numbers is impossible.
     #[error("range {}..{} of sequence numbers cannot be used", .0.start, .0.end)]
     Reservation(Range<u64>),
+    /// This plane cannot do it.
+    #[error("{0}")]
+    Unsupported(&'static str),
     /// A bound is reached.
     #[error("limit reached: {0}")]
     Limit(&'static str),

@@ -1,8 +1,9 @@
 //! Counters, and the queue of events.
 
-use crate::{DropReason, Drops, PlaneEvent};
+use crate::{DropReason, Drops, PlaneEvent, Transport};
 use std::{
     hash::{BuildHasher, Hash, RandomState},
+    net::SocketAddr,
     sync::{
         OnceLock,
         atomic::{AtomicU64, Ordering},
@@ -75,6 +76,33 @@ pub(crate) struct Control {
     pub(crate) ike_out: Counter,
     pub(crate) keepalives_in: Counter,
     pub(crate) keepalives_out: Counter,
+}
+
+/// The IKE header (RFC 7296 §3.1): nothing shorter is IKE.
+const IKE_HEADER_LEN: usize = 28;
+
+/// Hands an IKE message on, and counts it; else it is dropped and counted.
+pub(crate) fn hand_on_ike(
+    events: &Events,
+    control: &Control,
+    traffic: &Traffic,
+    (local, remote, transport): (SocketAddr, SocketAddr, Transport),
+    message: &[u8],
+) {
+    if message.len() < IKE_HEADER_LEN {
+        return traffic.dropped(DropReason::IkeMalformed);
+    }
+    let event = PlaneEvent::Ike {
+        local,
+        remote,
+        transport,
+        bytes: message.to_vec(),
+    };
+    if events.tell(event) {
+        control.ike_in.add(1);
+    } else {
+        traffic.dropped(DropReason::IkeQueueFull);
+    }
 }
 
 /// The sending end of the queue of events.

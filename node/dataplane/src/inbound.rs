@@ -3,7 +3,7 @@
 use crate::{
     Datagram, DatagramKind, DropReason, Packet, PlaneEvent, Transport,
     child::Child,
-    counters::RateLimit,
+    counters::{RateLimit, hand_on_ike},
     delivery::{Delivery, deliver},
     hold::Holds,
     sockets::{OuterSocket, Role},
@@ -24,8 +24,6 @@ use std::{
 
 /// How often SAs are looked through whose grace may be over.
 const SWEEP: Duration = Duration::from_millis(100);
-/// The IKE header (RFC 7296 §3.1): nothing shorter is IKE.
-const IKE_HEADER_LEN: usize = 28;
 
 /// The thread that reads the outer sockets.
 pub(crate) struct Inbound {
@@ -191,20 +189,14 @@ fn ipv4_header_len(datagram: &[u8]) -> usize {
 }
 
 fn ike(shared: &Shared, origin: &Origin, transport: Transport, message: &[u8]) {
-    if message.len() < IKE_HEADER_LEN {
-        return shared.traffic.dropped(DropReason::IkeMalformed);
-    }
-    let event = PlaneEvent::Ike {
-        local: origin.local,
-        remote: origin.remote,
-        transport,
-        bytes: message.to_vec(),
-    };
-    if shared.events.tell(event) {
-        shared.control.ike_in.add(1);
-    } else {
-        shared.traffic.dropped(DropReason::IkeQueueFull);
-    }
+    let way = (origin.local, origin.remote, transport);
+    hand_on_ike(
+        &shared.events,
+        &shared.control,
+        &shared.traffic,
+        way,
+        message,
+    );
 }
 
 impl<'a> Turn<'a> {

@@ -1,6 +1,6 @@
 //! The data plane's contract, and its implementations.
 //!
-//! [`DataPlane`] is the contract; [`Userspace`] carries packets between a TUN device and sockets. In front of both stands the
+//! [`DataPlane`] is the contract; [`Userspace`] carries packets between a TUN device and sockets, [`Xfrm`] has the kernel carry them. In front of both stands the
 //! [`DeadMan`] switch, and [`Addresses`] moves the addresses of virtual gateways.
 
 mod addresses;
@@ -25,6 +25,7 @@ mod reserve;
 mod routes;
 mod rtnl;
 mod sockets;
+mod stop;
 mod sys;
 mod tables;
 mod tcp;
@@ -33,6 +34,7 @@ mod tun;
 mod userspace;
 mod virtio;
 mod watch;
+mod xfrm;
 
 pub use addresses::{ANNOUNCEMENTS, Addresses, AddressesConfig, Announcer, Changed, Side, Taken};
 pub use config::PlaneConfig;
@@ -47,3 +49,4 @@ pub use hold::{Datagram, DatagramKind, Hold, Packet};
 pub use local::{host_addresses, local_address_within};
 pub use userspace::Userspace;
 pub use watch::NetworkWatch;
+pub use xfrm::Xfrm;

@@ -10,7 +10,10 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage},
-    link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage},
+    link::{
+        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoXfrm, LinkAttribute,
+        LinkFlags, LinkInfo, LinkMessage,
+    },
     route::{
         RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
         RouteType,
@@ -18,6 +21,19 @@ use netlink_packet_route::{
     rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
 };
 use std::{io, net::IpAddr};
+
+/// What a device has carried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Carried {
+    /// Packets that came out of it.
+    pub(crate) packets_in: u64,
+    /// Their bytes.
+    pub(crate) bytes_in: u64,
+    /// Packets that went into it.
+    pub(crate) packets_out: u64,
+    /// Their bytes.
+    pub(crate) bytes_out: u64,
+}
 
 /// A socket to the kernel, and what the plane's own objects look like.
 pub(crate) struct Netlink {
@@ -39,6 +55,94 @@ impl Netlink {
             mark: config.mark,
             protocol: config.route_protocol.into(),
         })
+    }
+
+    /// Makes an XFRM interface, or takes one over that a former process left: what is routed into it is for the kernel's policies with the same
+    /// `if_id`, and for no others.
+    ///
+    /// No packet comes to it that is more than one segment: the device behind it counts each as one packet, so packets and sequence numbers are
+    /// the same number.
+    pub(crate) fn make_xfrm_interface(&mut self, name: &str, if_id: u32) -> Result<(), PlaneError> {
+        let mut link = LinkMessage::default();
+        link.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Xfrm),
+                LinkInfo::Data(InfoData::Xfrm(vec![InfoXfrm::IfId(if_id)])),
+            ]),
+        ];
+        let made = self.rtnl.ask(
+            RouteNetlinkMessage::NewLink(link),
+            NLM_F_CREATE | NLM_F_EXCL,
+        );
+        let what = format!("make XFRM interface {name}");
+        match made {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                self.ensure_xfrm_interface(name, if_id)?;
+            }
+            other => other.map_err(|e| refused(&what, e))?,
+        }
+        let mut limit = LinkMessage::default();
+        limit.header.index = nix::net::if_::if_nametoindex(name)
+            .map_err(|e| refused(&format!("find device {name}"), e.into()))?;
+        limit.attributes = vec![LinkAttribute::GsoMaxSegs(1)];
+        self.rtnl
+            .ask(RouteNetlinkMessage::SetLink(limit), 0)
+            .map_err(|e| refused(&format!("limit {name} to single segments"), e))
+    }
+
+    /// That a device which is there is the one that we would make.
+    fn ensure_xfrm_interface(&mut self, name: &str, if_id: u32) -> Result<(), PlaneError> {
+        let mut question = LinkMessage::default();
+        question.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+        let there = self.rtnl.get(RouteNetlinkMessage::GetLink(question));
+        let there = there.map_err(|e| refused(&format!("look at device {name}"), e))?;
+        let attributes = match there {
+            Some(RouteNetlinkMessage::NewLink(link)) => link.attributes,
+            _ => Vec::new(),
+        };
+        let ours = |info: &LinkInfo| matches!(info, LinkInfo::Data(InfoData::Xfrm(data)) if data.contains(&InfoXfrm::IfId(if_id)));
+        let is_ours = attributes
+            .iter()
+            .any(|a| matches!(a, LinkAttribute::LinkInfo(infos) if infos.iter().any(ours)));
+        if is_ours {
+            return Ok(());
+        }
+        let what =
+            format!("make XFRM interface {name} with if_id {if_id}: another device has the name");
+        Err(refused(&what, io::ErrorKind::AlreadyExists.into()))
+    }
+
+    /// What a device has carried; nothing if it is gone.
+    pub(crate) fn carried(&mut self, index: u32) -> Carried {
+        let mut question = LinkMessage::default();
+        question.header.index = index;
+        let answer = self.rtnl.get(RouteNetlinkMessage::GetLink(question));
+        let Ok(Some(RouteNetlinkMessage::NewLink(link))) = answer else {
+            return Carried::default();
+        };
+        let counts = link.attributes.iter().find_map(|a| match a {
+            LinkAttribute::Stats64(s) => Some(Carried {
+                packets_in: s.rx_packets,
+                bytes_in: s.rx_bytes,
+                packets_out: s.tx_packets,
+                bytes_out: s.tx_bytes,
+            }),
+            _ => None,
+        });
+        counts.unwrap_or_default()
+    }
+
+    /// Removes a device; one that is not there is no error.
+    pub(crate) fn remove_device(&mut self, index: u32) -> Result<(), PlaneError> {
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        match self.rtnl.ask(RouteNetlinkMessage::DelLink(link), 0) {
+            Err(e) if e.raw_os_error() != Some(libc::ENODEV) => {
+                Err(refused("remove the XFRM interface", e))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The index of a device, after it was given its MTU and brought up. It gets no link-local address: the kernel would speak from it.

@@ -69,6 +69,11 @@ impl Protection {
         Ok(Self::over(kernel, routes, metric))
     }
 
+    /// The device that prefixes are routed to.
+    pub(crate) fn device(&mut self) -> &mut Device {
+        &mut self.kernel
+    }
+
     /// Protects nothing any more, and removes the rules that lead here: first the routes, so that nothing is left for them to find.
     pub(crate) fn open_up(&mut self) -> Result<(), PlaneError> {
         self.protect(&[])?;

@@ -1,9 +1,13 @@
-//! Questions to rtnetlink, one at a time.
+//! Questions to netlink, one at a time.
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload, NetlinkSerializable,
+};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use std::{io, os::fd::AsFd};
+use std::{io, marker::PhantomData, os::fd::AsFd};
+use zeroize::Zeroizing;
 
 /// How long the kernel may take to answer, in milliseconds. It answers within the call that asks; this only bounds a fault.
 const TIMEOUT_MS: u16 = 2_000;
@@ -26,55 +30,85 @@ pub(crate) fn wait_readable(socket: &Socket) -> io::Result<()> {
     Ok(())
 }
 
-/// A socket for links, addresses, routes and rules.
-pub(crate) struct Rtnl {
+/// A socket on which messages of one family are asked.
+pub(crate) struct Requests<M> {
     socket: Socket,
     sequence: u32,
+    family: PhantomData<fn() -> M>,
 }
+
+/// A socket for links, addresses, routes and rules.
+pub(crate) type Rtnl = Requests<RouteNetlinkMessage>;
 
 impl Rtnl {
     pub(crate) fn open() -> io::Result<Self> {
+        Self::open_for(NETLINK_ROUTE)
+    }
+}
+
+impl<M: NetlinkSerializable + NetlinkDeserializable> Requests<M> {
+    pub(crate) fn open_for(protocol: isize) -> io::Result<Self> {
         Ok(Self {
-            socket: open(NETLINK_ROUTE)?,
+            socket: open(protocol)?,
             sequence: 0,
+            family: PhantomData,
         })
     }
 
     /// Has something done.
-    pub(crate) fn ask(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
-        self.send(message, NLM_F_REQUEST | NLM_F_ACK | flags)?;
+    pub(crate) fn ask(&mut self, message: M, flags: u16) -> io::Result<()> {
+        self.ask_with(message, flags, |_| {})
+    }
+
+    /// Has something done; what was asked is given back, so that what is secret in it can be wiped.
+    pub(crate) fn ask_with(
+        &mut self,
+        message: M,
+        flags: u16,
+        back: impl FnOnce(&mut M),
+    ) -> io::Result<()> {
+        self.send(message, NLM_F_REQUEST | NLM_F_ACK | flags, back)?;
         self.answers().map(|_| ())
     }
 
+    /// Asks for one thing.
+    pub(crate) fn get(&mut self, message: M) -> io::Result<Option<M>> {
+        self.send(message, NLM_F_REQUEST | NLM_F_ACK, |_| {})?;
+        self.answers().map(|answers| answers.into_iter().next())
+    }
+
     /// Has something listed.
-    pub(crate) fn dump(
-        &mut self,
-        message: RouteNetlinkMessage,
-    ) -> io::Result<Vec<RouteNetlinkMessage>> {
-        self.send(message, NLM_F_REQUEST | NLM_F_DUMP)?;
+    pub(crate) fn dump(&mut self, message: M) -> io::Result<Vec<M>> {
+        self.send(message, NLM_F_REQUEST | NLM_F_DUMP, |_| {})?;
         self.answers()
     }
 
-    fn send(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+    fn send(&mut self, message: M, flags: u16, back: impl FnOnce(&mut M)) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
-        let mut message = NetlinkMessage::from(message);
+        let header = NetlinkHeader::default();
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
         message.header.flags = flags;
         message.header.sequence_number = self.sequence;
         message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
+        // There may be keys in it.
+        let mut bytes = Zeroizing::new(vec![0; message.buffer_len()]);
         message.serialize(&mut bytes);
+        if let NetlinkPayload::InnerMessage(message) = &mut message.payload {
+            back(message);
+        }
         self.socket.send(&bytes, 0).map(|_| ())
     }
 
     /// Collects what answers the last request, until its end or error. Late answers to a former one are skipped.
-    fn answers(&mut self) -> io::Result<Vec<RouteNetlinkMessage>> {
+    fn answers(&mut self) -> io::Result<Vec<M>> {
         let mut collected = Vec::new();
         loop {
             wait_readable(&self.socket)?;
             let (datagram, _) = self.socket.recv_from_full()?;
+            let datagram = Zeroizing::new(datagram);
             let mut rest = &datagram[..];
             while rest.len() >= 16 {
-                let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
+                let message = NetlinkMessage::<M>::deserialize(rest)
                     .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
                 let len = (message.header.length as usize).next_multiple_of(4);
                 rest = rest.get(len.max(16)..).unwrap_or(&[]);

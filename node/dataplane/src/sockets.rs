@@ -9,6 +9,8 @@
 //! worst it is fragmented, nothing is lost. The IKE port never sets DF. Datagrams so small that every path takes them skip all that.
 
 use crate::{PlaneConfig, PlaneError, sys};
+use netlink_packet_core::Emitable;
+use netlink_packet_xfrm as xfrm;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::{
     collections::HashMap,
@@ -30,6 +32,11 @@ const BUFFER: usize = 4 << 20;
 const SEND_TIMEOUT: Duration = Duration::from_millis(100);
 /// Sockets that path MTUs are asked with: outer addresses that a member has, and more.
 const MAX_ASKERS: usize = 256;
+/// Of `linux/udp.h` and `linux/in.h`, `linux/in6.h`: what libc has no names for.
+const UDP_ENCAP: i32 = 100;
+const UDP_ENCAP_ESPINUDP: i32 = 2;
+const IP_XFRM_POLICY: i32 = 17;
+const IPV6_XFRM_POLICY: i32 = 35;
 /// The non-ESP marker (RFC 3948 §2.2).
 const NON_ESP_MARKER: &[u8] = &[0; 4];
 
@@ -44,6 +51,24 @@ pub(crate) enum Role {
     Esp,
 }
 
+/// Who carries ESP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Esp {
+    /// Whoever has the sockets.
+    Ours,
+    /// The kernel: it takes ESP out of UDP, and what remains on the sockets is IKE.
+    Kernel,
+}
+
+impl Esp {
+    fn roles(self) -> &'static [Role] {
+        match self {
+            Self::Ours => &[Role::Ike, Role::Nat, Role::Esp],
+            Self::Kernel => &[Role::Ike, Role::Nat],
+        }
+    }
+}
+
 /// One socket.
 pub(crate) struct OuterSocket {
     socket: Socket,
@@ -51,6 +76,8 @@ pub(crate) struct OuterSocket {
     pub(crate) ipv4: bool,
     /// The local port; 0 for [`Role::Esp`].
     pub(crate) port: u16,
+    /// Whether datagrams leave with DF, unless they may be fragmented.
+    sets_df: bool,
     /// Held while DF is off.
     unset_df: Mutex<()>,
     /// Whether the kernel cuts several datagrams out of one message.
@@ -58,7 +85,7 @@ pub(crate) struct OuterSocket {
 }
 
 impl OuterSocket {
-    fn open(role: Role, ipv4: bool, config: &PlaneConfig) -> io::Result<Self> {
+    fn open(role: Role, esp: Esp, ipv4: bool, config: &PlaneConfig) -> io::Result<Self> {
         let domain = if ipv4 { Domain::IPV4 } else { Domain::IPV6 };
         let (kind, protocol, port) = match role {
             Role::Ike => (Type::DGRAM, Protocol::UDP, config.ike_port),
@@ -97,13 +124,19 @@ impl OuterSocket {
             role,
             ipv4,
             port,
+            sets_df: role != Role::Ike && esp == Esp::Ours,
             unset_df: Mutex::new(()),
             cuts: AtomicBool::new(false),
         };
-        if role == Role::Nat {
-            opened.take_together();
+        match (role, esp) {
+            (Role::Nat, Esp::Ours) => opened.take_together(),
+            (Role::Nat, Esp::Kernel) => opened.leave_esp_to_kernel()?,
+            _ => {}
         }
-        opened.set_df(role != Role::Ike)?;
+        opened.set_df(opened.sets_df)?;
+        if esp == Esp::Kernel {
+            opened.pass_policies()?;
+        }
         if opened.queues_errors() {
             sys::set_option(opened.as_fd(), level, libc::IPV6_RECVERR, 1)?;
         }
@@ -118,6 +151,36 @@ impl OuterSocket {
                 .bind(&SockAddr::from(SocketAddr::new(any, port)))?;
         }
         Ok(opened)
+    }
+
+    /// ESP in UDP goes through the kernel's states (RFC 3948), and does not come here.
+    fn leave_esp_to_kernel(&self) -> io::Result<()> {
+        sys::set_option(self.as_fd(), libc::SOL_UDP, UDP_ENCAP, UDP_ENCAP_ESPINUDP)
+    }
+
+    /// IKE goes in the clear, whatever the kernel's policies say.
+    fn pass_policies(&self) -> io::Result<()> {
+        let (level, name) = if self.ipv4 {
+            (libc::IPPROTO_IP, IP_XFRM_POLICY)
+        } else {
+            (libc::IPPROTO_IPV6, IPV6_XFRM_POLICY)
+        };
+        for direction in [xfrm::XFRM_POLICY_IN, xfrm::XFRM_POLICY_OUT] {
+            let mut policy = xfrm::UserPolicyInfo {
+                direction,
+                action: xfrm::XFRM_POLICY_ALLOW,
+                ..xfrm::UserPolicyInfo::default()
+            };
+            policy.selector.family = if self.ipv4 {
+                xfrm::AF_INET
+            } else {
+                xfrm::AF_INET6
+            };
+            let mut bytes = [0; xfrm::XFRM_USER_POLICY_INFO_LEN];
+            policy.emit(&mut bytes);
+            sys::set_option_bytes(self.as_fd(), level, name, &bytes)?;
+        }
+        Ok(())
     }
 
     /// Datagrams of one flow come and go together where the kernel can do that (Linux 4.18 and 5.0).
@@ -189,7 +252,7 @@ impl OuterSocket {
     /// Sends a datagram that may be fragmented.
     pub(crate) fn send_fragmentable(&self, message: sys::Outgoing<'_>) -> io::Result<()> {
         let len = message.prefix.len() + message.data.len();
-        if self.role == Role::Ike || len <= ALWAYS_FITS {
+        if !self.sets_df || len <= ALWAYS_FITS {
             return sys::send(self.as_fd(), &[message], false).map(|_| ());
         }
         let _turn = self.unset_df.lock().unwrap_or_else(PoisonError::into_inner);
@@ -218,11 +281,11 @@ pub(crate) struct Sockets {
 
 impl Sockets {
     /// Opens them all in the network namespace of the calling thread. A host without IPv6 has only those for IPv4.
-    pub(crate) fn open(config: &PlaneConfig) -> Result<Self, PlaneError> {
+    pub(crate) fn open(config: &PlaneConfig, esp: Esp) -> Result<Self, PlaneError> {
         let mut all = Vec::new();
         for ipv4 in [true, false] {
-            for role in [Role::Ike, Role::Nat, Role::Esp] {
-                match OuterSocket::open(role, ipv4, config) {
+            for &role in esp.roles() {
+                match OuterSocket::open(role, esp, ipv4, config) {
                     Ok(socket) => all.push(socket),
                     Err(e) if !ipv4 && e.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
                         tracing::warn!("no IPv6 on this host");

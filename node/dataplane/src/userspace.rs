@@ -12,17 +12,14 @@ use crate::{
     outbound::Outbound,
     path::Paths,
     protection::Protection,
-    sockets::Sockets,
+    sockets::{Esp, Sockets},
+    stop::Stop,
     tables::Tables,
     tcp::{self, Ends, Tcp},
     tun::Tun,
 };
 use evergate_esp::ReplayWindow;
 use ipnet::IpNet;
-use nix::{
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::eventfd::{EfdFlags, EventFd},
-};
 use std::{
     io,
     net::{IpAddr, SocketAddr},
@@ -81,7 +78,7 @@ pub(crate) struct Shared {
     pub(crate) outer: Inbox,
     started: Instant,
     /// Readable from the moment that the plane stops.
-    stop: EventFd,
+    stop: Stop,
 }
 
 /// The time, read once for a batch.
@@ -107,13 +104,12 @@ impl Userspace {
     ) -> Result<(Arc<Self>, mpsc::Receiver<PlaneEvent>), PlaneError> {
         let mut netlink = Netlink::open(&config)?;
         netlink.add_rules()?;
-        let sockets = Sockets::open(&config)?;
+        let sockets = Sockets::open(&config, Esp::Ours)?;
         let tcp = Tcp::open(&config)?;
         let tun = Tun::create(&config.tun_name)?;
         let device = netlink.bring_up(&config.tun_name, config.tun_mtu)?;
         let protection = Protection::new(netlink, device, config.route_metric)?;
-        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
-        let stop = stop.map_err(|e| failed("make an eventfd", e.into()))?;
+        let stop = Stop::new().map_err(|e| failed("make an eventfd", e))?;
         let (sender, receiver) = mpsc::channel(config.event_queue.max(1));
         let traffic = Arc::<Traffic>::default();
         let room = Room::new(Arc::clone(&traffic));
@@ -347,7 +343,7 @@ impl DataPlane for Userspace {
     }
 
     fn shutdown(&self) {
-        if let Err(error) = self.shared.stop.write(1) {
+        if let Err(error) = self.shared.stop.stop() {
             tracing::error!(%error, "cannot stop the plane's threads");
             return;
         }
@@ -380,7 +376,7 @@ impl Shared {
     }
 
     /// Readable from the moment that the plane stops.
-    pub(crate) fn stopped(&self) -> &EventFd {
+    pub(crate) fn stopped(&self) -> &Stop {
         &self.stop
     }
 
@@ -398,26 +394,7 @@ impl Shared {
 
     /// Waits until one of at most 63 descriptors has something to read; which of them, as bits. `None` once the plane stops.
     pub(crate) fn wait(&self, fds: &[&dyn AsFd], timeout: Option<Duration>) -> Option<u64> {
-        let poll_in = |fd| PollFd::new(fd, PollFlags::POLLIN);
-        let mut all: Vec<PollFd<'_>> = fds.iter().map(|fd| poll_in(fd.as_fd())).collect();
-        all.push(poll_in(self.stop.as_fd()));
-        let timeout = timeout.map_or(PollTimeout::NONE, |t| {
-            PollTimeout::try_from(t).unwrap_or(PollTimeout::MAX)
-        });
-        match poll(&mut all, timeout) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(error) => {
-                tracing::error!(%error, "cannot wait for packets: this direction stops");
-                return None;
-            }
-        }
-        let mut ready = 0;
-        for (i, fd) in all.iter().enumerate() {
-            if fd.any().unwrap_or(true) {
-                ready |= 1 << i;
-            }
-        }
-        (ready & (1 << fds.len()) == 0).then_some(ready)
+        self.stop.wait(fds, timeout)
     }
 }
 

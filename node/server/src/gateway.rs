@@ -7,7 +7,7 @@ use crate::{
     admin,
     clock::{Clock, SystemEntropy},
     cluster,
-    config::{Config, Member},
+    config::{Config, Member, PlaneKind},
     dispatch::Dispatcher,
     network,
     node::{Node, Ports, Setup},
@@ -18,7 +18,7 @@ use crate::{
 };
 use anyhow::{Context, bail};
 use evergate_cluster::{ClusterKey, Replica, lease::Timing};
-use evergate_dataplane::{DataPlane, PlaneConfig, PlaneEvent, Userspace};
+use evergate_dataplane::{DataPlane, PlaneConfig, PlaneError, PlaneEvent, Userspace, Xfrm};
 use evergate_ike::{
     env::Entropy,
     record::{GatewayId, Record},
@@ -70,9 +70,7 @@ pub(crate) async fn start(config: Config, state_key: ClusterKey) -> anyhow::Resu
     policy::apply_file(&replica, &config.policy, &member).await?;
     let cookies = cookies(&replica).await?;
 
-    let (plane, events) =
-        Userspace::start(plane_config(&config, &member)).context("cannot start the data plane")?;
-    let plane: Arc<dyn DataPlane> = plane;
+    let (plane, events) = start_plane(&config, &member).context("cannot start the data plane")?;
     let workers = member
         .workers
         .unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
@@ -196,6 +194,22 @@ pub(crate) fn fresh_cookies(before: Option<&CookieSecrets>) -> CookieSecrets {
         current: fresh(),
         previous: before.map_or_else(fresh, |b| b.current.clone()),
     }
+}
+
+type Plane = (Arc<dyn DataPlane>, mpsc::Receiver<PlaneEvent>);
+
+fn start_plane(config: &Config, member: &Member) -> Result<Plane, PlaneError> {
+    let settings = plane_config(config, member);
+    Ok(match config.dataplane.kind {
+        PlaneKind::Userspace => {
+            let (plane, events) = Userspace::start(settings)?;
+            (plane, events)
+        }
+        PlaneKind::Xfrm => {
+            let (plane, events) = Xfrm::start(&settings)?;
+            (plane, events)
+        }
+    })
 }
 
 fn plane_config(config: &Config, member: &Member) -> PlaneConfig {

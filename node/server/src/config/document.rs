@@ -130,7 +130,9 @@ pub(super) struct Gateway {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Dataplane {
-    /// Name of the TUN device.
+    /// What carries the packets.
+    pub(crate) kind: PlaneKind,
+    /// Name of the device that protected prefixes are routed to.
     pub(crate) tun: String,
     /// Its MTU in bytes.
     pub(crate) mtu: u16,
@@ -140,6 +142,17 @@ pub(crate) struct Dataplane {
     pub(crate) route_table: u32,
     /// Whether protected prefixes stay closed when the member stops in an orderly way. They always do when it is killed.
     pub(crate) keep_closed: bool,
+}
+
+/// What carries the packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum PlaneKind {
+    /// This process, between a TUN device and sockets.
+    #[default]
+    Userspace,
+    /// The kernel's IPsec.
+    Xfrm,
 }
 
 /// `[limits]`: what bounds the load that strangers can cause. Zero switches one of the first three off.
@@ -177,6 +190,7 @@ pub(super) struct Retransmit {
 impl Default for Dataplane {
     fn default() -> Self {
         Self {
+            kind: PlaneKind::Userspace,
             tun: "evergate0".to_owned(),
             mtu: 1400,
             mark: 0xe6,

@@ -16,7 +16,7 @@ mod values;
 mod volumes;
 
 pub(crate) use cluster::ClusterConfig;
-pub(crate) use document::{Dataplane, Limits, Member};
+pub(crate) use document::{Dataplane, Limits, Member, PlaneKind};
 pub(crate) use problem::{Problem, Severity, render};
 
 use document::Document;

@@ -3,7 +3,7 @@
 use super::{
     Config, Problem, Severity,
     credentials::Known,
-    document::{self, Document},
+    document::{self, Document, PlaneKind},
     values::{Named, PoolRange, Proposals, Remote, Text},
 };
 use evergate_ike::{
@@ -134,6 +134,16 @@ impl Check<'_> {
         }
         if let Some(dataplane) = &document.dataplane {
             let (span, d) = (dataplane.span(), dataplane.get_ref());
+            if d.mark == 0 {
+                let what = "mark must not be zero: that is the mark of all other packets";
+                self.error(span.clone(), what);
+            }
+            let member = document.member.as_ref().map(Spanned::get_ref);
+            if d.kind == PlaneKind::Xfrm && member.is_some_and(|m| m.listen_tcp) {
+                let what =
+                    "kind is xfrm, but listen_tcp is set: the kernel's data plane has no TCP";
+                self.error(span.clone(), what);
+            }
             let device = !d.tun.is_empty()
                 && d.tun.len() <= MAX_DEVICE_NAME
                 && d.tun

@@ -1,0 +1,168 @@
+//! Questions to the kernel about states and policies.
+
+use super::{
+    Tag, algorithms,
+    policies::{self, PolicyId, Rule},
+    states::{StateId, Told},
+};
+use crate::rtnl::Requests;
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_xfrm::{XFRMNLGRP_SA, XfrmAttrs, XfrmMessage, policy, state};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_XFRM};
+use std::io;
+use zeroize::Zeroizing;
+
+/// The kernel's side of IPsec, in one network namespace.
+pub(super) struct Kernel {
+    requests: Requests<XfrmMessage>,
+    tag: Tag,
+}
+
+impl Kernel {
+    /// Opens it in the network namespace of the calling thread.
+    pub(super) fn open(tag: Tag) -> io::Result<Self> {
+        Ok(Self {
+            requests: Requests::open_for(NETLINK_XFRM)?,
+            tag,
+        })
+    }
+
+    /// Makes a state. One of ours that is there already gives way: an embryonic one, of a packet that came before.
+    pub(super) fn add_state(&mut self, message: state::ModifyMessage) -> io::Result<()> {
+        let id = StateId::of_info(&message.user_sa_info);
+        let mut again = message.clone();
+        let mut added = self.say_state(XfrmMessage::AddSa(message));
+        let exists = |e: &io::Error| e.kind() == io::ErrorKind::AlreadyExists;
+        if added.as_ref().is_err_and(exists)
+            && self.state(id)?.is_some_and(|t| t.if_id == self.tag.if_id)
+        {
+            self.remove_state(id)?;
+            added = self.say_state(XfrmMessage::AddSa(again));
+        } else {
+            algorithms::wipe(&mut again.nlas);
+        }
+        added
+    }
+
+    /// Changes limits and ports of encapsulation of a state; it must be there.
+    pub(super) fn update_state(&mut self, message: state::ModifyMessage) -> io::Result<()> {
+        self.say_state(XfrmMessage::UpdateSa(message))
+    }
+
+    fn say_state(&mut self, message: XfrmMessage) -> io::Result<()> {
+        self.requests.ask_with(message, 0, |message| match message {
+            XfrmMessage::AddSa(m) | XfrmMessage::UpdateSa(m) => algorithms::wipe(&mut m.nlas),
+            _ => {}
+        })
+    }
+
+    /// Removes a state; one that is not there is no error.
+    pub(super) fn remove_state(&mut self, id: StateId) -> io::Result<()> {
+        let request = XfrmMessage::DeleteSa(id.request());
+        match self.requests.ask(request, 0) {
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Removes a state, and yields what it was at its very end: the kernel tells that of what it removes, after the last packet. `None` if there was no
+    /// such state, or the kernel could not tell.
+    pub(super) fn end_state(&mut self, id: StateId) -> io::Result<Option<Told>> {
+        let mut witness = Socket::new(NETLINK_XFRM)?;
+        witness.bind(&SocketAddr::new(0, 0))?;
+        witness.add_membership(XFRMNLGRP_SA)?;
+        witness.set_non_blocking(true)?;
+        self.remove_state(id)?;
+        loop {
+            // What it says was said within the request, so nothing is waited for. The sockets of others are full, too, if this one is.
+            let datagram = match witness.recv_from_full() {
+                Ok((datagram, from)) if from.port_number() == 0 => Zeroizing::new(datagram),
+                Ok(_) => continue,
+                Err(_) => return Ok(None),
+            };
+            let Ok(NetlinkMessage {
+                payload: NetlinkPayload::InnerMessage(message),
+                ..
+            }) = NetlinkMessage::<XfrmMessage>::deserialize(&datagram)
+            else {
+                continue;
+            };
+            match message {
+                XfrmMessage::DeleteSa(mut m) if StateId::of(&m.user_sa_id) == id => {
+                    return Ok(last_words(&mut m));
+                }
+                XfrmMessage::DeleteSa(mut m) => algorithms::wipe(&mut m.nlas),
+                XfrmMessage::AddSa(mut m) | XfrmMessage::UpdateSa(mut m) => {
+                    algorithms::wipe(&mut m.nlas);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// What a state is now. `None` if there is none.
+    pub(super) fn state(&mut self, id: StateId) -> io::Result<Option<Told>> {
+        match self.requests.get(XfrmMessage::GetSa(id.request())) {
+            Ok(Some(XfrmMessage::AddSa(mut m))) => Ok(Some(Told::of(&m.user_sa_info, &mut m.nlas))),
+            Ok(_) => Ok(None),
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// All states that are ours, also embryonic ones.
+    pub(super) fn states(&mut self) -> io::Result<Vec<(StateId, Told)>> {
+        let all = XfrmMessage::GetDumpSa(state::GetDumpMessage { nlas: Vec::new() });
+        let answers = self.requests.dump(all)?;
+        let told = answers.into_iter().filter_map(|answer| match answer {
+            XfrmMessage::AddSa(mut m) => Some((
+                StateId::of_info(&m.user_sa_info),
+                Told::of(&m.user_sa_info, &mut m.nlas),
+            )),
+            _ => None,
+        });
+        let tag = self.tag;
+        Ok(told.filter(|(_, t)| t.if_id == tag.if_id).collect())
+    }
+
+    /// Makes a policy what it should be; without a rule there is none.
+    pub(super) fn set_policy(&mut self, id: PolicyId, rule: Option<&Rule>) -> io::Result<()> {
+        match rule {
+            Some(rule) => {
+                let message = id.put(rule, self.tag);
+                self.requests.ask(XfrmMessage::UpdatePolicy(message), 0)
+            }
+            None => self.remove_policy(id.remove(self.tag)),
+        }
+    }
+
+    fn remove_policy(&mut self, request: policy::DelGetMessage) -> io::Result<()> {
+        match self.requests.ask(XfrmMessage::DeletePolicy(request), 0) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Removes all policies that are ours.
+    pub(super) fn remove_policies(&mut self) -> io::Result<usize> {
+        let all = XfrmMessage::GetPolicy(policy::DelGetMessage::default());
+        let mut removed = 0;
+        for answer in self.requests.dump(all)? {
+            if let XfrmMessage::AddPolicy(found) = answer
+                && let Some(request) = policies::removal_of_ours(&found, self.tag)
+            {
+                self.remove_policy(request)?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+}
+
+fn last_words(message: &mut state::DelGetMessage) -> Option<Told> {
+    let info = message.nlas.iter().find_map(|a| match a {
+        XfrmAttrs::SaInfo(info) => Some(*info),
+        _ => None,
+    })?;
+    Some(Told::of(&info, &mut message.nlas))
+}
