@@ -390,10 +390,11 @@ fn configure(
         let mut text = format!(
             "[member]\nname = \"{name}\"\nstate_dir = \"{{dir}}/state\"\nkey_file = \"{pki}/cluster.key\"\nadmin_socket = \"{{dir}}/admin.sock\"\n{}\
              [cluster]\nlisten = \"10.77.0.{}:4510\"\nca = \"{pki}/ca/ca.pem\"\ncert = \"{pki}/ca/{name}.pem\"\nkey = \"{pki}/ca/{name}.key\"\n\
-             members = [{shared}]\n{}",
+             members = [{shared}]\n{}{}",
             connection.member_toml(),
             10 + n,
-            pace.toml()
+            pace.toml(),
+            connection.dataplane_toml()
         );
         for gateway in gateways {
             let list = |all: &[String]| {

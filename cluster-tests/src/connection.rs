@@ -11,6 +11,15 @@ use std::path::Path;
 /// must not be.
 pub const SECRET: &str = "correct horse battery staple";
 
+/// What carries a member's packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plane {
+    /// The member itself.
+    Userspace,
+    /// The kernel.
+    Kernel,
+}
+
 /// A connection with one child, from the view of one side.
 #[derive(Debug, Clone)]
 pub struct Connection {
@@ -86,6 +95,8 @@ pub struct Connection {
     pub limits: String,
     /// `enable_tcp` of a member, which then listens for TCP, too.
     pub enable_tcp: &'static str,
+    /// What a member has as its data plane.
+    pub plane: Plane,
     /// `childless` of swanctl.
     pub childless: &'static str,
     /// `unique` of swanctl.
@@ -199,6 +210,7 @@ impl Connection {
             retransmit: String::new(),
             limits: String::new(),
             enable_tcp: "no",
+            plane: Plane::Userspace,
             childless: "allow",
             unique: "no",
             fragment_size: 1280,
@@ -374,6 +386,15 @@ impl Connection {
             )
         });
         (connection, secret + &ppk)
+    }
+
+    /// A member's `[dataplane]`.
+    #[must_use]
+    pub fn dataplane_toml(&self) -> &'static str {
+        match self.plane {
+            Plane::Userspace => "[dataplane]\ntun = \"evergate0\"\n",
+            Plane::Kernel => "[dataplane]\nkind = \"xfrm\"\n",
+        }
     }
 
     /// Lines for a member's `[member]`.

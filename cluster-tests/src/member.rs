@@ -83,9 +83,10 @@ impl Member {
     fn write_config(&self, connections: &[Connection], pools: &[Pool]) -> Result<()> {
         let mut text = format!(
             "[member]\nname = \"m1\"\nstate_dir = \"{dir}/state\"\nkey_file = \"{dir}/key\"\nadmin_socket = \"{dir}/admin.sock\"\n\
-             {more}[dataplane]\ntun = \"evergate0\"\n",
+             {more}{dataplane}",
             dir = self.dir.display(),
-            more = connections.first().map_or("", Connection::member_toml)
+            more = connections.first().map_or("", Connection::member_toml),
+            dataplane = connections.first().map_or("", Connection::dataplane_toml)
         );
         for connection in connections {
             text.push_str(&connection.toml());

@@ -26,6 +26,7 @@ mod flood;
 mod fragments;
 mod initiation;
 mod kernel_peer;
+mod kernel_plane;
 mod liveness;
 mod mobike;
 mod nat;
