@@ -5,6 +5,7 @@ use crate::{
     counters::{Counter, Traffic},
     path::Path,
     reserve::Reserve,
+    sender::Sender,
 };
 use arc_swap::ArcSwap;
 use evergate_esp::{InboundSa, Key, OutboundSa, ReplayWindow, Selectors, mtu};
@@ -40,6 +41,7 @@ pub(crate) struct Child {
     pub(crate) gives_way: AtomicBool,
     /// The source that routes to its peer's side should have.
     pub(crate) source_hint: Option<IpAddr>,
+    pub(crate) sender: Sender,
     pub(crate) path: ArcSwap<Path>,
 }
 
@@ -73,6 +75,7 @@ impl Child {
             last_outbound: Counter::default(),
             gives_way: AtomicBool::new(false),
             source_hint: sa.source_hint,
+            sender: Sender::default(),
             path: ArcSwap::new(Path::new(sa.outer)),
         };
         if !sa.reservation.is_empty() {

@@ -32,7 +32,14 @@ pub struct PlaneConfig {
     pub route_protocol: u8,
     /// Room in the queue of events.
     pub event_queue: usize,
+    /// Threads in each direction that packets are spread over, by flow; at least 1 and at most [`MAX_WORKERS`]: clamped.
+    pub workers: usize,
 }
+
+/// Workers that a plane can have: above what a kernel's device and one port are good for.
+pub const MAX_WORKERS: usize = 64;
+/// Workers that a plane has by default at most: each has buffers of some megabytes.
+const USUAL_WORKERS: usize = 16;
 
 impl Default for PlaneConfig {
     fn default() -> Self {
@@ -50,6 +57,7 @@ impl Default for PlaneConfig {
             route_metric: 100,
             route_protocol: ROUTE_PROTOCOL,
             event_queue: 4096,
+            workers: std::thread::available_parallelism().map_or(1, |n| n.get().min(USUAL_WORKERS)),
         }
     }
 }

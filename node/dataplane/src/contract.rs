@@ -473,6 +473,11 @@ impl Drops {
         self
     }
 
+    /// These and those.
+    pub(crate) fn and(&self, other: &Self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i] + other.0[i]))
+    }
+
     pub(crate) fn from_counts(counts: [u64; DropReason::ALL.len()]) -> Self {
         Self(counts)
     }

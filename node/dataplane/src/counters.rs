@@ -1,11 +1,13 @@
 //! Counters, and the queue of events.
 
-use crate::{DropReason, Drops, PlaneEvent, Transport};
+use crate::{DropReason, Drops, PlaneEvent, Totals, Transport};
 use std::{
+    cell::Cell,
     hash::{BuildHasher, Hash, RandomState},
     net::SocketAddr,
+    ops::Deref,
     sync::{
-        OnceLock,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -69,6 +71,66 @@ impl Traffic {
     }
 }
 
+thread_local! {
+    /// Which of [`Lanes`] this thread counts in.
+    static LANE: Cell<usize> = const { Cell::new(usize::MAX) };
+}
+
+/// What a whole plane counts: each of its threads by itself, so that they do not wait for each other's cache lines.
+#[derive(Debug)]
+pub(crate) struct Lanes {
+    lanes: Box<[Lane]>,
+    /// What other threads count.
+    others: Arc<Traffic>,
+}
+
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Lane(Traffic);
+
+impl Lanes {
+    pub(crate) fn new(lanes: usize) -> Self {
+        Self {
+            lanes: (0..lanes).map(|_| Lane::default()).collect(),
+            others: Arc::default(),
+        }
+    }
+
+    /// This thread counts here from now on.
+    pub(crate) fn choose(lane: usize) {
+        LANE.set(lane);
+    }
+
+    /// Where all count that have no lane.
+    pub(crate) fn others(&self) -> &Arc<Traffic> {
+        &self.others
+    }
+
+    /// What all have counted.
+    pub(crate) fn sum(&self) -> Totals {
+        let all = || self.lanes.iter().map(|l| &l.0).chain([&*self.others]);
+        let sum = |count: fn(&Traffic) -> &Counter| all().map(|t| count(t).get()).sum();
+        let drops = all().map(Traffic::drops);
+        Totals {
+            packets_in: sum(|t| &t.packets_in),
+            bytes_in: sum(|t| &t.bytes_in),
+            packets_out: sum(|t| &t.packets_out),
+            bytes_out: sum(|t| &t.bytes_out),
+            drops: drops.fold(Drops::default(), |sum, drops| sum.and(&drops)),
+            ..Totals::default()
+        }
+    }
+}
+
+impl Deref for Lanes {
+    type Target = Traffic;
+
+    /// That of this thread.
+    fn deref(&self) -> &Traffic {
+        self.lanes.get(LANE.get()).map_or(&*self.others, |l| &l.0)
+    }
+}
+
 /// What the plane counts of IKE.
 #[derive(Debug, Default)]
 pub(crate) struct Control {
@@ -123,6 +185,7 @@ pub(crate) struct RateLimit {
     slots: Vec<Option<(u64, Instant)>>,
     second: Instant,
     in_second: u32,
+    per_second: u32,
 }
 
 impl RateLimit {
@@ -136,6 +199,16 @@ impl RateLimit {
             slots: vec![None; Self::SLOTS],
             second: now,
             in_second: 0,
+            per_second: Self::PER_SECOND,
+        }
+    }
+
+    /// One of so many that are limited together.
+    pub(crate) fn share(now: Instant, of: usize) -> Self {
+        let of = u32::try_from(of.max(1)).unwrap_or(u32::MAX);
+        Self {
+            per_second: (Self::PER_SECOND / of).max(1),
+            ..Self::new(now)
         }
     }
 
@@ -150,7 +223,7 @@ impl RateLimit {
         if !recent(self.second) {
             (self.second, self.in_second) = (now, 0);
         }
-        if self.in_second >= Self::PER_SECOND {
+        if self.in_second >= self.per_second {
             return false;
         }
         self.in_second += 1;

@@ -24,8 +24,8 @@ struct Departure<'t> {
     unix_ms: u64,
 }
 
-/// Sends all packets of a train. The order within an SA stays: it uses one socket.
-pub(crate) fn depart(shared: &Shared, train: &Train, unix_ms: u64) {
+/// Sends all packets of a train by this worker's sockets. The order within an SA stays: it uses one socket.
+pub(crate) fn depart(shared: &Shared, worker: usize, train: &Train, unix_ms: u64) {
     if train.runs().is_empty() {
         return;
     }
@@ -46,7 +46,8 @@ pub(crate) fn depart(shared: &Shared, train: &Train, unix_ms: u64) {
         open
     };
     let runs: Vec<&Run> = train.runs().iter().filter(|run| allowed(run)).collect();
-    for (index, socket) in shared.sockets.all().iter().enumerate() {
+    let sockets = shared.sockets.of(worker);
+    for (index, socket) in sockets.all().iter().enumerate() {
         departure.by_socket(socket, |run| run.to.exit == Exit::Socket(index), &runs);
     }
     for run in runs {

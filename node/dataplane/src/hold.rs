@@ -13,7 +13,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 use tokio::sync::Notify;
@@ -165,6 +165,10 @@ impl Queue {
         }
     }
 
+    fn is_empty(&self) -> bool {
+        self.waiting().packets.is_empty()
+    }
+
     /// Takes packets from the front, up to so many, and so many bytes if there is more than one.
     fn take(&self, most: usize, most_bytes: usize) -> Vec<Packet> {
         let mut waiting = self.waiting();
@@ -248,10 +252,15 @@ impl Hold {
     }
 }
 
-/// Packets that go through a thread of the plane as soon as it has its turn.
+/// Packets that go through the plane before anything that comes later: whichever of its threads has its turn next takes them all, and the others wait
+/// for that.
 pub(crate) struct Inbox {
     queue: Queue,
     event: EventFd,
+    /// Something may wait, or be under way.
+    news: AtomicBool,
+    /// Had by the thread that takes them.
+    taking: Mutex<()>,
 }
 
 impl Inbox {
@@ -264,21 +273,38 @@ impl Inbox {
         Ok(Self {
             queue: Queue::new(room),
             event,
+            news: AtomicBool::new(false),
+            taking: Mutex::default(),
         })
     }
 
     pub(crate) fn push(&self, packet: Packet) {
         self.queue.push(packet);
+        self.news.store(true, Ordering::Release);
         // Fails only when the counter is at its end: then it is readable.
         let _ = self.event.write(1);
     }
 
-    /// Up to so many of them.
-    pub(crate) fn take(&self, most: usize) -> Vec<Packet> {
-        self.queue.take(most, usize::MAX)
+    /// Hands `work` all that waits, in portions of so many. When this returns there is nothing that waited, nor is another thread at it.
+    pub(crate) fn empty(&self, portion: usize, mut work: impl FnMut(Vec<Packet>)) {
+        if !self.news.load(Ordering::Acquire) {
+            return;
+        }
+        let _taking = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let packets = self.queue.take(portion, usize::MAX);
+            if packets.is_empty() {
+                break;
+            }
+            work(packets);
+        }
+        self.news.store(false, Ordering::Release);
+        if !self.queue.is_empty() {
+            self.news.store(true, Ordering::Release);
+        }
     }
 
-    /// The descriptor is not readable any more until something comes. Before [`Inbox::take`], which is called until it yields nothing.
+    /// The descriptor is not readable any more until something comes. Before [`Inbox::empty`].
     pub(crate) fn calm(&self) {
         // There is nothing to read if it was not woken.
         let _ = self.event.read();
@@ -292,7 +318,7 @@ impl AsFd for Inbox {
 }
 
 /// For which of our outer addresses packets are held back.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Holds(HashMap<IpAddr, Arc<Hold>>);
 
 impl Holds {

@@ -8,7 +8,7 @@ use crate::{
     hold::Holds,
     sockets::{OuterSocket, Role},
     sys::{BATCH, Received, RecvBatch},
-    userspace::{Clock, Shared},
+    userspace::{Clock, Direction, Shared},
 };
 use evergate_esp::{
     OpenError, mss,
@@ -25,9 +25,10 @@ use std::{
 /// How often SAs are looked through whose grace may be over.
 const SWEEP: Duration = Duration::from_millis(100);
 
-/// The thread that reads the outer sockets.
+/// The thread that reads a worker's outer sockets.
 pub(crate) struct Inbound {
     shared: Arc<Shared>,
+    worker: usize,
     batch: RecvBatch,
     limit: RateLimit,
     clock: Clock,
@@ -72,11 +73,12 @@ pub(crate) enum Verdict {
 }
 
 impl Inbound {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, worker: usize) -> Self {
         let clock = shared.clock();
         Self {
+            worker,
             batch: RecvBatch::new(),
-            limit: RateLimit::new(clock.instant),
+            limit: RateLimit::share(clock.instant, shared.workers),
             swept: clock.instant,
             clock,
             shared,
@@ -86,30 +88,35 @@ impl Inbound {
     /// Runs until the plane stops.
     pub(crate) fn run(mut self) {
         let shared = Arc::clone(&self.shared);
-        let sockets = shared.sockets.all();
+        let sockets = shared.sockets.of(self.worker).all();
         let mut fds: Vec<&dyn AsFd> = sockets.iter().map(|s| s as &dyn AsFd).collect();
-        fds.push(&shared.outer);
-        while let Some(ready) = shared.wait(&fds, Some(SWEEP)) {
+        // What is for all is done by the first.
+        let sweep = (self.worker == 0).then_some(SWEEP);
+        if self.worker == 0 {
+            fds.push(&shared.outer);
+        }
+        while let Some(ready) = shared.wait(&fds, sweep) {
             self.clock = shared.clock();
-            shared.outer.calm();
-            self.fed(&shared.holds());
+            if self.worker == 0 {
+                shared.outer.calm();
+                self.fed(&shared.enter(Direction::In, self.worker));
+            }
             for (index, socket) in sockets.iter().enumerate() {
                 if ready & (1 << index) != 0 {
                     self.read(socket);
                 }
             }
-            self.sweep();
+            if self.worker == 0 {
+                self.sweep();
+            }
         }
     }
 
     /// What was held back comes before what the sockets have.
     fn fed(&mut self, holds: &Holds) {
-        loop {
-            let mut packets = self.shared.outer.take(BATCH);
-            if packets.is_empty() {
-                return;
-            }
-            let mut turn = Turn::new(&self.shared, &mut self.limit, &self.clock, holds);
+        let shared = &self.shared;
+        shared.outer.empty(BATCH, |mut packets| {
+            let mut turn = Turn::new(shared, &mut self.limit, &self.clock, holds);
             let mut delivery = Delivery::default();
             for packet in &mut packets {
                 let Packet::Outer(datagram) = packet else {
@@ -122,8 +129,8 @@ impl Inbound {
                 };
                 turn.take(datagram.kind, &origin, &mut datagram.bytes, &mut delivery);
             }
-            delivery.finish(&self.shared);
-        }
+            delivery.finish(shared);
+        });
     }
 
     /// One batch: whoever has more is called again, and does not keep the others waiting.
@@ -137,7 +144,7 @@ impl Inbound {
             return;
         }
         let shared = Arc::clone(&self.shared);
-        let holds = shared.holds();
+        let holds = shared.enter(Direction::In, self.worker);
         self.fed(&holds);
         let mut turn = Turn::new(&shared, &mut self.limit, &self.clock, &holds);
         let mut delivery = Delivery::default();

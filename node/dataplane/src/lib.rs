@@ -18,12 +18,14 @@ mod inbound;
 mod local;
 mod netlink;
 mod outbound;
+mod passage;
 mod path;
 pub mod prefix;
 mod protection;
 mod reserve;
 mod routes;
 mod rtnl;
+mod sender;
 mod sockets;
 mod stop;
 mod sys;
@@ -37,7 +39,7 @@ mod watch;
 mod xfrm;
 
 pub use addresses::{ANNOUNCEMENTS, Addresses, AddressesConfig, Announcer, Changed, Side, Taken};
-pub use config::PlaneConfig;
+pub use config::{MAX_WORKERS, PlaneConfig};
 pub use contract::{
     Capabilities, ChildSa, ChildStats, DataPlane, DropReason, Drops, Encapsulation, Mode, Outer,
     PlaneError, PlaneEvent, Protected, TcpEnd, Totals, Transport,

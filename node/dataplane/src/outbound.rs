@@ -7,10 +7,11 @@ use crate::{
     departure,
     hold::Holds,
     path::Path,
+    sender::Claims,
     sockets::Role,
     tcp::Ends,
     train::{MAX_INNER, Train},
-    userspace::{Clock, Shared},
+    userspace::{Clock, Direction, Shared},
     virtio::{self, Left},
 };
 use evergate_esp::{
@@ -35,12 +36,14 @@ const FED: usize = 32;
 /// IPv6 promises every packet of this size a way (RFC 8200 §5): where the path is narrower, outer packets are fragmented.
 const MIN_MTU_V6: usize = 1280;
 
-/// The thread that reads the TUN device.
+/// The thread that reads a queue of the TUN device.
 pub(crate) struct Outbound {
     shared: Arc<Shared>,
+    worker: usize,
     /// The packet that was read.
     buffer: Vec<u8>,
     train: Train,
+    claims: Claims,
     /// Packets for transport mode of which the kernel has made fragments.
     fragments: Reassembler,
     limit: RateLimit,
@@ -61,7 +64,7 @@ pub(crate) struct Destination {
 /// By what it leaves.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
-    /// One of the outer sockets.
+    /// One of the worker's outer sockets.
     Socket(usize),
     /// A TCP connection.
     Tcp(Ends, TcpEnd),
@@ -85,14 +88,16 @@ struct Exits {
 }
 
 impl Outbound {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, worker: usize) -> Self {
         let clock = shared.clock();
         Self {
             buffer: vec![0; MAX_INNER],
             train: Train::new(),
+            claims: Claims::new(worker),
             fragments: Reassembler::default(),
-            limit: RateLimit::new(clock.instant),
+            limit: RateLimit::share(clock.instant, shared.workers),
             clock,
+            worker,
             shared,
         }
     }
@@ -100,11 +105,17 @@ impl Outbound {
     /// Runs until the plane stops.
     pub(crate) fn run(mut self) {
         let shared = Arc::clone(&self.shared);
-        while shared.wait(&[&shared.tun, &shared.clear], None).is_some() {
+        let mut fds = vec![shared.tun.queue(self.worker)];
+        if self.worker == 0 {
+            fds.push(&shared.clear);
+        }
+        while shared.wait(&fds, None).is_some() {
             self.clock = shared.clock();
-            shared.clear.calm();
+            if self.worker == 0 {
+                shared.clear.calm();
+            }
             if let Err(error) = self.batch() {
-                tracing::error!(%error, "cannot read the TUN device: nothing is sent any more");
+                tracing::error!(%error, "cannot read the TUN device: this worker sends nothing any more");
                 return;
             }
         }
@@ -112,11 +123,7 @@ impl Outbound {
 
     /// What was held back comes before what the device has.
     fn fed(&mut self, shared: &Shared, holds: &Holds) {
-        loop {
-            let packets = shared.clear.take(FED);
-            if packets.is_empty() {
-                return;
-            }
+        shared.clear.empty(FED, |packets| {
             for packet in packets {
                 match packet {
                     Packet::Clear(mut bytes) => self.packet(&mut bytes, holds),
@@ -124,12 +131,12 @@ impl Outbound {
                 }
             }
             self.depart();
-        }
+        });
     }
 
     fn batch(&mut self) -> io::Result<()> {
         let shared = Arc::clone(&self.shared);
-        let holds = shared.holds();
+        let holds = shared.enter(Direction::Out, self.worker);
         self.fed(&shared, &holds);
         let mut buffer = mem::take(&mut self.buffer);
         let read = self.read(&mut buffer, &holds);
@@ -141,7 +148,7 @@ impl Outbound {
     fn read(&mut self, buffer: &mut [u8], holds: &Holds) -> io::Result<()> {
         let mut header = [0; virtio::LEN];
         for _ in 0..READS {
-            let Some(len) = self.shared.tun.read(&mut header, buffer)? else {
+            let Some(len) = self.shared.tun.read(self.worker, &mut header, buffer)? else {
                 return Ok(());
             };
             let packet = &mut buffer[..len];
@@ -184,13 +191,28 @@ impl Outbound {
         }
         let ask = || ask_path_mtu(&self.shared, &path);
         let path_mtu = self.shared.paths.mtu(&path, self.clock.ms, ask);
-        let Some(to) = destination(&self.shared, &child, &path.outer, inner.traffic_class) else {
+        let Some(to) = destination(
+            &self.shared,
+            self.worker,
+            &child,
+            &path.outer,
+            inner.traffic_class,
+        ) else {
             child.dropped_many(DropReason::SendFailed, count, &self.shared.traffic);
             return None;
         };
         let limit = child.max_inner(&path.outer, path_mtu);
         drop(path);
+        self.claim(&child);
         Some(Exits { child, to, limit })
+    }
+
+    /// From now on until what is sealed departs, nobody else sends on this Child SA.
+    fn claim(&mut self, child: &Arc<Child>) {
+        if self.shared.workers > 1 && !self.claims.claim(child) {
+            self.depart();
+            self.claims.wait(child, &self.shared.waiters);
+        }
     }
 
     fn packet(&mut self, bytes: &mut [u8], holds: &Holds) {
@@ -434,8 +456,9 @@ impl Outbound {
 
     /// Sends what is sealed.
     fn depart(&mut self) {
-        departure::depart(&self.shared, &self.train, self.clock.unix_ms);
+        departure::depart(&self.shared, self.worker, &self.train, self.clock.unix_ms);
         self.train.clear();
+        self.claims.release(&self.shared.waiters);
     }
 }
 
@@ -463,14 +486,25 @@ fn covered<'b>(child: &Child, packet: &'b [u8], inner: &Inner) -> Result<Covered
 }
 
 /// The way for an inner packet of this traffic class. `None` if there is no socket of the family.
-fn destination(shared: &Shared, child: &Child, outer: &Outer, class: u8) -> Option<Destination> {
+fn destination(
+    shared: &Shared,
+    worker: usize,
+    child: &Child,
+    outer: &Outer,
+    class: u8,
+) -> Option<Destination> {
     let dscp = if child.copy_dscp {
         OuterDscp::Copy
     } else {
         OuterDscp::Fixed(0)
     };
     let mut remote = outer.remote;
-    let socket = |role| shared.sockets.index(role, outer.remote.is_ipv4());
+    let socket = |role| {
+        shared
+            .sockets
+            .of(worker)
+            .index(role, outer.remote.is_ipv4())
+    };
     let exit = match outer.encapsulation {
         Encapsulation::Udp => Exit::Socket(socket(Role::Nat)?),
         Encapsulation::None => {

@@ -7,11 +7,15 @@
 //! Linux has no DF per datagram, only per socket. So DF is on for sockets that carry ESP, and whoever has a datagram that may be
 //! fragmented turns it off for the moment of that one call, under a lock. ESP that another thread sends at that moment goes without DF: at
 //! worst it is fragmented, nothing is lost. The IKE port never sets DF. Datagrams so small that every path takes them skip all that.
+//!
+//! **Several workers** have a set of sockets each, but for the IKE port. Which of them a packet comes to depends on nothing but where it comes from
+//! (and was sent to), so the packets of a peer stay in their order: at the NAT port the kernel distributes them, ESP right on IP is
+//! filtered by each socket.
 
 use crate::{PlaneConfig, PlaneError, sys};
 use netlink_packet_core::Emitable;
 use netlink_packet_xfrm as xfrm;
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
 use std::{
     collections::HashMap,
     io,
@@ -69,6 +73,52 @@ impl Esp {
     }
 }
 
+/// Which packets come to a worker: this part of so many.
+#[derive(Clone, Copy, Debug)]
+struct Share {
+    part: u32,
+    of: u32,
+}
+
+impl Share {
+    /// Lets those packets through whose source address is of this part.
+    fn filter(self, ipv4: bool) -> Vec<SockFilter> {
+        let code = |parts: [u32; 3]| u16::try_from(parts.iter().sum::<u32>()).unwrap_or(0);
+        let op = |parts, k| SockFilter::new(code(parts), 0, 0, k);
+        // Counted from the IP header, wherever a family's packets begin.
+        let load = |at: u32| {
+            let header = libc::SKF_NET_OFF.cast_unsigned();
+            op([libc::BPF_LD, libc::BPF_W, libc::BPF_ABS], header + at)
+        };
+        let compute = |what, k| op([libc::BPF_ALU, what, libc::BPF_K], k);
+        let mut program = if ipv4 {
+            vec![load(12)]
+        } else {
+            vec![
+                load(20),
+                op([libc::BPF_MISC, libc::BPF_TAX, 0], 0),
+                load(16),
+                op([libc::BPF_ALU, libc::BPF_XOR, libc::BPF_X], 0),
+            ]
+        };
+        program.extend([
+            // All bits of the address count.
+            compute(libc::BPF_MUL, 0x9e37_79b1),
+            compute(libc::BPF_RSH, 16),
+            compute(libc::BPF_MOD, self.of),
+            SockFilter::new(
+                code([libc::BPF_JMP, libc::BPF_JEQ, libc::BPF_K]),
+                0,
+                1,
+                self.part,
+            ),
+            op([libc::BPF_RET, libc::BPF_K, 0], u32::MAX),
+            op([libc::BPF_RET, libc::BPF_K, 0], 0),
+        ]);
+        program
+    }
+}
+
 /// One socket.
 pub(crate) struct OuterSocket {
     socket: Socket,
@@ -85,7 +135,13 @@ pub(crate) struct OuterSocket {
 }
 
 impl OuterSocket {
-    fn open(role: Role, esp: Esp, ipv4: bool, config: &PlaneConfig) -> io::Result<Self> {
+    fn open(
+        role: Role,
+        esp: Esp,
+        ipv4: bool,
+        share: Share,
+        config: &PlaneConfig,
+    ) -> io::Result<Self> {
         let domain = if ipv4 { Domain::IPV4 } else { Domain::IPV6 };
         let (kind, protocol, port) = match role {
             Role::Ike => (Type::DGRAM, Protocol::UDP, config.ike_port),
@@ -140,6 +196,13 @@ impl OuterSocket {
         if opened.queues_errors() {
             sys::set_option(opened.as_fd(), level, libc::IPV6_RECVERR, 1)?;
         }
+        if role == Role::Esp && share.of > 1 {
+            opened.socket.attach_filter(&share.filter(ipv4))?;
+        }
+        let shares_port = role == Role::Nat && share.of > 1;
+        if shares_port && share.part > 0 {
+            opened.socket.set_reuse_port(true)?;
+        }
         if role != Role::Esp {
             let any: IpAddr = if ipv4 {
                 Ipv4Addr::UNSPECIFIED.into()
@@ -149,6 +212,10 @@ impl OuterSocket {
             opened
                 .socket
                 .bind(&SockAddr::from(SocketAddr::new(any, port)))?;
+        }
+        if shares_port && share.part == 0 {
+            // Only now, so that the port is not taken from somebody else who shares it.
+            opened.socket.set_reuse_port(true)?;
         }
         Ok(opened)
     }
@@ -269,23 +336,18 @@ impl AsFd for OuterSocket {
     }
 }
 
-/// All outer sockets.
-pub(crate) struct Sockets {
-    all: Vec<OuterSocket>,
-    ike_port: u16,
-    nat_port: u16,
-    mark: u32,
-    /// What the kernel is asked for path MTUs with: one socket for each of our addresses, whatever the number of peers.
-    askers: Mutex<HashMap<IpAddr, Socket>>,
-}
+/// The outer sockets of a worker.
+pub(crate) struct SocketSet(Vec<OuterSocket>);
 
-impl Sockets {
-    /// Opens them all in the network namespace of the calling thread. A host without IPv6 has only those for IPv4.
-    pub(crate) fn open(config: &PlaneConfig, esp: Esp) -> Result<Self, PlaneError> {
+impl SocketSet {
+    fn open(esp: Esp, share: Share, config: &PlaneConfig) -> Result<Self, PlaneError> {
         let mut all = Vec::new();
         for ipv4 in [true, false] {
             for &role in esp.roles() {
-                match OuterSocket::open(role, esp, ipv4, config) {
+                if role == Role::Ike && share.part > 0 {
+                    continue;
+                }
+                match OuterSocket::open(role, esp, ipv4, share, config) {
                     Ok(socket) => all.push(socket),
                     Err(e) if !ipv4 && e.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
                         tracing::warn!("no IPv6 on this host");
@@ -298,8 +360,37 @@ impl Sockets {
                 }
             }
         }
+        Ok(Self(all))
+    }
+
+    /// Every socket.
+    pub(crate) fn all(&self) -> &[OuterSocket] {
+        &self.0
+    }
+
+    /// The place in [`Self::all`] of the socket for this use.
+    pub(crate) fn index(&self, role: Role, ipv4: bool) -> Option<usize> {
+        self.0.iter().position(|s| s.role == role && s.ipv4 == ipv4)
+    }
+}
+
+/// All outer sockets.
+pub(crate) struct Sockets {
+    sets: Vec<SocketSet>,
+    ike_port: u16,
+    nat_port: u16,
+    mark: u32,
+    /// What the kernel is asked for path MTUs with: one socket for each of our addresses, whatever the number of peers.
+    askers: Mutex<HashMap<IpAddr, Socket>>,
+}
+
+impl Sockets {
+    /// Opens them all in the network namespace of the calling thread, for so many workers. A host without IPv6 has only those for IPv4.
+    pub(crate) fn open(config: &PlaneConfig, esp: Esp, workers: usize) -> Result<Self, PlaneError> {
+        let of = u32::try_from(workers).unwrap_or(1);
+        let sets = (0..of).map(|part| SocketSet::open(esp, Share { part, of }, config));
         Ok(Self {
-            all,
+            sets: sets.collect::<Result<_, _>>()?,
             ike_port: config.ike_port,
             nat_port: config.nat_port,
             mark: config.mark,
@@ -307,16 +398,9 @@ impl Sockets {
         })
     }
 
-    /// Every socket.
-    pub(crate) fn all(&self) -> &[OuterSocket] {
-        &self.all
-    }
-
-    /// The place in [`Self::all`] of the socket for this use.
-    pub(crate) fn index(&self, role: Role, ipv4: bool) -> Option<usize> {
-        self.all
-            .iter()
-            .position(|s| s.role == role && s.ipv4 == ipv4)
+    /// Those of a worker.
+    pub(crate) fn of(&self, worker: usize) -> &SocketSet {
+        &self.sets[worker]
     }
 
     pub(crate) fn send_ike(
@@ -349,10 +433,12 @@ impl Sockets {
         if local.is_ipv4() != remote.is_ipv4() {
             return Err(io::Error::from(io::ErrorKind::InvalidInput));
         }
-        let socket = self
+        // The first worker has one for every use.
+        let set = self.of(0);
+        let socket = set
             .index(role, remote.is_ipv4())
             .ok_or(io::ErrorKind::AddrNotAvailable)?;
-        self.all[socket].send_fragmentable(sys::Outgoing {
+        set.all()[socket].send_fragmentable(sys::Outgoing {
             data,
             prefix,
             to: remote,

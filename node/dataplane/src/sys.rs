@@ -55,8 +55,30 @@ pub(crate) fn option(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<i3
     check(result).map(|_| value)
 }
 
+/// Which of a device's queues it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Queue {
+    /// There is no other.
+    Only,
+    /// It makes the device.
+    First,
+    /// It joins the device.
+    Another,
+}
+
+/// From now on the device gives no packets to this queue. It takes them all the same.
+pub(crate) fn detach_tun_queue(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: ifreq is plain data, for which zeros are valid.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    request.ifr_ifru.ifru_flags = i16::from_ne_bytes(low_half(libc::IFF_DETACH_QUEUE));
+    // SAFETY: TUNSETQUEUE reads one ifreq, which lives until the call returns.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETQUEUE, &mut request) }).map(|_| ())
+}
+
 /// Makes an open `/dev/net/tun` the device with this name, for IP packets with a `virtio_net_hdr` before each.
-pub(crate) fn attach_tun(fd: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+///
+/// With `queue` it is one queue of several: the first of them makes the device, which must not be there, and others join it.
+pub(crate) fn attach_tun(fd: BorrowedFd<'_>, name: &str, queue: Queue) -> io::Result<()> {
     // SAFETY: ifreq is plain data, for which zeros are valid.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
     if name.is_empty() || name.len() >= request.ifr_name.len() {
@@ -65,7 +87,14 @@ pub(crate) fn attach_tun(fd: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from.cast_signed();
     }
-    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL;
+    let flags = libc::IFF_TUN
+        | libc::IFF_NO_PI
+        | libc::IFF_VNET_HDR
+        | match queue {
+            Queue::Only => libc::IFF_TUN_EXCL,
+            Queue::First => libc::IFF_TUN_EXCL | libc::IFF_MULTI_QUEUE,
+            Queue::Another => libc::IFF_MULTI_QUEUE,
+        };
     request.ifr_ifru.ifru_flags = i16::from_ne_bytes(low_half(flags));
     // SAFETY: TUNSETIFF reads and writes one ifreq, which lives until the call returns.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &mut request) }).map(|_| ())

@@ -1,17 +1,19 @@
-//! The plane in user space: a TUN device, sockets, and two threads between them.
+//! The plane in user space: a TUN device, sockets, and threads between them: for each worker one in each direction.
 
 use crate::{
-    Capabilities, ChildSa, ChildStats, DataPlane, DropReason, Encryption, Hold, Outer, Packet,
-    PlaneConfig, PlaneError, PlaneEvent, Protected, TcpEnd, Totals, Transport,
-    counters::{Control, Events, Traffic},
+    Capabilities, ChildSa, ChildStats, DataPlane, DropReason, Encryption, Hold, MAX_WORKERS, Outer,
+    Packet, PlaneConfig, PlaneError, PlaneEvent, Protected, TcpEnd, Totals, Transport,
+    counters::{Control, Events, Lanes},
     early::Early,
     hold::{Holds, Inbox, Room},
     inbound::Inbound,
     local,
     netlink::Netlink,
     outbound::Outbound,
+    passage::{Pass, Passage},
     path::Paths,
     protection::Protection,
+    sender::Waiters,
     sockets::{Esp, Sockets},
     stop::Stop,
     tables::Tables,
@@ -25,7 +27,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     ops::Range,
     os::fd::AsFd,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
     time::{Duration, Instant, SystemTime},
 };
@@ -62,15 +64,18 @@ pub(crate) struct Shared {
     pub(crate) tun: Tun,
     pub(crate) sockets: Sockets,
     pub(crate) tcp: Tcp,
-    pub(crate) traffic: Arc<Traffic>,
+    pub(crate) traffic: Lanes,
+    /// How many there are.
+    pub(crate) workers: usize,
     pub(crate) control: Control,
     pub(crate) events: Events,
     pub(crate) tables: Tables,
     pub(crate) paths: Paths,
     /// What came before its Child SA.
     early: Mutex<Early>,
-    /// Read for as long as a batch of packets is worked on, so that whoever has written it knows that none is under the old rule.
-    holds: RwLock<Holds>,
+    passage: Passage,
+    /// Workers that wait to send.
+    pub(crate) waiters: Waiters,
     room: Arc<Room>,
     /// What is to go through as if the device had it.
     pub(crate) clear: Inbox,
@@ -79,6 +84,17 @@ pub(crate) struct Shared {
     started: Instant,
     /// Readable from the moment that the plane stops.
     stop: Stop,
+}
+
+/// What a thread of the plane does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// From the device to the peers.
+    Out,
+    /// From the peers to the device.
+    In,
+    /// The same for those that come by TCP. There is one such thread.
+    Tcp,
 }
 
 /// The time, read once for a batch.
@@ -104,27 +120,30 @@ impl Userspace {
     ) -> Result<(Arc<Self>, mpsc::Receiver<PlaneEvent>), PlaneError> {
         let mut netlink = Netlink::open(&config)?;
         netlink.add_rules()?;
-        let sockets = Sockets::open(&config, Esp::Ours)?;
+        let workers = config.workers.clamp(1, MAX_WORKERS);
+        let sockets = Sockets::open(&config, Esp::Ours, workers)?;
         let tcp = Tcp::open(&config)?;
-        let tun = Tun::create(&config.tun_name)?;
+        let tun = Tun::create(&config.tun_name, workers)?;
         let device = netlink.bring_up(&config.tun_name, config.tun_mtu)?;
         let protection = Protection::new(netlink, device, config.route_metric)?;
         let stop = Stop::new().map_err(|e| failed("make an eventfd", e))?;
         let (sender, receiver) = mpsc::channel(config.event_queue.max(1));
-        let traffic = Arc::<Traffic>::default();
-        let room = Room::new(Arc::clone(&traffic));
+        let traffic = Lanes::new(2 * workers + 1);
+        let room = Room::new(Arc::clone(traffic.others()));
         let shared = Arc::new(Shared {
             config,
             tun,
             sockets,
             tcp,
             traffic,
+            workers,
             control: Control::default(),
             events: Events(sender),
             tables: Tables::default(),
             paths: Paths::default(),
             early: Mutex::default(),
-            holds: RwLock::default(),
+            passage: Passage::new(2 * workers + 1),
+            waiters: Waiters::default(),
             clear: Inbox::new(Arc::clone(&room))?,
             outer: Inbox::new(Arc::clone(&room))?,
             room,
@@ -136,20 +155,34 @@ impl Userspace {
             threads: Mutex::default(),
             shared,
         });
-        let (outbound, inbound) = (
-            Outbound::new(Arc::clone(&plane.shared)),
-            Inbound::new(Arc::clone(&plane.shared)),
-        );
         let tcp = tcp::Runner::new(Arc::clone(&plane.shared));
         let tcp = tcp.map_err(|e| failed("wait for TCP connections", e))?;
-        plane.spawn("evergate-tcp", move || tcp.run())?;
-        plane.spawn("evergate-out", move || outbound.run())?;
-        plane.spawn("evergate-in", move || inbound.run())?;
+        plane.spawn(Direction::Tcp, 0, move || tcp.run())?;
+        for worker in 0..workers {
+            let outbound = Outbound::new(Arc::clone(&plane.shared), worker);
+            plane.spawn(Direction::Out, worker, move || outbound.run())?;
+            let inbound = Inbound::new(Arc::clone(&plane.shared), worker);
+            plane.spawn(Direction::In, worker, move || inbound.run())?;
+        }
         Ok((plane, receiver))
     }
 
-    fn spawn(&self, name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), PlaneError> {
-        let thread = thread::Builder::new().name(name.into()).spawn(work);
+    fn spawn(
+        &self,
+        direction: Direction,
+        worker: usize,
+        work: impl FnOnce() + Send + 'static,
+    ) -> Result<(), PlaneError> {
+        let lane = self.shared.lane(direction, worker);
+        let name = match direction {
+            Direction::Out => format!("evergate-out{worker}"),
+            Direction::In => format!("evergate-in{worker}"),
+            Direction::Tcp => "evergate-tcp".to_owned(),
+        };
+        let thread = thread::Builder::new().name(name).spawn(move || {
+            Lanes::choose(lane);
+            work();
+        });
         let thread = thread.map_err(|e| failed("start a thread", e))?;
         lock(&self.threads).push(thread);
         Ok(())
@@ -227,18 +260,14 @@ impl DataPlane for Userspace {
     }
 
     fn totals(&self) -> Totals {
-        let (traffic, control) = (&self.shared.traffic, &self.shared.control);
+        let control = &self.shared.control;
         Totals {
-            packets_in: traffic.packets_in.get(),
-            bytes_in: traffic.bytes_in.get(),
-            packets_out: traffic.packets_out.get(),
-            bytes_out: traffic.bytes_out.get(),
             ike_in: control.ike_in.get(),
             ike_out: control.ike_out.get(),
             keepalives_in: control.keepalives_in.get(),
             keepalives_out: control.keepalives_out.get(),
             tcp_connections: self.shared.tcp.count(),
-            drops: traffic.drops(),
+            ..self.shared.traffic.sum()
         }
     }
 
@@ -307,19 +336,21 @@ impl DataPlane for Userspace {
     }
 
     fn hold(&self, addresses: &[IpAddr], hold: &Arc<Hold>) {
-        self.shared.holds_mut().insert(addresses, hold);
+        let insert = |holds: &mut Holds| holds.insert(addresses, hold);
+        self.shared.passage.change(insert, || {});
         self.shared.tcp.farewell(addresses);
     }
 
     fn unhold(&self, addresses: &[IpAddr], hold: &Arc<Hold>) {
-        self.shared.holds_mut().remove(addresses, hold);
+        let remove = |holds: &mut Holds| holds.remove(addresses, hold);
+        self.shared.passage.change(remove, || {});
     }
 
     fn resume(&self, addresses: &[IpAddr], hold: &Arc<Hold>) {
-        let mut holds = self.shared.holds_mut();
-        holds.remove(addresses, hold);
-        // The threads look here first, once they go on.
-        self.feed(hold.take(usize::MAX));
+        let remove = |holds: &mut Holds| holds.remove(addresses, hold);
+        // The threads look there first, once they go on.
+        let feed = || self.feed(hold.take(usize::MAX));
+        self.shared.passage.change(remove, feed);
     }
 
     fn feed(&self, packets: Vec<Packet>) {
@@ -367,12 +398,16 @@ impl Shared {
     }
 
     /// Held during a batch of packets.
-    pub(crate) fn holds(&self) -> RwLockReadGuard<'_, Holds> {
-        self.holds.read().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn enter(&self, direction: Direction, worker: usize) -> Pass<'_> {
+        self.passage.enter(self.lane(direction, worker))
     }
 
-    fn holds_mut(&self) -> RwLockWriteGuard<'_, Holds> {
-        self.holds.write().unwrap_or_else(PoisonError::into_inner)
+    fn lane(&self, direction: Direction, worker: usize) -> usize {
+        match direction {
+            Direction::Out => worker,
+            Direction::In => self.workers + worker,
+            Direction::Tcp => 2 * self.workers,
+        }
     }
 
     /// Readable from the moment that the plane stops.

@@ -216,6 +216,7 @@ fn plane_config(config: &Config, member: &Member) -> PlaneConfig {
     PlaneConfig {
         tun_name: config.dataplane.tun.clone(),
         tun_mtu: u32::from(config.dataplane.mtu),
+        workers: config.dataplane.workers,
         ike_port: member.ike_port,
         nat_port: member.nat_port,
         tcp_port: member.listen_tcp.then_some(member.tcp_port),

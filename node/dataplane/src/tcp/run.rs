@@ -9,7 +9,7 @@ use crate::{
     counters::RateLimit,
     delivery::Delivery,
     inbound::{Origin, Turn, Verdict},
-    userspace::{Clock, Shared},
+    userspace::{Clock, Direction, Shared},
 };
 use evergate_esp::udp;
 use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
@@ -285,7 +285,7 @@ impl Runner {
         let Some(reader) = self.readers.get_mut(&token) else {
             return;
         };
-        let holds = shared.holds();
+        let holds = shared.enter(Direction::Tcp, 0);
         let mut turn = Turn::new(&shared, &mut self.limit, &self.clock, &holds);
         let mut left = AT_ONCE;
         let ended = loop {
@@ -348,7 +348,7 @@ impl Runner {
     fn dial(&mut self) {
         let now = self.clock.instant;
         let due: Vec<(Ends, u32)> = {
-            let holds = self.shared.holds();
+            let holds = self.shared.enter(Direction::Tcp, 0);
             let mut table = self.tcp().table();
             let due = table
                 .dials

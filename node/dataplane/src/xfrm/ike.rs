@@ -31,7 +31,7 @@ impl Receiver {
     /// Runs until the plane stops.
     pub(super) fn run(mut self) {
         let shared = Arc::clone(&self.shared);
-        let sockets = shared.sockets.all();
+        let sockets = shared.sockets.of(0).all();
         let fds: Vec<&dyn AsFd> = sockets.iter().map(|s| s as &dyn AsFd).collect();
         while let Some(ready) = shared.stop.wait(&fds, None) {
             for (index, socket) in sockets.iter().enumerate() {

@@ -9,3 +9,4 @@ mod packets;
 mod policy;
 mod sizes;
 mod streams;
+mod workers;

@@ -3,6 +3,7 @@
 use super::values::{
     Auth, CrlUri, DpdAction, Named, OcspUri, Outer, PoolRange, Proposals, Remote, Rounds, Text,
 };
+use evergate_dataplane::PlaneConfig;
 use evergate_ike::{
     config::{
         Childless, EnableTcp, Fragmentation, Mode, RevocationPolicy, SendCert, StartAction, Unique,
@@ -136,6 +137,8 @@ pub(crate) struct Dataplane {
     pub(crate) tun: String,
     /// Its MTU in bytes.
     pub(crate) mtu: u16,
+    /// Threads in each direction that packets are spread over.
+    pub(crate) workers: usize,
     /// Mark of outer packets: those do not take the routes into the tunnel.
     pub(crate) mark: u32,
     /// Routing table for protected prefixes, and priority of the rule that leads to it.
@@ -193,6 +196,7 @@ impl Default for Dataplane {
             kind: PlaneKind::Userspace,
             tun: "evergate0".to_owned(),
             mtu: 1400,
+            workers: PlaneConfig::default().workers,
             mark: 0xe6,
             route_table: 220,
             keep_closed: true,

@@ -161,6 +161,11 @@ impl Check<'_> {
                     MTU.start(),
                     MTU.end()
                 );
+                self.error(span.clone(), what);
+            }
+            if !(1..=evergate_dataplane::MAX_WORKERS).contains(&d.workers) {
+                let most = evergate_dataplane::MAX_WORKERS;
+                let what = format!("workers is out of range, expected 1 to {most}");
                 self.error(span, what);
             }
         }

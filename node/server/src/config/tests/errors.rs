@@ -210,6 +210,10 @@ fn wrong_documents_are_refused_where_they_are_wrong() {
             "1:1: error: mtu is out of range, expected 1280 to 65000",
         ),
         (
+            "[dataplane]\nworkers = 0",
+            "1:1: error: workers is out of range, expected 1 to 64",
+        ),
+        (
             "[dataplane]\ntun = 'a/b'",
             "1:1: error: tun is not the name of a device, expected up to 15 characters",
         ),

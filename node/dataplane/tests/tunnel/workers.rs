@@ -1,0 +1,100 @@
+//! Several workers: packets are spread over them, and none overtakes another of its flow.
+
+use crate::{
+    gateways::{Case, Pair, uninterrupted},
+    hosts::privileged,
+};
+use evergate_dataplane::{ChildSa, DataPlane, DropReason, PlaneConfig};
+use std::{collections::HashMap, net::UdpSocket, thread};
+
+const WORKERS: usize = 4;
+const FLOWS: u16 = 16;
+/// Of each flow.
+const BURSTS: u32 = 30;
+const BURST: u32 = 16;
+
+fn several() -> Pair {
+    Pair::with(PlaneConfig {
+        workers: WORKERS,
+        ..PlaneConfig::default()
+    })
+}
+
+/// How often threads whose name begins so had a processor.
+fn turns(name: &str) -> HashMap<String, u64> {
+    let mut turns = HashMap::new();
+    for task in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
+        let read = |file| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
+        let (comm, stat) = (read("comm"), read("schedstat"));
+        let count = stat.split_whitespace().nth(2).and_then(|n| n.parse().ok());
+        if comm.starts_with(name) {
+            let all: &mut u64 = turns.entry(comm.trim().to_owned()).or_default();
+            *all += count.unwrap_or(0);
+        }
+    }
+    turns
+}
+
+/// How many workers had work.
+fn busy(before: &HashMap<String, u64>, after: &HashMap<String, u64>) -> usize {
+    let grew = |(name, turns): &(&String, &u64)| **turns > before[*name] + 10;
+    after.iter().filter(grew).count()
+}
+
+/// Sends numbers in bursts that every queue on the way takes; each comes back by the same flow.
+fn talk(near: &UdpSocket, far: &UdpSocket) {
+    for burst in 0..BURSTS {
+        let numbers = burst * BURST..(burst + 1) * BURST;
+        for n in numbers.clone() {
+            near.send(&n.to_be_bytes()).unwrap();
+        }
+        for n in numbers.clone() {
+            assert_eq!(next(far), n);
+            far.send(&n.to_be_bytes()).unwrap();
+        }
+        for n in numbers {
+            assert_eq!(next(near), n);
+        }
+    }
+}
+
+fn next(socket: &UdpSocket) -> u32 {
+    let mut buffer = [0; 4];
+    let received = uninterrupted(|| socket.recv(&mut buffer));
+    assert_eq!(received.expect("nothing is lost"), 4);
+    u32::from_be_bytes(buffer)
+}
+
+#[test]
+fn flows_are_spread_and_none_is_reordered() {
+    privileged("workers::flows_are_spread_and_none_is_reordered", || {
+        for case in [Case::PLAIN, Case::IN_UDP] {
+            let pair = several();
+            // All flows in one Child SA, of which the smallest window sees every packet that was overtaken by 64 others.
+            for (gateway, n) in [(&pair.a, 1), (&pair.b, 2)] {
+                let end = ChildSa {
+                    replay_window: 64,
+                    reservation: 1..1_000_000,
+                    ..case.end(n, 0x1000)
+                };
+                gateway.plane.install(end).unwrap();
+            }
+            let before = turns("evergate-out");
+            assert_eq!(before.len(), WORKERS);
+            thread::scope(|scope| {
+                for flow in 0..FLOWS {
+                    let near = pair.a.host.udp(&format!("10.1.0.1:{}", 5000 + flow));
+                    let far = pair.b.host.udp(&format!("10.2.0.1:{}", 6000 + flow));
+                    near.connect(far.local_addr().unwrap()).unwrap();
+                    far.connect(near.local_addr().unwrap()).unwrap();
+                    scope.spawn(move || talk(&near, &far));
+                }
+            });
+            assert!(busy(&before, &turns("evergate-out")) >= 2);
+            for gateway in [&pair.a, &pair.b] {
+                let drops = gateway.plane.totals().drops;
+                assert_eq!(drops.get(DropReason::Replay), 0, "{case:?}");
+            }
+        }
+    });
+}
