@@ -1,5 +1,3 @@
 #![no_main]
 
-mod compares;
-
-libfuzzer_sys::fuzz_target!(init: compares::trace(), |input: &[u8]| evergate_fuzz::message(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| evergate_fuzz::message(input));
