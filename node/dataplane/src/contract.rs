@@ -187,6 +187,10 @@ pub struct Capabilities {
     pub udp_encapsulation: bool,
     /// ESP right on IP.
     pub plain_esp: bool,
+    /// [`Mode::Transport`].
+    pub transport_mode: bool,
+    /// IKE and ESP in TCP (RFC 9329).
+    pub tcp: bool,
 }
 
 /// A Child SA: a pair of ESP SAs.

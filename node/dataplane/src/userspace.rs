@@ -205,6 +205,8 @@ impl DataPlane for Userspace {
             max_replay_window: u32::try_from(ReplayWindow::MAX_SIZE).unwrap_or(u32::MAX),
             udp_encapsulation: true,
             plain_esp: true,
+            transport_mode: true,
+            tcp: true,
         }
     }
 

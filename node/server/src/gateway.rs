@@ -4,7 +4,7 @@
 //! before the SAs that others may ask for are there.
 
 use crate::{
-    admin,
+    abilities, admin,
     clock::{Clock, SystemEntropy},
     cluster,
     config::{Config, Member, PlaneKind},
@@ -66,11 +66,12 @@ pub(crate) async fn start(config: Config, state_key: ClusterKey) -> anyhow::Resu
         Some(cluster) => (register(&replica, &member.name).await?, cluster.lease),
         None => (take_all(&replica, &member.name).await?, Timing::ALONE),
     };
-    let membership = Arc::new(cluster::Membership::new(&replica, me, timing));
+    let membership = Arc::new(cluster::Membership::new(&replica, me.clone(), timing));
     policy::apply_file(&replica, &config.policy, &member).await?;
     let cookies = cookies(&replica).await?;
 
     let (plane, events) = start_plane(&config, &member).context("cannot start the data plane")?;
+    describe(&replica, &me, plane.as_ref()).await?;
     let workers = member
         .workers
         .unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
@@ -155,6 +156,23 @@ pub(crate) async fn take_all(replica: &Replica, member: &str) -> anyhow::Result<
         }
     }
     Ok(me)
+}
+
+/// Tells all members what this one's data plane can do, if that is not known. Nothing is negotiated before.
+async fn describe(replica: &Replica, me: &Owner, plane: &dyn DataPlane) -> anyhow::Result<()> {
+    let abilities = abilities::of(&plane.capabilities());
+    let known = replica.read(|s| s.member(&me.member).map(|m| m.abilities));
+    if known == Some(abilities) {
+        return Ok(());
+    }
+    let described = Command::DescribePlane {
+        member: me.member.clone(),
+        incarnation: me.incarnation,
+        abilities,
+    };
+    let committed = commit(replica, described).await;
+    committed.context("cannot tell what the data plane can do")?;
+    Ok(())
 }
 
 fn registration(me: &Owner) -> Command {

@@ -1,5 +1,6 @@
 //! The `evergate` binary.
 
+mod abilities;
 mod admin;
 mod bench;
 mod check;

@@ -1,6 +1,7 @@
 //! What there is once in a process, whichever virtual gateways it serves.
 
 use crate::{
+    abilities,
     clock::Clock,
     cluster::Membership,
     config::Limits,
@@ -120,7 +121,11 @@ impl Node {
     pub(crate) fn new(setup: Setup) -> Arc<Self> {
         Arc::new(Self {
             member: setup.member,
-            policy: ArcSwap::new(setup.replica.read(|s| Arc::clone(s.policy()))),
+            policy: ArcSwap::new(
+                setup
+                    .replica
+                    .read(|s| abilities::narrowed(s.policy(), s.abilities())),
+            ),
             cookies: ArcSwap::from_pointee(setup.cookies),
             replica: setup.replica,
             plane: setup.plane,
@@ -219,8 +224,9 @@ impl Node {
         }
     }
 
-    /// Makes a policy the one in force: routes and timers follow.
-    pub(crate) async fn adopt_policy(&self, policy: Arc<Policy>) {
+    /// Makes a policy the one in force, as far as all members can carry it out: routes and timers follow.
+    pub(crate) async fn adopt_policy(&self, policy: &Arc<Policy>) {
+        let policy = abilities::narrowed(policy, self.read(State::abilities));
         self.policy.store(Arc::clone(&policy));
         self.protection.set_policy(&self.plane, &policy);
         for service in self.services() {

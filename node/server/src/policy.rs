@@ -134,7 +134,7 @@ pub(crate) async fn apply(
         outcome => debug_assert_eq!(outcome, Outcome::Applied),
     }
     let (version, policy) = node.read(|s| (s.policy_version(), Arc::clone(s.policy())));
-    node.adopt_policy(policy).await;
+    node.adopt_policy(&policy).await;
     info!(event = "policy-applied", version, "applied a new policy");
     Ok(Applied {
         version,

@@ -10,6 +10,7 @@ use crate::{
 use evergate_ike::{
     config::Policy,
     record::{FollowUp, GatewayId, Phase, Record, SaId},
+    sa::CookieSecrets,
 };
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
@@ -61,6 +62,11 @@ impl State {
                 member,
                 incarnation,
             } => self.remove_member(member, *incarnation),
+            Command::DescribePlane {
+                member,
+                incarnation,
+                abilities,
+            } => self.describe(member, *incarnation, *abilities),
             Command::SetDraining { member, draining } => self.set_draining(member, *draining),
             Command::AssignGateway {
                 gateway,
@@ -133,11 +139,13 @@ impl State {
                 self.lease(*gateway, *epoch, &wish)
             }
             Command::SetPolicy { expected, policy } => self.set_policy(*expected, policy),
-            Command::SetCookieSecrets(secrets) => {
-                self.body.cookie_secrets = Some(secrets.clone());
-                Ok(Outcome::Applied)
-            }
+            Command::SetCookieSecrets(secrets) => self.set_cookie_secrets(secrets),
         }
+    }
+
+    fn set_cookie_secrets(&mut self, secrets: &CookieSecrets) -> Result<Outcome, Refusal> {
+        self.body.cookie_secrets = Some(secrets.clone());
+        Ok(Outcome::Applied)
     }
 
     fn lease(

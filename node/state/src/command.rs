@@ -1,5 +1,6 @@
 //! What may be asked of the replicated state, and what becomes of it.
 
+use crate::abilities::Abilities;
 use crate::carried::Carried;
 use evergate_ike::{
     config::Policy,
@@ -154,6 +155,15 @@ pub enum Command {
         epoch: u32,
         /// The IKE SA, and how much.
         carried: Vec<(SaId, Carried)>,
+    },
+    /// What the data plane of a member's process can do.
+    DescribePlane {
+        /// The member's name.
+        member: String,
+        /// Its process, which must be the one that is registered.
+        incarnation: u128,
+        /// What it can.
+        abilities: Abilities,
     },
 }
 

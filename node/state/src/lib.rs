@@ -3,6 +3,7 @@
 //! Pure: time comes with the entry, nothing is random, nothing does I/O. [`State::apply`] is the only way in, and
 //! each command of an [`Entry`] is carried out whole or refused without any effect.
 
+mod abilities;
 mod apply;
 mod carried;
 mod command;
@@ -17,6 +18,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
+pub use abilities::Abilities;
 pub use carried::{Carried, CarriedTogether};
 pub use command::*;
 pub use lease::{Lease, PENDING_LEASE};

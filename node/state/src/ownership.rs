@@ -1,6 +1,7 @@
 //! Members, and which of them has a virtual gateway.
 
 use crate::{
+    abilities::Abilities,
     command::{Outcome, Refusal},
     limits::{MAX_EPOCH, MAX_FORMER_INCARNATIONS, MAX_GATEWAYS, MAX_MEMBERS},
     state::{Gateway, Member, Owner, State},
@@ -18,6 +19,7 @@ impl State {
                 incarnation,
                 former: Vec::new(),
                 draining: false,
+                abilities: Abilities::ALL,
             };
             self.body.members.insert(name.to_owned(), member);
             return Ok(Outcome::Applied);
@@ -99,7 +101,7 @@ impl State {
         Ok(Outcome::Applied)
     }
 
-    fn known(&mut self, name: &str) -> Result<&mut Member, Refusal> {
+    pub(crate) fn known(&mut self, name: &str) -> Result<&mut Member, Refusal> {
         self.body
             .members
             .get_mut(name)

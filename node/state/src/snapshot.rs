@@ -8,7 +8,7 @@ use crate::state::{Body, State};
 const MAGIC: [u8; 4] = *b"EVGS";
 
 /// The format that is written. Others are refused: a member never guesses at state.
-const VERSION: u16 = 8;
+const VERSION: u16 = 9;
 
 /// Why bytes are not a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

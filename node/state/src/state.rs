@@ -1,6 +1,7 @@
 //! The state itself, as it is read.
 
 use crate::{
+    abilities::Abilities,
     carried::{Carried, CarriedTogether},
     command::Refusal,
     lease::{Lease, Leases},
@@ -43,6 +44,8 @@ pub struct Member {
     pub(crate) former: Vec<u128>,
     /// Whether it should have no virtual gateways.
     pub draining: bool,
+    /// What its data plane can do.
+    pub abilities: Abilities,
 }
 
 /// The replicated state. Members that applied the same entries have equal states, and equal snapshots byte by byte.

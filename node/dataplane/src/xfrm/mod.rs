@@ -174,6 +174,8 @@ impl DataPlane for Xfrm {
             max_replay_window: states::MAX_WINDOW,
             udp_encapsulation: true,
             plain_esp: true,
+            transport_mode: false,
+            tcp: false,
         }
     }
 

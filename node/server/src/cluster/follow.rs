@@ -21,7 +21,7 @@ use crate::{
 };
 use evergate_dataplane::Gate;
 use evergate_ike::record::GatewayId;
-use evergate_state::{Command, Outcome};
+use evergate_state::{Abilities, Command, Outcome};
 use std::{
     collections::BTreeMap,
     pin::pin,
@@ -87,7 +87,8 @@ struct Follower {
     leaving: bool,
     /// When there was a lease while something was given up.
     leased: Option<Instant>,
-    policy_version: u64,
+    /// The version of the policy that is in force, and what all members can do of it.
+    policy: (u64, Abilities),
 }
 
 /// Serves whatever this process gets, until told to stop; then it gives everything up.
@@ -100,7 +101,7 @@ pub(super) async fn run(
     let mut applied = node.replica.applied();
     let mut period = interval(PERIOD);
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let policy_version = node.read(evergate_state::State::policy_version);
+    let policy = node.read(|s| (s.policy_version(), s.abilities()));
     let mut follower = Follower {
         node,
         membership: Arc::clone(&membership),
@@ -112,7 +113,7 @@ pub(super) async fn run(
         ended: Arc::new(Notify::new()),
         leaving: false,
         leased: None,
-        policy_version,
+        policy,
     };
     let ended = Arc::clone(&follower.ended);
     loop {
@@ -170,15 +171,15 @@ impl Follower {
 
     /// Follows what is replicated besides: the policy, and cookie secrets.
     async fn adopt(&mut self) {
-        let (version, policy, cookies) = self.node.read(|state| {
-            let version = state.policy_version();
-            let news = version != self.policy_version;
+        let (known, policy, cookies) = self.node.read(|state| {
+            let known = (state.policy_version(), state.abilities());
+            let news = known != self.policy;
             let policy = news.then(|| Arc::clone(state.policy()));
-            (version, policy, state.cookie_secrets().cloned())
+            (known, policy, state.cookie_secrets().cloned())
         });
         if let Some(policy) = policy {
-            self.policy_version = version;
-            self.node.adopt_policy(Arc::clone(&policy)).await;
+            self.policy = known;
+            self.node.adopt_policy(&policy).await;
             // Addresses may be others.
             for (gateway, post) in &self.posts {
                 if matches!(post.stage, Stage::Served) {

@@ -1,5 +1,6 @@
 //! Rules one by one, and properties over random histories.
 
+mod abilities;
 mod leases;
 mod ownership;
 mod properties;

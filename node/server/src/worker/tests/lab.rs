@@ -133,6 +133,8 @@ impl DataPlane for Plane {
             max_replay_window: 4096,
             udp_encapsulation: true,
             plain_esp: true,
+            transport_mode: true,
+            tcp: true,
         }
     }
     fn install(&self, child: ChildSa) -> Result<(), PlaneError> {

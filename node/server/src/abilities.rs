@@ -1,0 +1,103 @@
+//! The policy as far as the data planes of all members can carry it out.
+
+use evergate_dataplane::Capabilities;
+use evergate_ike::config::{EnableTcp, Mode, Policy};
+use evergate_state::Abilities;
+use std::sync::Arc;
+use tracing::warn;
+
+/// What a data plane can do, as it is told to others.
+pub(crate) fn of(plane: &Capabilities) -> Abilities {
+    Abilities {
+        implicit_iv: plane.encryption.iter().any(|e| e.implicit_iv()),
+        transport_mode: plane.transport_mode,
+        tcp: plane.tcp,
+    }
+}
+
+/// A policy without what not all members can do. Children that are left without a proposal are left out.
+pub(crate) fn narrowed(policy: &Arc<Policy>, can: Abilities) -> Arc<Policy> {
+    if can == Abilities::ALL {
+        return Arc::clone(policy);
+    }
+    let mut narrow = Policy::clone(policy);
+    for connection in &mut narrow.connections {
+        if !can.tcp {
+            connection.enable_tcp = EnableTcp::No;
+        }
+        let name = &connection.name;
+        connection.children.retain_mut(|child| {
+            if !can.transport_mode {
+                child.mode = Mode::Tunnel;
+            }
+            if !can.implicit_iv {
+                for proposal in &mut child.esp_proposals {
+                    proposal.encryption.retain(|e| !e.implicit_iv());
+                }
+                child.esp_proposals.retain(|p| !p.encryption.is_empty());
+            }
+            let possible = !child.esp_proposals.is_empty();
+            if !possible {
+                warn!(
+                    event = "not-for-all-planes",
+                    connection = name,
+                    child = child.name,
+                    "child {} of connection {name} is left out: not all members can do any of its proposals",
+                    child.name
+                );
+            }
+            possible
+        });
+    }
+    Arc::new(narrow)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::parse;
+    use std::path::Path;
+
+    fn policy() -> Arc<Policy> {
+        let text = "[connections.a]\nremote_addrs = ['192.0.2.1']\nenable_tcp = 'fallback'\n\
+                    [connections.a.children.both]\nmode = 'transport'\nesp_proposals = ['aes256gcm16iiv-aes256gcm16']\n\
+                    [connections.a.children.only]\nesp_proposals = ['aes256gcm16iiv']\n[secrets.s]\nsecret = 'k'";
+        Arc::new(parse(text, Path::new(".")).unwrap().policy)
+    }
+
+    #[test]
+    fn who_can_do_all_changes_nothing() {
+        let policy = policy();
+        assert!(Arc::ptr_eq(&narrowed(&policy, Abilities::ALL), &policy));
+    }
+
+    #[test]
+    fn what_a_member_cannot_do_is_not_negotiated() {
+        let can = Abilities {
+            implicit_iv: false,
+            transport_mode: false,
+            tcp: false,
+        };
+        let narrow = narrowed(&policy(), can);
+        let connection = &narrow.connections[0];
+        assert_eq!(connection.enable_tcp, EnableTcp::No);
+        let [both] = &connection.children[..] else {
+            panic!("not one child");
+        };
+        assert_eq!((both.name.as_str(), both.mode), ("both", Mode::Tunnel));
+        let encryption = &both.esp_proposals[0].encryption;
+        assert!(encryption.len() == 1 && !encryption[0].implicit_iv());
+    }
+
+    #[test]
+    fn one_lack_leaves_the_rest() {
+        let can = Abilities {
+            tcp: false,
+            ..Abilities::ALL
+        };
+        let narrow = narrowed(&policy(), can);
+        let connection = &narrow.connections[0];
+        assert_eq!(connection.enable_tcp, EnableTcp::No);
+        assert_eq!(connection.children, policy().connections[0].children);
+    }
+}
