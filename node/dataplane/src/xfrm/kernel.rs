@@ -166,3 +166,7 @@ fn last_words(message: &mut state::DelGetMessage) -> Option<Told> {
     })?;
     Some(Told::of(&info, &mut message.nlas))
 }
+
+#[cfg(test)]
+#[path = "tests/kernel.rs"]
+mod tests;

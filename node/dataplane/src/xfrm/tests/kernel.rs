@@ -1,0 +1,64 @@
+use super::*;
+use crate::xfrm::flows::{Direction, Flow};
+use nix::sched::{CloneFlags, unshare};
+
+const OURS: Tag = Tag {
+    if_id: 0xe6,
+    mark: 0xe6,
+};
+const OTHERS: Tag = Tag { if_id: 7, mark: 7 };
+
+/// Runs a test in a network namespace of its own. Without root there is none.
+fn in_namespace(test: impl FnOnce() + Send + 'static) {
+    let tested = std::thread::spawn(move || match unshare(CloneFlags::CLONE_NEWNET) {
+        Ok(()) => test(),
+        Err(error) => eprintln!("skipped: no network namespace: {error}"),
+    });
+    tested.join().expect("it holds");
+}
+
+fn policy(direction: Direction) -> PolicyId {
+    PolicyId {
+        flow: Flow::everything(true),
+        direction,
+    }
+}
+
+#[test]
+fn policies_are_replaced_and_removed_and_those_of_others_stay() {
+    in_namespace(|| {
+        let (mut ours, mut others) = (Kernel::open(OURS).unwrap(), Kernel::open(OTHERS).unwrap());
+        let trap = Rule::Trap(1);
+        others
+            .set_policy(policy(Direction::Out), Some(&trap))
+            .unwrap();
+        for reqids in [vec![5], vec![5, 6], vec![1, 2, 3, 4, 5, 6, 7, 8]] {
+            let rule = Rule::Receive(reqids);
+            for direction in [Direction::In, Direction::Forward] {
+                ours.set_policy(policy(direction), Some(&rule)).unwrap();
+            }
+        }
+        ours.set_policy(policy(Direction::Out), Some(&trap))
+            .unwrap();
+        ours.set_policy(policy(Direction::In), None).unwrap();
+        ours.set_policy(policy(Direction::In), None).unwrap();
+        assert_eq!(ours.remove_policies().unwrap(), 2);
+        assert_eq!(ours.remove_policies().unwrap(), 0);
+        assert_eq!(others.remove_policies().unwrap(), 1);
+    });
+}
+
+#[test]
+fn a_state_that_is_not_there_has_nothing_to_say() {
+    in_namespace(|| {
+        let mut kernel = Kernel::open(OURS).unwrap();
+        let id = StateId {
+            destination: [192, 0, 2, 1].into(),
+            spi: 0x1234,
+        };
+        assert!(kernel.state(id).unwrap().is_none());
+        assert!(kernel.end_state(id).unwrap().is_none());
+        kernel.remove_state(id).unwrap();
+        assert!(kernel.states().unwrap().is_empty());
+    });
+}
