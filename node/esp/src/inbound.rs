@@ -4,15 +4,9 @@ use crate::{
     ESP_HEADER_LEN, Key, ReplayWindow, Replayed, Selectors, outbound::Aad, packet::PacketSelectors,
     protocol, table::Table,
 };
-use std::{
-    ops::Range,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{ops::Range, sync::Arc};
 
-/// Why an ESP packet was dropped. Each has a counter.
+/// Why an ESP packet was dropped. Counting is the caller's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
     /// It is too short, or of another SPI.
@@ -47,23 +41,6 @@ impl Opened {
     }
 }
 
-/// What an inbound SA counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct InboundCounters {
-    /// Packets opened.
-    pub packets: u64,
-    /// Bytes of inner packets opened.
-    pub bytes: u64,
-    /// Packets that were too short.
-    pub malformed: u64,
-    /// Packets outside the window or seen before.
-    pub replayed: u64,
-    /// Packets that failed the integrity check.
-    pub integrity: u64,
-    /// Packets with invalid padding.
-    pub padding: u64,
-}
-
 /// An SA that we receive with. Cheap to make: no key schedule before the first packet.
 #[derive(Debug)]
 pub struct InboundSa {
@@ -72,17 +49,6 @@ pub struct InboundSa {
     esn: bool,
     selectors: Arc<Selectors>,
     window: ReplayWindow,
-    counters: Counters,
-}
-
-#[derive(Debug, Default)]
-struct Counters {
-    packets: AtomicU64,
-    bytes: AtomicU64,
-    malformed: AtomicU64,
-    replayed: AtomicU64,
-    integrity: AtomicU64,
-    padding: AtomicU64,
 }
 
 impl InboundSa {
@@ -100,7 +66,6 @@ impl InboundSa {
             esn,
             selectors: selectors.into(),
             window,
-            counters: Counters::default(),
         }
     }
 
@@ -134,19 +99,6 @@ impl InboundSa {
         self.window.resume_from(edge);
     }
 
-    /// What was counted so far.
-    pub fn counters(&self) -> InboundCounters {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        InboundCounters {
-            packets: read(&self.counters.packets),
-            bytes: read(&self.counters.bytes),
-            malformed: read(&self.counters.malformed),
-            replayed: read(&self.counters.replayed),
-            integrity: read(&self.counters.integrity),
-            padding: read(&self.counters.padding),
-        }
-    }
-
     /// Whether an inner packet may come through this SA (RFC 4301 §5.2, step 4).
     pub fn admits(&self, packet: &PacketSelectors) -> bool {
         self.selectors.match_inbound(packet)
@@ -155,14 +107,8 @@ impl InboundSa {
     /// Opens an ESP packet (from its SPI on, without a UDP header) in place.
     ///
     /// # Errors
-    /// See [`OpenError`]; it was counted.
+    /// See [`OpenError`].
     pub fn open(&self, packet: &mut [u8]) -> Result<Opened, OpenError> {
-        let result = self.open_uncounted(packet);
-        self.counters.count(&result);
-        result
-    }
-
-    fn open_uncounted(&self, packet: &mut [u8]) -> Result<Opened, OpenError> {
         let cipher = self.key.cipher();
         let parsed = Parsed::new(packet).filter(|parsed| parsed.spi == self.spi);
         let parsed = parsed.ok_or(OpenError::Malformed)?;
@@ -199,23 +145,6 @@ impl InboundSa {
         };
         window.check(seq)?;
         Ok(seq)
-    }
-}
-
-impl Counters {
-    fn count(&self, result: &Result<Opened, OpenError>) {
-        let counter = match result {
-            Ok(opened) => {
-                self.bytes
-                    .fetch_add(opened.payload.len() as u64, Ordering::Relaxed);
-                &self.packets
-            }
-            Err(OpenError::Malformed) => &self.malformed,
-            Err(OpenError::Replayed(_)) => &self.replayed,
-            Err(OpenError::Integrity) => &self.integrity,
-            Err(OpenError::Padding) => &self.padding,
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
     }
 }
 

@@ -5,10 +5,7 @@ use crate::{
     sequence::Allocator,
 };
 use evergate_crypto::Associated;
-use std::{
-    ops::Range,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::ops::Range;
 
 /// Why a packet could not be sealed: the caller's buffer is the reason, never the packet's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,8 +22,6 @@ pub struct OutboundSa {
     key: Key,
     esn: bool,
     sequence: Allocator,
-    packets: AtomicU64,
-    bytes: AtomicU64,
 }
 
 impl OutboundSa {
@@ -38,8 +33,6 @@ impl OutboundSa {
             key,
             esn,
             sequence,
-            packets: AtomicU64::new(0),
-            bytes: AtomicU64::new(0),
         }
     }
 
@@ -105,14 +98,6 @@ impl OutboundSa {
         self.sequence.next()
     }
 
-    /// Packets and bytes of inner packets sealed so far.
-    pub fn sent(&self) -> (u64, u64) {
-        (
-            self.packets.load(Ordering::Relaxed),
-            self.bytes.load(Ordering::Relaxed),
-        )
-    }
-
     /// Seals the packet at `inner` in `buf` in place: [`HEADROOM`](crate::HEADROOM) bytes before it and up to
     /// [`TAILROOM`](crate::TAILROOM) behind it are overwritten. Yields where the ESP packet is. `next_header` is
     /// [`protocol::IPV4`](crate::protocol::IPV4), [`protocol::IPV6`](crate::protocol::IPV6) or
@@ -127,12 +112,8 @@ impl OutboundSa {
         buf: &mut [u8],
         inner: Range<usize>,
     ) -> Result<Range<usize>, SealError> {
-        let inner_len = inner.len();
         // The IV is a function of key and sequence number, and each number is taken once (RFC 4106 §3.1).
-        let sealed = self.seal_numbered(seq.get(), seq.get(), next_header, buf, inner)?;
-        self.packets.fetch_add(1, Ordering::Relaxed);
-        self.bytes.fetch_add(inner_len as u64, Ordering::Relaxed);
-        Ok(sealed)
+        self.seal_numbered(seq.get(), seq.get(), next_header, buf, inner)
     }
 
     /// Seals under the sequence number `seq` with the IV that belongs to `number`.

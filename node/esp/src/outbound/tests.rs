@@ -113,7 +113,6 @@ fn packets_of_another_implementation() {
         let packet = seal(&sa, seq, next_header, &inner);
         assert_eq!(packet, hex(expected), "{cipher:?} {seq:#x}");
         assert_eq!(packet.len(), crate::mtu::esp_len(len, cipher.into()));
-        assert_eq!(sa.sent(), (1, len as u64));
 
         let sa = inbound(SPI, key(cipher, 0), esn);
         if esn {
@@ -124,13 +123,8 @@ fn packets_of_another_implementation() {
         assert_eq!((opened.next_header, opened.seq), (next_header, seq));
         assert_eq!(packet[opened.payload.clone()], inner);
         assert_eq!(sa.right_edge(), seq);
-        assert_eq!(
-            (sa.counters().packets, sa.counters().bytes),
-            (1, len as u64)
-        );
         let again = sa.open(&mut hex(expected));
         assert_eq!(again, Err(OpenError::Replayed(Replayed::Duplicate)));
-        assert_eq!(sa.counters().replayed, 1);
     }
 }
 
@@ -165,7 +159,6 @@ fn a_replay_is_refused_before_any_decryption() {
         Err(OpenError::Replayed(Replayed::Duplicate))
     );
     assert_eq!(forged, before);
-    assert_eq!(sa.counters().integrity, 0);
 }
 
 #[test]
@@ -187,7 +180,6 @@ fn padding_of_authentic_packets_is_checked() {
     ] {
         let sa = inbound(SPI, key(Encryption::ChaCha20Poly1305, 0), false);
         assert_eq!(sa.open(&mut hex(packet)), Err(OpenError::Padding));
-        assert_eq!(sa.counters().padding, 1);
         assert_eq!(sa.right_edge(), 7, "the packet was authentic");
     }
     let sa = inbound(SPI, key(Encryption::ChaCha20Poly1305, 0), false);
@@ -207,7 +199,6 @@ fn short_and_foreign_packets_are_malformed() {
         packet.truncate(len);
         assert_eq!(sa.open(&mut packet), Err(OpenError::Malformed));
     }
-    assert_eq!(sa.counters().malformed, (HEAD + 2 + ICV) as u64);
     let other = inbound(SPI + 1, key(cipher, 0), esn);
     assert_eq!(other.open(&mut hex(expected)), Err(OpenError::Malformed));
 }
@@ -235,7 +226,6 @@ fn a_buffer_without_room_is_refused() {
     let reversed = 30..20;
     assert_eq!(seal(reversed), Err(SealError::NoRoom));
     assert!(seal(HEAD..HEAD + 20).is_ok());
-    assert_eq!(sa.sent(), (1, 20));
 }
 
 #[test]
