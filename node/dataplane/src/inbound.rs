@@ -146,6 +146,7 @@ impl Inbound {
         let shared = Arc::clone(&self.shared);
         let holds = shared.enter(Direction::In, self.worker);
         self.fed(&holds);
+        look_ahead(&shared, socket, self.batch.peek());
         let mut turn = Turn::new(&shared, &mut self.limit, &self.clock, &holds);
         let mut delivery = Delivery::default();
         for (received, bytes) in self.batch.arrived() {
@@ -168,6 +169,30 @@ impl Inbound {
         self.swept = now;
         if self.shared.tables.is_due(now) {
             self.shared.tables.sweep(now);
+        }
+    }
+}
+
+/// Where packets are of many Child SAs, most of the time goes by until memory has what each needs: so all are asked for first.
+fn look_ahead<'b>(
+    shared: &Shared,
+    socket: &OuterSocket,
+    datagrams: impl Iterator<Item = &'b [u8]>,
+) {
+    let mut last = None;
+    for datagram in datagrams {
+        let header = match (socket.role, socket.ipv4) {
+            (Role::Ike, _) => return,
+            (Role::Esp, true) => ipv4_header_len(datagram),
+            _ => 0,
+        };
+        let Some(spi) = datagram.get(header..).and_then(spi_of) else {
+            continue;
+        };
+        if last.replace(spi).is_some_and(|last| last != spi)
+            && let Some(child) = shared.tables.inbound(spi)
+        {
+            child.inbound.warm();
         }
     }
 }

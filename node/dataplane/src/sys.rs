@@ -241,6 +241,13 @@ impl RecvBatch {
         })
     }
 
+    /// The bytes of each datagram of the last call; of those that came together, all.
+    pub(crate) fn peek(&self) -> impl Iterator<Item = &[u8]> {
+        let buffers = self.data.chunks_exact(MAX_DATAGRAM);
+        let both = self.received.iter().zip(buffers);
+        both.filter_map(|(received, buffer)| received.map(|received| &buffer[..received.len]))
+    }
+
     fn remote(&self, i: usize, len: libc::socklen_t) -> Option<SocketAddr> {
         // SAFETY: `SockAddrStorage` has the layout of sockaddr_storage, which the kernel filled up to `len`; the rest is
         // initialised. socket2 looks at the family before it reads more.

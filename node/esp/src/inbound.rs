@@ -104,6 +104,14 @@ impl InboundSa {
         self.selectors.match_inbound(packet)
     }
 
+    /// Reads from all places that opening a packet needs, so that they are in the cache when that is done soon. A processor fetches those of several
+    /// SAs at a time, which it cannot while it decrypts.
+    pub fn warm(&self) {
+        self.key.warm();
+        let Selectors { local, remote } = &*self.selectors;
+        std::hint::black_box((self.window.touch(), local.first(), remote.first().copied()));
+    }
+
     /// Opens an ESP packet (from its SPI on, without a UDP header) in place.
     ///
     /// # Errors

@@ -77,6 +77,11 @@ impl ReplayWindow {
         self.right_edge.load(Ordering::Acquire)
     }
 
+    /// Reads where the next number will most probably be marked.
+    pub(crate) fn touch(&self) -> u64 {
+        self.word(self.right_edge()).load(Ordering::Relaxed)
+    }
+
     /// After a takeover: refuses everything at or below `edge`, seen or not. Never moves backwards.
     pub fn resume_from(&self, edge: u64) {
         self.floor.fetch_max(edge, Ordering::AcqRel);
