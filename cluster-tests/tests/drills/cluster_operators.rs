@@ -176,8 +176,10 @@ fn a_stopped_member_leaves_nothing_behind() -> Result<()> {
 
     // With this, nothing at all is left of a member that ends in good order.
     let file = trio.members[second].dir().join("evergate.toml");
-    let text = fs::read_to_string(&file)? + "[dataplane]\nkeep_closed = false\n";
-    fs::write(&file, text)?;
+    let text = fs::read_to_string(&file)?;
+    let opened = text.replace("[dataplane]\n", "[dataplane]\nkeep_closed = false\n");
+    ensure!(opened != text, "{text}");
+    fs::write(&file, opened)?;
     trio.start_again(second)?;
     trio.members[second].stop()?;
     let nothing = Left::on(&trio, second)?;
