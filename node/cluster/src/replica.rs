@@ -42,7 +42,7 @@ impl Config {
             // More than the handshakes of a second at full load; a few MB.
             queue: 8192,
             tick: Duration::from_millis(50),
-            snapshot_bytes: 16 << 20,
+            snapshot_bytes: 4 << 20,
             snapshot_entries: 100_000,
         }
     }
