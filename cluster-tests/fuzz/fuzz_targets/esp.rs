@@ -1,3 +1,5 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| evergate_fuzz::esp(input));
+mod compares;
+
+libfuzzer_sys::fuzz_target!(init: compares::trace(), |input: &[u8]| evergate_fuzz::esp(input));

@@ -1,7 +1,7 @@
 //! Configuration files: what an operator writes.
 //!
 //! The source is that of the `evergate` binary. Its crate is not built for this, because it needs everything that a gateway needs, and the
-//! configuration takes very little of it: reading keys, and three types of the cluster.
+//! configuration takes very little of it: reading keys, three types of the cluster, and defaults of the data plane.
 
 #[path = "../../../node/server/src/config/mod.rs"]
 #[allow(dead_code, unused_imports)]
@@ -12,6 +12,9 @@ pub(crate) mod keys;
 #[path = "../../../node/cluster/src/lease/mod.rs"]
 #[allow(dead_code)]
 pub mod lease;
+#[path = "../../../node/dataplane/src/config.rs"]
+#[allow(dead_code)]
+pub mod plane;
 
 /// Stands for `evergate_cluster::raft`, which is Raft.
 pub mod raft {

@@ -2,8 +2,9 @@
 //!
 //! A target returns if all is well and panics if not: libFuzzer takes a panic as a finding.
 
-// The configuration's source, which is part of this crate, refers to types of the cluster crate by its name.
+// The configuration's source, which is part of this crate, refers to types of these crates by their names.
 extern crate self as evergate_cluster;
+extern crate self as evergate_dataplane;
 
 mod allocations;
 mod certificates;
@@ -18,6 +19,7 @@ pub mod seeds;
 
 pub use certificates::certificates;
 use configuration::keys as credentials;
+pub use configuration::plane::{MAX_WORKERS, PlaneConfig};
 pub use configuration::{lease, raft};
 pub use esp::esp;
 pub use message::message;

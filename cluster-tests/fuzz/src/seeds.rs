@@ -158,7 +158,7 @@ fn scripts() -> Vec<Vec<u8>> {
         let hour = [op::PASS, 0xff, 0xff];
         all.push([&[setup, op::INITIATE, 0, 0, op::SETTLE], &hour[..]].concat());
         for b in [0, 1] {
-            for what in 0..9 {
+            for what in (0..9).chain([u8::MAX]) {
                 let command = [connected, op::COMMAND, b, what, 0];
                 all.push([&command[..], &[op::SETTLE], &hour].concat());
                 for event in [op::DROP, op::DUPLICATE, op::DELIVER] {

@@ -6,11 +6,22 @@ use evergate_ike::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Of so many records one is looked at that closely, or this would be a third of all work. Which ones follows from the records, so a finding comes again.
+const ONE_OF: u64 = 8;
+
 /// A record is what is replicated: it must come back as it was.
 ///
 /// # Panics
 /// If it does not.
 pub(super) fn survives_serialisation(record: &Record) {
+    if !record
+        .id
+        .0
+        .wrapping_add(record.revision)
+        .is_multiple_of(ONE_OF)
+    {
+        return;
+    }
     let bytes = postcard::to_stdvec(record).expect("plain values");
     let again: Record = postcard::from_bytes(&bytes).expect("we read what we write");
     assert!(

@@ -354,6 +354,11 @@ impl End {
                     done.changed |= more.changed;
                     done.sent.extend(more.sent);
                 }
+                Effect::Tell { sa, command } => {
+                    let more = self.step(sa, Input::Command(command), now);
+                    done.changed |= more.changed;
+                    done.sent.extend(more.sent);
+                }
                 _ => {}
             }
         }

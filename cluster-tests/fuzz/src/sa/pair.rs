@@ -167,12 +167,12 @@ impl Pair {
         let id = SaId(spi);
         let end = self.end(to_b);
         let policy = end.policy;
-        let (Some(phase), before) = (
-            end.sas.get(&id).map(|sa| sa.record().phase.clone()),
-            end.sas.get(&id).and_then(|sa| sa.next_timeout(policy)),
-        ) else {
+        let Some(sa) = end.sas.get(&id) else {
             return;
         };
+        let unprotected = matches!(sa.record().phase, Phase::InitSent(_));
+        let guarded = matches!(sa.record().phase, Phase::Established(_) | Phase::Closed(_));
+        let before = (!genuine).then(|| sa.next_timeout(policy)).flatten();
         let input = Input::Datagram {
             bytes,
             local: to,
@@ -180,7 +180,7 @@ impl Pair {
             transport: Transport::Udp,
         };
         let done = end.step(id, input, now);
-        if !genuine && matches!(phase, Phase::InitSent(_)) {
+        if !genuine && unprotected {
             // Nothing protects the response to the first message.
             self.foul = true;
         } else if !genuine {
@@ -190,7 +190,7 @@ impl Pair {
             );
             let after = end.sas.get(&id).and_then(|sa| sa.next_timeout(policy));
             assert_eq!(before, after, "an unauthenticated message changed a timer");
-            if matches!(phase, Phase::Established(_) | Phase::Closed(_)) {
+            if guarded {
                 assert!(!done.acted, "an unauthenticated message had an effect");
             }
         }

@@ -263,6 +263,7 @@ fn command(pair: &mut Pair, input: &mut Unstructured<'_>) -> Result<()> {
         .get(usize::from(which) % children.len().max(1))
         .map_or(0, |c| c.spi_in);
     let command = match what % 9 {
+        _ if what == u8::MAX => Command::Reauthenticate,
         0 => Command::RekeyIke,
         1 => Command::RekeyChild(child),
         2 => Command::DeleteChild(child),
