@@ -31,17 +31,27 @@ impl Kernel {
     pub(super) fn add_state(&mut self, message: state::ModifyMessage) -> io::Result<()> {
         let id = StateId::of_info(&message.user_sa_info);
         let mut again = message.clone();
-        let mut added = self.say_state(XfrmMessage::AddSa(message));
+        let added = self.say_state(XfrmMessage::AddSa(message));
         let exists = |e: &io::Error| e.kind() == io::ErrorKind::AlreadyExists;
-        if added.as_ref().is_err_and(exists)
-            && self.state(id)?.is_some_and(|t| t.if_id == self.tag.if_id)
-        {
-            self.remove_state(id)?;
-            added = self.say_state(XfrmMessage::AddSa(again));
-        } else {
-            algorithms::wipe(&mut again.nlas);
+        let cleared = match added.as_ref().is_err_and(exists) {
+            true => self.clear_away(id),
+            false => Ok(false),
+        };
+        if let Ok(true) = cleared {
+            return self.say_state(XfrmMessage::AddSa(again));
         }
-        added
+        // Whatever happened, the keys do not stay behind.
+        algorithms::wipe(&mut again.nlas);
+        cleared.and(added)
+    }
+
+    /// Removes a state if it is ours; whether it was.
+    fn clear_away(&mut self, id: StateId) -> io::Result<bool> {
+        let ours = self.state(id)?.is_some_and(|t| t.if_id == self.tag.if_id);
+        if ours {
+            self.remove_state(id)?;
+        }
+        Ok(ours)
     }
 
     /// Changes limits and ports of encapsulation of a state; it must be there.

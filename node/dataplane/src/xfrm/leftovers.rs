@@ -6,6 +6,7 @@
 use super::{Tag, kernel::Kernel, states::StateId};
 use crate::ChildSa;
 use std::{collections::HashMap, io};
+use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 /// How far states of a former process had received, by SPI. With their keys, by which it is certain that they were of the same Child SA.
@@ -43,7 +44,6 @@ impl Leftovers {
     /// How far a Child SA had received. Asked once.
     pub(super) fn edge(&mut self, sa: &ChildSa) -> Option<u64> {
         let (edge, key) = self.0.remove(&StateId::inbound(sa))?;
-        // Whoever can read it here has both keys anyway.
-        (*key == *sa.key_in).then_some(edge)
+        bool::from(key.ct_eq(&sa.key_in)).then_some(edge)
     }
 }
