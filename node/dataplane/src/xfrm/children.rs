@@ -3,7 +3,9 @@
 use super::{
     Tag,
     flows::{self, Flow},
+    half::Half,
     kernel::Kernel,
+    kinds::Kinds,
     leftovers::Leftovers,
     numbers::{More, Numbers},
     policies::Rule,
@@ -12,7 +14,7 @@ use super::{
 };
 use crate::{ChildSa, Encapsulation, Outer, PlaneError, Selector, netlink::refused};
 use std::{
-    collections::{BTreeSet, HashMap, hash_map},
+    collections::{BTreeSet, HashMap},
     io,
     net::{IpAddr, SocketAddr},
     ops::Range,
@@ -21,8 +23,6 @@ use std::{
 
 /// How many Child SAs there can be: several times what one member is to carry.
 const MAX_CHILDREN: usize = 1 << 18;
-/// Our kinds of Child SAs have numbers (`reqid`) from here on, so that people can tell them from those of others.
-const FIRST_KIND: u32 = 0xE600_0001;
 
 /// A Child SA.
 pub(super) struct Child {
@@ -54,49 +54,6 @@ pub(super) struct Child {
     asks: bool,
 }
 
-/// A state of a Child SA in the kernel, and those that it had before.
-#[derive(Default)]
-pub(super) struct Half {
-    pub(super) is_there: bool,
-    /// What states before this one have carried.
-    packets: u64,
-    bytes: u64,
-    replayed: u64,
-    forged: u64,
-}
-
-impl Half {
-    fn ended(&mut self, told: Option<&Told>) {
-        self.is_there = false;
-        if let Some(told) = told {
-            self.packets += told.packets;
-            self.bytes += told.bytes;
-            self.replayed += told.replayed;
-            self.forged += told.forged;
-        }
-    }
-
-    /// With what the state that is there has carried.
-    pub(super) fn carried(&self, told: Option<&Told>) -> Carried {
-        let none = Told::default();
-        let told = told.unwrap_or(&none);
-        Carried {
-            packets: self.packets + told.packets,
-            bytes: self.bytes + told.bytes,
-            replayed: self.replayed + told.replayed,
-            forged: self.forged + told.forged,
-        }
-    }
-}
-
-/// What the states of a direction have carried, one after the other.
-pub(super) struct Carried {
-    pub(super) packets: u64,
-    pub(super) bytes: u64,
-    pub(super) replayed: u64,
-    pub(super) forged: u64,
-}
-
 /// All Child SAs.
 pub(super) struct Children {
     pub(super) kernel: Kernel,
@@ -118,36 +75,6 @@ pub(super) struct Children {
 
 /// The source that the host's own packets to these selectors were to have.
 pub(super) type Hint = (Vec<Selector>, IpAddr);
-
-/// Child SAs with the same selectors are of one kind: what one receives any may receive.
-#[derive(Default)]
-struct Kinds {
-    numbers: HashMap<(Vec<Selector>, Vec<Selector>), (u32, usize)>,
-    next: u32,
-}
-
-impl Kinds {
-    fn enter(&mut self, sa: &ChildSa) -> u32 {
-        let key = (sa.local_ts.clone(), sa.remote_ts.clone());
-        let next = &mut self.next;
-        let (reqid, count) = self.numbers.entry(key).or_insert_with(|| {
-            *next += 1;
-            (FIRST_KIND + *next % 0x00ff_0000, 0)
-        });
-        *count += 1;
-        *reqid
-    }
-
-    fn leave(&mut self, sa: &ChildSa) {
-        let key = (sa.local_ts.clone(), sa.remote_ts.clone());
-        if let hash_map::Entry::Occupied(mut entry) = self.numbers.entry(key) {
-            entry.get_mut().1 -= 1;
-            if entry.get().1 == 0 {
-                entry.remove();
-            }
-        }
-    }
-}
 
 impl Children {
     pub(super) fn new(kernel: Kernel, tag: Tag, nat_port: u16, leftovers: Leftovers) -> Self {

@@ -4,17 +4,19 @@
 //! kernel bears the interface's number (`if_id`): only packets that are routed there meet our policies, and nothing else that uses the
 //! kernel's IPsec is touched.
 //!
-//! - [`children`]: the Child SAs, and the states that they have
+//! - [`children`]: the Child SAs, and the states that they have; [`half`]: what these have carried
 //! - [`numbers`]: why a state uses no sequence number twice
-//! - [`spd`], [`flows`], [`policies`]: who sends and receives what
+//! - [`spd`], [`flows`], [`policies`], [`kinds`]: who sends and receives what
 //! - [`monitor`]: what the kernel tells by itself
 //! - [`leftovers`]: what a former process left
 
 mod algorithms;
 mod children;
 mod flows;
+mod half;
 mod ike;
 mod kernel;
+mod kinds;
 mod leftovers;
 mod monitor;
 mod numbers;
