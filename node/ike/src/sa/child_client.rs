@@ -4,6 +4,7 @@ use super::{
     Command, Failure,
     child::{Origin, Terms, child_spi},
     init::{named_group, nonce},
+    pursue::OVERLAP,
     transport_mode,
     turn::{Turn, at_most_one, find_error, only},
 };
@@ -302,6 +303,7 @@ impl Turn<'_, '_> {
     /// A Child SA of ours has taken the place of another, which is now ours to delete. What the peer made in its place is the peer's to delete.
     pub(super) fn supersede(&mut self, replaced: Option<u32>) {
         let Some(old) = replaced else { return };
+        self.session.overlaps_until = self.env.now + OVERLAP;
         for child in &mut self.established().children {
             if child.spi_in == old {
                 child.fate = Fate::Replaced;

@@ -19,6 +19,11 @@ const KEEPALIVE: Duration = Duration::from_secs(20);
 /// How long an IKE SA stays whose peer seems to authenticate again: time enough to set up all Child SAs of the new one.
 const LINGERS_DISPLACED: Duration = Duration::from_secs(10);
 
+/// How long a Child SA that was replaced stays before we delete it, and an IKE SA whose peer has a new one from us. What we sent on the old one is still under
+/// way when the new one begins, and not only on the network: in a peer, ESP and IKE go different ways, and a peer that is told to delete an SA may drop
+/// what waits for it.
+pub(super) const OVERLAP: Duration = Duration::from_secs(1);
+
 /// How soon to look again whether the completion of our last request is committed.
 const UNTIL_COMMITTED: Duration = Duration::from_millis(30);
 
@@ -180,7 +185,7 @@ fn requests(
         .map(|c| c.spi_in)
         .collect();
     if !replaced.is_empty() {
-        due.push((UnixMillis(0), Due::DeleteChildren(replaced)));
+        due.push((session.overlaps_until, Due::DeleteChildren(replaced)));
     }
     for child in there() {
         if let Some(at) = child.expires_at {

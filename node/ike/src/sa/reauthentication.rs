@@ -8,6 +8,7 @@ use super::{
     Command, Effect, Event, Failure, Question,
     auth::randomised,
     init_client::first_record,
+    pursue::OVERLAP,
     session::Session,
     turn::{Turn, find_notify, notify},
 };
@@ -136,11 +137,16 @@ impl Turn<'_, '_> {
 
     /// The new IKE SA is complete.
     pub(super) fn retire(&mut self) {
-        if self.established().successor.is_some() {
+        if self.established().successor.is_none() {
+            return;
+        }
+        // It is told until it is gone.
+        if !self.session.retired {
             self.session.retired = true;
             self.session.wanted.clear();
-            self.session.want(Command::Delete);
+            self.session.wanted_after = Some(self.env.now + OVERLAP);
         }
+        self.session.want(Command::Delete);
     }
 
     // ---- both ----

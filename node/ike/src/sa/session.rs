@@ -84,6 +84,8 @@ pub(super) struct Session {
     pub(super) wanted: VecDeque<Command>,
     /// They are not begun before this: the peer could not serve the first of them.
     pub(super) wanted_after: Option<UnixMillis>,
+    /// Child SAs that were replaced are not deleted before this: see [`super::pursue::OVERLAP`].
+    pub(super) overlaps_until: UnixMillis,
     /// Nothing is started by itself before this: the peer asked us to wait.
     pub(super) not_before: Option<UnixMillis>,
     /// No empty request is started before this: that the last one was answered is not committed yet.
@@ -155,6 +157,7 @@ impl IkeSa {
             ahead: if established { AHEAD } else { 0 },
             wanted: VecDeque::new(),
             wanted_after: None,
+            overlaps_until: now,
             not_before: None,
             blocked_until: None,
             speak: false,

@@ -10,8 +10,16 @@ use evergate_ike::{
     wire::Header,
 };
 use evergate_state::State;
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 use tracing::{debug, error};
+
+/// How long the answer to a Delete waits where we have just sent on the Child SA that goes. In a peer, ESP and IKE go different ways, and with our answer it drops
+/// what still waits for that SA: the last packets before another SA took over. Far less than a peer waits for an answer (RFC 7296 §2.1).
+const SETTLES: Duration = Duration::from_millis(200);
 
 /// Whether an IKE SA besides this one has a virtual address from the same or another peer.
 fn has_another(state: &State, id: SaId, address: IpAddr) -> bool {
@@ -30,13 +38,60 @@ impl Shared {
             .filter_map(|c| self.plane.stats(c.spi_in)?.last_inbound);
         times.max().map(millis)
     }
+
+    /// Whether what was sent on a Child SA may not have reached the peer yet.
+    fn is_settling(&self, spi_in: u32) -> bool {
+        let sent = self.plane.stats(spi_in).and_then(|s| s.last_outbound);
+        let ago = sent.and_then(|at| SystemTime::now().duration_since(at).ok());
+        ago.is_some_and(|ago| ago < SETTLES)
+    }
+
+    /// Sends an IKE message. One that the kernel does not take is repeated by whoever waits for it.
+    fn send_message(
+        &self,
+        local: SocketAddr,
+        remote: SocketAddr,
+        transport: Transport,
+        datagram: &[u8],
+    ) {
+        if let Err(e) = self.send_ike(local, remote, transport, datagram) {
+            self.dropped(IkeDrop::SendFailed, local, remote, &e);
+            return;
+        }
+        if let Ok(header) = Header::parse(datagram) {
+            let point = match header.is_response {
+                false => "request-sent",
+                true => "response-sent",
+            };
+            drills::pass(point, Some(header.exchange));
+        }
+    }
 }
 
 impl Worker {
     /// Carries out effects, in their order.
     pub(super) fn perform(&mut self, id: SaId, effects: Vec<Effect>) {
+        let mut settling = false;
         for effect in effects {
-            self.effect(id, effect);
+            match effect {
+                Effect::RemoveChild { spi_in, .. } => {
+                    settling |= self.shared.is_settling(spi_in);
+                    self.effect(id, effect);
+                }
+                Effect::Send {
+                    datagram,
+                    local,
+                    remote,
+                    transport,
+                } if settling && Header::parse(&datagram).is_ok_and(|h| h.is_response) => {
+                    let shared = Arc::clone(&self.shared);
+                    tokio::spawn(async move {
+                        tokio::time::sleep(SETTLES).await;
+                        shared.send_message(local, remote, transport, &datagram);
+                    });
+                }
+                other => self.effect(id, other),
+            }
         }
     }
 
@@ -93,7 +148,7 @@ impl Worker {
         }
     }
 
-    /// Sends an IKE message. One that the kernel does not take is repeated by whoever waits for it.
+    /// Sends an IKE message.
     pub(super) fn send(
         &self,
         local: SocketAddr,
@@ -101,17 +156,7 @@ impl Worker {
         transport: Transport,
         datagram: &[u8],
     ) {
-        if let Err(e) = self.shared.send_ike(local, remote, transport, datagram) {
-            self.shared.dropped(IkeDrop::SendFailed, local, remote, &e);
-            return;
-        }
-        if let Ok(header) = Header::parse(datagram) {
-            let point = match header.is_response {
-                false => "request-sent",
-                true => "response-sent",
-            };
-            drills::pass(point, Some(header.exchange));
-        }
+        self.shared.send_message(local, remote, transport, datagram);
     }
 
     fn plane_said(&self, id: SaId, what: &'static str, spi_in: u32, done: Result<(), PlaneError>) {

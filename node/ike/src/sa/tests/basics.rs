@@ -4,7 +4,7 @@ use super::bench::{End, Packet, Pair};
 use crate::{
     config::Childless,
     record::{CloseReason, Fate, Phase},
-    sa::{Command, Event, Failure},
+    sa::{Command, Event, Failure, pursue::OVERLAP},
     secret::Secret,
     wire::{ExchangeType, Message, NotifyType, Payload, emit},
 };
@@ -136,6 +136,13 @@ fn either_end_rekeys_the_child() {
         let old = pair.end(b).children()[0].spi_in;
         pair.command(b, Command::RekeyChild(old));
         pair.settle();
+        let there: Vec<u32> = pair.end(b).children().iter().map(|c| c.spi_in).collect();
+        assert_eq!(
+            (there.len(), there[0]),
+            (2, old),
+            "what is under way on it arrives"
+        );
+        pair.pass(OVERLAP);
         pair.check_agreement();
         assert_ne!(pair.end(b).children()[0].spi_in, old);
         assert!(

@@ -4,7 +4,7 @@ use super::bench::{Packet, Pair};
 use crate::{
     config::{Childless, Connection},
     record::{CloseReason, Phase, SaId},
-    sa::{Command, Event, Failure},
+    sa::{Command, Event, Failure, pursue::OVERLAP},
 };
 use std::time::Duration;
 
@@ -78,6 +78,17 @@ fn by_time_with_a_new_sa_before_the_old_one_goes() {
     pair.wake(now);
     pair.wake(now);
     settle_checked(&mut pair);
+    let closed = |pair: &Pair| {
+        let is = |e: &&Event| matches!(e, Event::IkeClosed { .. });
+        pair.a.events.iter().filter(is).count()
+    };
+    assert_eq!(
+        (ups(&pair), closed(&pair)),
+        (2, 0),
+        "for a while there are two"
+    );
+    pair.pass(OVERLAP);
+    assert_eq!(closed(&pair), 1);
     pair.pass(secs(10));
     pair.check_agreement();
     assert_eq!(ups(&pair), 2);

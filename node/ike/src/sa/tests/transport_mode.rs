@@ -7,7 +7,7 @@ use super::{
 use crate::{
     config::{self, Connection},
     record::{Child, Mode, Seen},
-    sa::{Command, Failure},
+    sa::{Command, Failure, pursue::OVERLAP},
     wire::{NotifyType, TrafficSelector},
 };
 use std::{
@@ -134,6 +134,7 @@ fn a_tunnel_stays_one_when_it_is_rekeyed() {
     let spi = only(&pair.a).spi_in;
     pair.command(false, Command::RekeyChild(spi));
     pair.settle();
+    pair.pass(OVERLAP);
     assert_eq!(at(&pair.b).0, Mode::Tunnel);
 }
 

@@ -5,7 +5,7 @@ use crate::{
     config::Connection,
     env::Entropy,
     record::{Fate, MAX_UNDER_WAY, Phase},
-    sa::{Command, Event},
+    sa::{Command, Event, pursue::OVERLAP},
     wire::ExchangeType,
 };
 use std::time::Duration;
@@ -178,6 +178,8 @@ fn a_successor_repeats_what_is_not_answered() {
         let answer = pair.wire.pop_back().unwrap();
         if committed {
             pair.deliver(&answer);
+            pair.now = pair.now + OVERLAP;
+            pair.wake(pair.now);
             let is_delete = |p: &&Packet| p.exchange() == ExchangeType::INFORMATIONAL;
             assert!(pair.wire.iter().any(|p| is_delete(&p)));
             pair.wire.clear(); // the Delete of the replaced one is lost as well
