@@ -15,6 +15,7 @@ pub mod checker;
 pub mod cluster;
 pub mod connection;
 pub mod decrypt;
+pub mod drops;
 pub mod duo;
 pub mod flow;
 pub mod lab;

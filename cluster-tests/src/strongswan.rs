@@ -8,6 +8,7 @@ use crate::sa::{ChildSa, Endpoint, IkeSa};
 use crate::{Result, patience, secs, until};
 use anyhow::{Context, bail};
 use serde_json::{Map, Value};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 /// How the peer sends ESP.
@@ -77,7 +78,10 @@ impl StrongSwan {
         let process = Process::start(&command, &env, &dir.join("charon-out.log"))?;
         let peer = Self { process, dir, vici };
         let socket = peer.dir.join("vici.sock");
-        until(secs(20), "charon listens", || Ok(socket.exists()))?;
+        // It is there a moment before anything is accepted.
+        until(secs(20), "charon listens", || {
+            Ok(UnixStream::connect(&socket).is_ok())
+        })?;
         peer.load(connections)?;
         Ok(peer)
     }
