@@ -4,7 +4,7 @@ use super::{
     Tag,
     flows::{self, Flow},
     half::Half,
-    kernel::Kernel,
+    kernel::{Kernel, Witness},
     kinds::Kinds,
     leftovers::Leftovers,
     numbers::{More, Numbers},
@@ -241,7 +241,7 @@ impl Children {
             return Err(NO_TCP);
         }
         self.child(spi_in)?;
-        self.end_states(spi_in)?;
+        self.end_states(spi_in, &Witness::open())?;
         let child = self.child(spi_in)?;
         child.sa.outer = outer;
         child.seen = None;
@@ -438,12 +438,13 @@ impl Children {
     }
 
     /// Ends the states of a Child SA; what is known of them then is all that they did.
-    fn end_states(&mut self, spi_in: u32) -> Result<(), PlaneError> {
+    fn end_states(&mut self, spi_in: u32, witness: &Witness) -> Result<(), PlaneError> {
         let child = &self.all[&spi_in];
         let (id_in, id_out) = (StateId::inbound(&child.sa), StateId::outbound(&child.sa));
         let failed = |e| refused("end a state", e);
         if child.outbound.is_there {
-            let told = self.kernel.end_state(id_out).map_err(failed)?;
+            let told = self.kernel.end_state_before(witness, id_out);
+            let told = told.map_err(failed)?;
             self.half_ended(spi_in, told.as_ref());
             if let Some(child) = self.all.get_mut(&spi_in) {
                 child.numbers.ended(told.as_ref().map(|t| t.last_sent));
@@ -453,7 +454,8 @@ impl Children {
             }
         }
         if self.all[&spi_in].inbound.is_there {
-            let told = self.kernel.end_state(id_in).map_err(failed)?;
+            let told = self.kernel.end_state_before(witness, id_in);
+            let told = told.map_err(failed)?;
             if let Some(child) = self.all.get_mut(&spi_in) {
                 child.inbound.ended(told.as_ref());
                 child.edge = child.edge.max(told.map_or(0, |t| t.edge));
@@ -485,8 +487,9 @@ impl Children {
 
     /// Ends the states of all Child SAs with these addresses of ours, until they are let go.
     pub(super) fn hold(&mut self, addresses: &[IpAddr]) {
+        let witness = Witness::open();
         self.each_at(addresses, |children, spi_in| {
-            children.end_states(spi_in)?;
+            children.end_states(spi_in, &witness)?;
             children.all.entry(spi_in).and_modify(|c| c.held = true);
             Ok(())
         });

@@ -18,6 +18,28 @@ pub(super) struct Kernel {
     tag: Tag,
 }
 
+/// Hears of states that are removed. Of all of them, with their keys: so it lives no longer than is needed, and whoever has it reads it empty with each.
+pub(super) struct Witness(Option<Socket>);
+
+impl Witness {
+    /// One in the network namespace of the calling thread. If the kernel gives none, states are removed all the same, and say nothing.
+    pub(super) fn open() -> Self {
+        let opened = Self::listen();
+        if let Err(error) = &opened {
+            tracing::warn!(%error, "what states are at their end is not heard");
+        }
+        Self(opened.ok())
+    }
+
+    fn listen() -> io::Result<Socket> {
+        let mut socket = Socket::new(NETLINK_XFRM)?;
+        socket.bind(&SocketAddr::new(0, 0))?;
+        socket.add_membership(XFRMNLGRP_SA)?;
+        socket.set_non_blocking(true)?;
+        Ok(socket)
+    }
+}
+
 impl Kernel {
     /// Opens it in the network namespace of the calling thread.
     pub(super) fn open(tag: Tag) -> io::Result<Self> {
@@ -78,11 +100,19 @@ impl Kernel {
     /// Removes a state, and yields what it was at its very end: the kernel tells that of what it removes, after the last packet. `None` if there was no
     /// such state, or the kernel could not tell.
     pub(super) fn end_state(&mut self, id: StateId) -> io::Result<Option<Told>> {
-        let mut witness = Socket::new(NETLINK_XFRM)?;
-        witness.bind(&SocketAddr::new(0, 0))?;
-        witness.add_membership(XFRMNLGRP_SA)?;
-        witness.set_non_blocking(true)?;
+        self.end_state_before(&Witness::open(), id)
+    }
+
+    /// The same of one of many.
+    pub(super) fn end_state_before(
+        &mut self,
+        witness: &Witness,
+        id: StateId,
+    ) -> io::Result<Option<Told>> {
         self.remove_state(id)?;
+        let Witness(Some(witness)) = witness else {
+            return Ok(None);
+        };
         loop {
             // What it says was said within the request, so nothing is waited for. The sockets of others are full, too, if this one is.
             let datagram = match witness.recv_from_full() {

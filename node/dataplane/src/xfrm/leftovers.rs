@@ -3,7 +3,11 @@
 //! A killed process leaves its states and policies, and the kernel goes on with them. The next one begins by removing them: what they may use is of an
 //! epoch that is over. How far they have received is better known to them than to any report, and so it is remembered for their successors.
 
-use super::{Tag, kernel::Kernel, states::StateId};
+use super::{
+    Tag,
+    kernel::{Kernel, Witness},
+    states::StateId,
+};
 use crate::ChildSa;
 use std::{collections::HashMap, io};
 use subtle::ConstantTimeEq;
@@ -19,12 +23,13 @@ impl Leftovers {
         let policies = kernel.remove_policies()?;
         let mut edges = HashMap::new();
         let mut states = 0;
+        let witness = Witness::open();
         for (id, _) in kernel.states()? {
             if id.spi == 0 {
                 continue;
             }
             states += 1;
-            if let Some(last) = kernel.end_state(id)?
+            if let Some(last) = kernel.end_state_before(&witness, id)?
                 && last.edge > 0
             {
                 edges.insert(id, (last.edge, last.key));
