@@ -52,6 +52,11 @@ impl Gate {
         self.0.store(SHUT, Ordering::Release);
     }
 
+    /// Whether it was closed for good.
+    pub(crate) fn is_shut(&self) -> bool {
+        self.0.load(Ordering::Acquire) == SHUT
+    }
+
     fn set(&self, until: u64) {
         let unless_shut = |before| (before != SHUT).then_some(until);
         // Refused means that it is shut.

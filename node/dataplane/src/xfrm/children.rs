@@ -3,6 +3,7 @@
 use super::{
     Tag,
     flows::{self, Flow},
+    gates::Gates,
     half::Half,
     kernel::{Kernel, Witness},
     kinds::Kinds,
@@ -18,6 +19,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     ops::Range,
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -63,6 +65,7 @@ pub(super) struct Children {
     /// The names of those that send with these states.
     by_outbound: HashMap<StateId, u32>,
     kinds: Kinds,
+    gates: Gates,
     pub(super) spd: Spd,
     leftovers: Leftovers,
     /// When something is to be done with one.
@@ -85,6 +88,7 @@ impl Children {
             all: HashMap::new(),
             by_outbound: HashMap::new(),
             kinds: Kinds::default(),
+            gates: Gates::default(),
             spd: Spd::default(),
             leftovers,
             due: BTreeSet::new(),
@@ -189,6 +193,7 @@ impl Children {
         };
         let gives_way = child.sa.gives_way;
         let (flows, reqid) = (child.flows.clone(), child.reqid);
+        self.gates.enter(&child.sa.gate, crate::boot_time());
         self.all.insert(spi_in, child);
         if let Err(error) = self.make_states(spi_in) {
             self.forget(spi_in);
@@ -332,6 +337,7 @@ impl Children {
     fn forget(&mut self, spi_in: u32) {
         if let Some(child) = self.all.remove(&spi_in) {
             self.kinds.leave(&child.sa);
+            self.gates.leave(&child.sa.gate);
             let out = StateId::outbound(&child.sa);
             if self.by_outbound.get(&out) == Some(&spi_in) {
                 self.by_outbound.remove(&out);
@@ -495,12 +501,15 @@ impl Children {
         });
     }
 
-    /// Gives them states again.
+    /// Gives them states again, unless they are about to go.
     pub(super) fn unhold(&mut self, addresses: &[IpAddr]) {
         self.each_at(addresses, |children, spi_in| {
             let Some(child) = children.all.get_mut(&spi_in).filter(|c| c.held) else {
                 return Ok(());
             };
+            if child.sa.gate.is_shut() {
+                return Ok(());
+            }
             child.held = false;
             let flows = child.flows.clone();
             children.make_states(spi_in)?;
@@ -530,6 +539,23 @@ impl Children {
         }
     }
 
+    /// Tells the kernel of leases that are there or over, at this time on the boot-time clock.
+    pub(super) fn look_at_gates(&mut self, now: Duration) {
+        let changed = self.gates.look(now);
+        if changed.is_empty() {
+            return;
+        }
+        for gate in changed {
+            let children = self.all.values();
+            for child in children.filter(|c| Arc::ptr_eq(&c.sa.gate, &gate)) {
+                self.spd.refresh(&child.flows);
+            }
+        }
+        if let Err(error) = self.settle() {
+            tracing::error!(%error, "the kernel did not hear of a lease");
+        }
+    }
+
     /// Brings the policies in line with the Child SAs. What the kernel refused is tried again with the next change.
     fn settle(&mut self) -> Result<(), PlaneError> {
         let mut result = Ok(());
@@ -553,12 +579,15 @@ impl Children {
                     .spd
                     .senders(&id.flow)
                     .filter_map(|spi| self.all.get(&spi));
-                let Some(child) = senders.find(|c| c.outbound.is_there) else {
+                let Some(child) = senders.find(|c| c.outbound.is_there || c.held) else {
                     let everything = [Flow::everything(true), Flow::everything(false)];
                     return everything
                         .contains(&id.flow)
                         .then_some(Rule::Trap(self.trap));
                 };
+                if child.held || !self.gates.is_open(&child.sa.gate) {
+                    return Some(Rule::Closed);
+                }
                 Some(Rule::Send {
                     outer: child.sa.outer,
                     spi: child.sa.spi_out,

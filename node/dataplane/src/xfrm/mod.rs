@@ -6,13 +6,14 @@
 //!
 //! - [`children`]: the Child SAs, and the states that they have; [`half`]: what these have carried
 //! - [`numbers`]: why a state uses no sequence number twice
-//! - [`spd`], [`flows`], [`policies`], [`kinds`]: who sends and receives what
+//! - [`spd`], [`flows`], [`policies`], [`kinds`]: who sends and receives what; [`gates`]: and who may send now
 //! - [`monitor`]: what the kernel tells by itself
 //! - [`leftovers`]: what a former process left
 
 mod algorithms;
 mod children;
 mod flows;
+mod gates;
 mod half;
 mod ike;
 mod kernel;
@@ -321,7 +322,11 @@ impl DataPlane for Xfrm {
     }
 
     fn resume(&self, addresses: &[IpAddr], hold: &Arc<Hold>) {
-        self.shared.children().unhold(addresses);
+        {
+            let mut children = self.shared.children();
+            children.unhold(addresses);
+            children.look_at_gates(crate::boot_time());
+        }
         let mut holds = self.shared.holds_mut();
         holds.remove(addresses, hold);
         self.feed(hold.take(usize::MAX));

@@ -81,6 +81,7 @@ impl Monitor {
             }
             let mut children = shared.children();
             self.arm_again(&mut children);
+            children.look_at_gates(crate::boot_time());
             children.sweep(Instant::now());
             tell_needs(&shared, &mut children);
         }

@@ -31,6 +31,8 @@ pub(super) enum Rule {
     Receive(Vec<u32>),
     /// Nobody sends them. They are dropped, and that is told.
     Trap(u32),
+    /// Who would send them may not now. They are dropped.
+    Closed,
 }
 
 impl PolicyId {
@@ -40,18 +42,23 @@ impl PolicyId {
             Rule::Trap(_) => LOWEST_PRIORITY,
             _ => self.flow.priority(),
         };
+        let mut nlas = vec![XfrmAttrs::IfId(tag.if_id)];
+        let templates = rule.templates();
+        if !templates.is_empty() {
+            nlas.push(XfrmAttrs::Template(templates));
+        }
         policy::ModifyMessage {
             user_policy_info: xfrm::UserPolicyInfo {
                 selector: self.flow.selector(self.direction),
                 priority,
                 direction: self.direction.number(),
-                action: xfrm::XFRM_POLICY_ALLOW,
+                action: match rule {
+                    Rule::Closed => xfrm::XFRM_POLICY_BLOCK,
+                    _ => xfrm::XFRM_POLICY_ALLOW,
+                },
                 ..xfrm::UserPolicyInfo::default()
             },
-            nlas: vec![
-                XfrmAttrs::Template(rule.templates()),
-                XfrmAttrs::IfId(tag.if_id),
-            ],
+            nlas,
         }
     }
 
@@ -81,6 +88,7 @@ impl Rule {
                 let nobody = IpAddr::from(Ipv4Addr::LOCALHOST);
                 vec![template(nobody, nobody, *reqid)]
             }
+            Self::Closed => Vec::new(),
             Self::Receive(reqids) => {
                 // Of optional templates that are of tunnels any may fit; that none does the kernel takes for a mismatch.
                 let optional = reqids.len() > 1;

@@ -71,6 +71,7 @@ fn reason(name: &str) -> Option<DropReason> {
         "XfrmInStateMismatch" | "XfrmInTmplMismatch" | "XfrmInNoPols" | "XfrmInPolBlock" => {
             DropReason::SelectorMismatch
         }
+        "XfrmOutPolBlock" => DropReason::NoLease,
         "XfrmOutStateExpired" | "XfrmOutStateSeqError" => DropReason::Exhausted,
         "XfrmOutError" | "XfrmOutBundleGenError" | "XfrmOutStateProtoError" => {
             DropReason::SendFailed
@@ -86,10 +87,11 @@ mod tests {
     #[test]
     fn counters_of_the_kernel_become_reasons() {
         let text = "XfrmInError             \t1\nXfrmInNoStates          \t5\n\
-                    XfrmInTmplMismatch      \t2\nXfrmInPolBlock \t3\nXfrmOutNoStates \t9\nnonsense\n";
+                    XfrmInTmplMismatch      \t2\nXfrmInPolBlock \t3\nXfrmOutNoStates \t9\nXfrmOutPolBlock \t4\nnonsense\n";
         let counts = counts(text);
         assert_eq!(counts[DropReason::UnknownSpi as usize], 5);
         assert_eq!(counts[DropReason::SelectorMismatch as usize], 5);
-        assert_eq!(counts.iter().sum::<u64>(), 10);
+        assert_eq!(counts[DropReason::NoLease as usize], 4);
+        assert_eq!(counts.iter().sum::<u64>(), 14);
     }
 }

@@ -38,8 +38,9 @@ fn policies_are_replaced_and_removed_and_those_of_others_stay() {
                 ours.set_policy(policy(direction), Some(&rule)).unwrap();
             }
         }
-        ours.set_policy(policy(Direction::Out), Some(&trap))
-            .unwrap();
+        for rule in [&Rule::Closed, &trap, &Rule::Closed] {
+            ours.set_policy(policy(Direction::Out), Some(rule)).unwrap();
+        }
         ours.set_policy(policy(Direction::In), None).unwrap();
         ours.set_policy(policy(Direction::In), None).unwrap();
         assert_eq!(ours.remove_policies().unwrap(), 2);
