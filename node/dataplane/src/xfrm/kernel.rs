@@ -210,3 +210,7 @@ fn last_words(message: &mut state::DelGetMessage) -> Option<Told> {
 #[cfg(test)]
 #[path = "tests/kernel.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "tests/measure.rs"]
+mod measure;
