@@ -36,11 +36,11 @@ const PLUGINS: &str = "random nonce openssl x509 revocation constraints pubkey p
     kdf drbg mgf1 sha1 sha2 aes hmac cmac xcbc ctr gcm ccm chapoly curve25519 gmp";
 
 /// Enters the root directory $1 with the lab's directory $2 in it. The mounts
-/// are private to the process, and /tmp of the root is covered, so that several
-/// peers share one root and leave nothing in it.
+/// are private to the process, and /tmp and /dev of the root are covered, so that
+/// several peers share one root and leave nothing in it.
 const IN_ROOT: &str = r#"r=$1 d=$2; shift 2
-mount -t tmpfs lab "$r/tmp" && mkdir -p "$r$d" && mount --bind "$d" "$r$d" &&
-mount --rbind /dev "$r/dev" && mount -t proc proc "$r/proc" && exec chroot "$r" "$@""#;
+mount --rbind /dev "$r/dev" && mount -t tmpfs lab "$r/tmp" && mkdir -p "$r$d" &&
+mount --bind "$d" "$r$d" && mount -t proc proc "$r/proc" && exec chroot "$r" "$@""#;
 
 impl StrongSwan {
     /// Starts charon on `host` with these connections loaded.
