@@ -27,7 +27,7 @@ pub struct Config {
     pub queue: usize,
     /// How long a lazy proposal waits for others to go along with.
     pub tick: Duration,
-    /// A snapshot is made when the log has so many bytes, and as many as the snapshot before.
+    /// A snapshot is made when the log has so many bytes, and half as many as the snapshot before.
     pub snapshot_bytes: u64,
     /// A snapshot is made when the log has so many entries.
     pub snapshot_entries: u64,

@@ -522,7 +522,7 @@ pub struct Child {
     pub expires_at: Option<UnixMillis>,
     /// Whether we initiated the exchange that made it.
     pub initiated: bool,
-    /// The lower one of the two nonces that made it (RFC 7296 §2.8.1).
+    /// The lower one of the two nonces that made it (RFC 7296 §2.8.1), if it was made to replace another: nothing else can have a rival.
     pub lowest_nonce: Vec<u8>,
     /// Our inbound SPI of the Child SA that it replaces, while that one exists.
     pub replaces: Option<u32>,

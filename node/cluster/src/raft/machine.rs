@@ -361,9 +361,10 @@ impl RaftStateMachine<TypeConfig> for Machine {
                 responder.send(());
             }
         }
-        // As many as the latest snapshot has: what snapshots cost does not grow with the state, for each byte of the log.
+        // In proportion to the latest snapshot: so what snapshots cost does not grow with the state, for each byte of the log. Half, because sled holds the
+        // log in memory, and each byte of it is one that the SAs take.
         let size = self.snapshots.size.load(Ordering::Relaxed);
-        if self.bytes >= self.snapshot_bytes.max(size) {
+        if self.bytes >= self.snapshot_bytes.max(size / 2) {
             self.bytes = 0;
             self.full.notify_one();
         }

@@ -335,6 +335,10 @@ impl<'e> Turn<'_, 'e> {
         let now = self.env.now;
         let after = |time: Duration| (!time.is_zero()).then(|| now + time);
         let rekey_in = randomised(config.rekey_time, config.rand_time, self.env.rng);
+        let lowest_nonce = match origin.replaces {
+            Some(_) => origin.nonce_i.min(origin.nonce_r).to_vec(),
+            None => Vec::new(),
+        };
         let child = Child {
             name: config.name.clone(),
             spi_in: terms.spi_in,
@@ -349,7 +353,7 @@ impl<'e> Turn<'_, 'e> {
             rekey_at: after(rekey_in),
             expires_at: after(config.life_time),
             initiated: origin.initiated,
-            lowest_nonce: origin.nonce_i.min(origin.nonce_r).to_vec(),
+            lowest_nonce,
             replaces: origin.replaces,
             fate: origin.fate,
         };

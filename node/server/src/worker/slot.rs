@@ -145,7 +145,12 @@ impl Slot {
         if self.committing.is_some() {
             return None;
         }
-        self.queue.pop_front()
+        let next = self.queue.pop_front();
+        if self.queue.is_empty() {
+            // Few SAs ever use it again.
+            self.queue.shrink_to_fit();
+        }
+        next
     }
 
     pub(super) fn is_half_open(&self) -> bool {
