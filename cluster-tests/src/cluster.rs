@@ -10,7 +10,7 @@
 
 use crate::capture::Capture;
 use crate::checker::Findings;
-use crate::connection::Connection;
+use crate::connection::{Connection, Plane};
 use crate::duo::C1;
 use crate::flow::Flow;
 use crate::lab::{Family, Lab, PROTECTED, inside};
@@ -66,6 +66,8 @@ pub enum Pace {
     Usual,
     /// Six times as patient, for what holds at any speed: a machine that is busy with other drills does not make members lose their leases.
     Patient,
+    /// For `cluster-tests/guest`, where a member that has to wait for a processor may wait for seconds.
+    Emulated,
 }
 
 impl Pace {
@@ -75,6 +77,9 @@ impl Pace {
             Self::Usual => "",
             Self::Patient => {
                 "lease = \"2100ms\"\nrenew = \"240ms\"\nheartbeat = \"120ms\"\nelection_min = \"360ms\"\nelection_max = \"600ms\"\n"
+            }
+            Self::Emulated => {
+                "lease = \"12s\"\nrenew = \"1s\"\nheartbeat = \"600ms\"\nelection_min = \"1500ms\"\nelection_max = \"3s\"\n"
             }
         }
     }
@@ -110,9 +115,25 @@ impl Trio {
         gateways: &[Gateway],
         change: impl Fn(&mut Connection),
     ) -> Result<Self> {
-        Self::with_peer(pace, gateways, change, |lab, connection| {
-            StrongSwan::start(lab, "peer1", esp, std::slice::from_ref(connection))
-        })
+        Self::with_peer(
+            pace,
+            gateways,
+            change,
+            |_| None,
+            |lab, connection| {
+                StrongSwan::start(lab, "peer1", esp, std::slice::from_ref(connection))
+            },
+        )
+    }
+
+    /// The same with a data plane of its own for each member, by its number from 0, and the kernel's for the peer: for `cluster-tests/guest`.
+    pub fn start_in_kernels(planes: [Plane; MEMBERS]) -> Result<Self> {
+        let start = |lab: &Lab, connection: &Connection| {
+            let connections = std::slice::from_ref(connection);
+            StrongSwan::start(lab, "peer1", Esp::Kernel, connections)
+        };
+        let plane = |n: usize| Some(planes[n]);
+        Self::with_peer(Pace::Emulated, &[Gateway::usual()], |_| {}, plane, start)
     }
 }
 
@@ -123,9 +144,13 @@ impl Trio<Member> {
         gateways: &[Gateway],
         change: impl Fn(&mut Connection),
     ) -> Result<Self> {
-        Self::with_peer(pace, gateways, change, |lab, connection| {
-            Member::start(lab, "peer1", std::slice::from_ref(connection), &[])
-        })
+        Self::with_peer(
+            pace,
+            gateways,
+            change,
+            |_| None,
+            |lab, connection| Member::start(lab, "peer1", std::slice::from_ref(connection), &[]),
+        )
     }
 }
 
@@ -134,6 +159,7 @@ impl<P: Endpoint> Trio<P> {
         pace: Pace,
         gateways: &[Gateway],
         change: impl Fn(&mut Connection),
+        plane: impl Fn(usize) -> Option<Plane>,
         start: impl Fn(&Lab, &Connection) -> Result<P>,
     ) -> Result<Self> {
         let mut lab = Lab::new(1500)?;
@@ -141,7 +167,7 @@ impl<P: Endpoint> Trio<P> {
         wire(&mut lab)?;
         let mut peer = Connection::peer(1, Family::V4);
         change(&mut peer);
-        let members = configure(&lab, pace, gateways, &peer.mirrored())?;
+        let members = configure(&lab, pace, gateways, &peer.mirrored(), plane)?;
         let capture = Capture::start(&lab)?;
         let peer = start(&lab, &peer)?;
         let mut trio = Self {
@@ -195,7 +221,8 @@ impl<P: Endpoint> Trio<P> {
         Ok(found)
     }
 
-    fn serves(&self, n: usize, gateway: &str) -> Result<bool> {
+    /// Whether a member says that it serves a gateway.
+    pub fn serves(&self, n: usize, gateway: &str) -> Result<bool> {
         let status = self.members[n].status()?;
         let gateways = status["gateways"].as_array().context("no gateways")?;
         let this = |g: &&Value| g["name"] == *gateway && g["active"] == true;
@@ -363,6 +390,7 @@ fn configure(
     pace: Pace,
     gateways: &[Gateway],
     connection: &Connection,
+    plane: impl Fn(usize) -> Option<Plane>,
 ) -> Result<Vec<Member>> {
     let pki = lab.dir_of("pki")?;
     let pki = pki.to_str().context("path")?;
@@ -394,7 +422,7 @@ fn configure(
             connection.member_toml(),
             10 + n,
             pace.toml(),
-            connection.dataplane_toml()
+            plane(n - 1).unwrap_or(connection.plane).toml()
         );
         for gateway in gateways {
             let list = |all: &[String]| {

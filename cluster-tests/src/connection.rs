@@ -20,6 +20,17 @@ pub enum Plane {
     Kernel,
 }
 
+impl Plane {
+    /// A member's `[dataplane]`.
+    #[must_use]
+    pub fn toml(self) -> &'static str {
+        match self {
+            Self::Userspace => "[dataplane]\ntun = \"evergate0\"\n",
+            Self::Kernel => "[dataplane]\nkind = \"xfrm\"\n",
+        }
+    }
+}
+
 /// A connection with one child, from the view of one side.
 #[derive(Debug, Clone)]
 pub struct Connection {
@@ -386,15 +397,6 @@ impl Connection {
             )
         });
         (connection, secret + &ppk)
-    }
-
-    /// A member's `[dataplane]`.
-    #[must_use]
-    pub fn dataplane_toml(&self) -> &'static str {
-        match self.plane {
-            Plane::Userspace => "[dataplane]\ntun = \"evergate0\"\n",
-            Plane::Kernel => "[dataplane]\nkind = \"xfrm\"\n",
-        }
     }
 
     /// Lines for a member's `[member]`.

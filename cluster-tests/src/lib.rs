@@ -54,6 +54,7 @@ pub fn until(
     let timeout = timeout * patience();
     let end = Instant::now() + timeout;
     loop {
+        let asked = Instant::now();
         let outcome = condition();
         if matches!(outcome, Ok(true)) {
             return Ok(());
@@ -65,7 +66,8 @@ pub fn until(
                 Ok(_) => anyhow::anyhow!(text),
             });
         }
-        std::thread::sleep(Duration::from_millis(20));
+        // Asking takes time from who is asked: where it is slow, it is done less often.
+        std::thread::sleep(millis(20).max(asked.elapsed() * 2));
     }
 }
 

@@ -86,7 +86,7 @@ impl Member {
              {more}{dataplane}",
             dir = self.dir.display(),
             more = connections.first().map_or("", Connection::member_toml),
-            dataplane = connections.first().map_or("", Connection::dataplane_toml)
+            dataplane = connections.first().map_or("", |c| c.plane.toml())
         );
         for connection in connections {
             text.push_str(&connection.toml());

@@ -8,6 +8,7 @@ mod cluster_exchanges;
 mod cluster_features;
 mod cluster_fragments;
 mod cluster_hybrid;
+mod cluster_kernel;
 mod cluster_many;
 mod cluster_operators;
 mod cluster_reauthentication;
