@@ -2,6 +2,7 @@
 
 mod addresses;
 mod algorithms;
+mod capturing;
 mod certificates;
 mod cluster_cut;
 mod cluster_exchanges;

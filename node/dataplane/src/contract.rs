@@ -3,7 +3,7 @@
 //! All methods return quickly: none waits for the network, a peer or the log. They may be called from any thread. A Child SA is named
 //! by its inbound SPI, which is unique in the cluster.
 
-use crate::{Cipher, Encryption, Ends, Gate, Hold, Packet, Selector};
+use crate::{Capture, Cipher, Encryption, Ends, Gate, Hold, Packet, Selector, Subjects};
 use ipnet::IpNet;
 use std::{
     fmt,
@@ -166,6 +166,17 @@ pub trait DataPlane: Send + Sync {
     /// The source address of outer packets to a peer, as the kernel routes them now; with `from`, whether they may come from there. `None` if there is no
     /// way.
     fn source_to(&self, from: Option<IpAddr>, to: IpAddr) -> Option<IpAddr>;
+
+    /// Begins to copy the packets of some SAs, of each at most so many bytes. What is not read in time is missing and counted; traffic does not wait.
+    ///
+    /// # Errors
+    /// [`PlaneError::Unsupported`] if the plane never sees packets; [`PlaneError::Limit`] if there are [`crate::MAX_CAPTURES`] already.
+    fn capture(&self, subjects: Subjects, snaplen: usize) -> Result<Capture, PlaneError> {
+        let _ = (subjects, snaplen);
+        Err(PlaneError::Unsupported(
+            "packets pass in the kernel, where this plane does not see them: capture on the XFRM interface and on the outer interface",
+        ))
+    }
 
     /// Stops all threads and waits for them. What [`DataPlane::protect`] set up stays closed: to undo it, protect nothing before.
     /// Methods that are called afterwards fail or do nothing.

@@ -1,15 +1,16 @@
 //! Sealed packets leave: by as few system calls as there are.
 
 use crate::{
-    DropReason, TcpEnd,
+    DropReason, TcpEnd, Transport,
     outbound::Exit,
     sockets::{OuterSocket, Role},
     sys::Outgoing,
+    tap::{MaybeTapped, Tapped},
     tcp::Ends,
     train::{Run, Train},
     userspace::Shared,
 };
-use std::{io, ops::Range};
+use std::{io, net::SocketAddr, ops::Range};
 
 /// Packets of a run that leave as one message.
 struct Message<'t> {
@@ -21,17 +22,25 @@ struct Message<'t> {
 struct Departure<'t> {
     shared: &'t Shared,
     train: &'t Train,
+    tapped: &'t Option<Tapped>,
     unix_ms: u64,
 }
 
 /// Sends all packets of a train by this worker's sockets. The order within an SA stays: it uses one socket.
-pub(crate) fn depart(shared: &Shared, worker: usize, train: &Train, unix_ms: u64) {
+pub(crate) fn depart(
+    shared: &Shared,
+    worker: usize,
+    train: &Train,
+    tapped: &Option<Tapped>,
+    unix_ms: u64,
+) {
     if train.runs().is_empty() {
         return;
     }
     let departure = Departure {
         shared,
         train,
+        tapped,
         unix_ms,
     };
     // Sealing took a while. A lease may have ended.
@@ -89,6 +98,9 @@ impl<'t> Departure<'t> {
                 Ok(count) => {
                     for message in &group[next..next + count] {
                         self.sent(message.run, message.packets.clone());
+                        if self.tapped.is_some() {
+                            self.show(message.run, message.packets.clone(), socket.role);
+                        }
                     }
                     // A count of zero does not occur; if it did, nothing would go on.
                     next += count.max(1);
@@ -137,6 +149,9 @@ impl<'t> Departure<'t> {
         let sent = taken.unwrap_or(0);
         if sent > 0 {
             self.sent(run, 0..sent);
+            if self.tapped.is_some() {
+                self.show(run, 0..sent, Role::Nat);
+            }
         }
         let reason = match taken {
             Some(_) => DropReason::TcpFull,
@@ -151,6 +166,22 @@ impl<'t> Departure<'t> {
         run.child.traffic.sent(count, bytes);
         run.child.last_outbound.set(self.unix_ms);
         self.shared.traffic.sent(count, bytes);
+    }
+
+    /// Captures what was sent, by a socket with this role or by TCP.
+    fn show(&self, run: &Run, packets: Range<usize>, role: Role) {
+        let (local, by) = match run.to.exit {
+            Exit::Tcp(ends, end) => (ends.local, Some(Transport::Tcp(end))),
+            Exit::Socket(_) => {
+                let local = SocketAddr::new(run.to.local, self.shared.config.nat_port);
+                (local, (role == Role::Nat).then_some(Transport::Udp))
+            }
+        };
+        let (spi_in, ends) = (run.child.spi_in, (local, run.to.remote));
+        for packet in packets.map(|i| self.train.bytes(run, i..i + 1)) {
+            self.tapped
+                .sent(spi_in, ends, run.to.traffic_class, by, packet);
+        }
     }
 
     fn lost(&self, run: &Run, error: &io::Error) {

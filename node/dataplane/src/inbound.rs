@@ -8,6 +8,7 @@ use crate::{
     hold::Holds,
     sockets::{OuterSocket, Role},
     sys::{BATCH, Received, RecvBatch},
+    tap::{MaybeTapped, Tapped},
     userspace::{Clock, Direction, Shared},
 };
 use evergate_esp::{
@@ -49,6 +50,8 @@ pub(crate) struct Turn<'a> {
     limit: &'a mut RateLimit,
     clock: &'a Clock,
     holds: &'a Holds,
+    /// The captures that there are.
+    tapped: Option<Tapped>,
     /// Whose packet was the last: most often that is whose the next is.
     last: Option<Last>,
 }
@@ -220,17 +223,6 @@ fn ipv4_header_len(datagram: &[u8]) -> usize {
     datagram.first().map_or(0, |b| usize::from(b & 0x0f) * 4)
 }
 
-fn ike(shared: &Shared, origin: &Origin, transport: Transport, message: &[u8]) {
-    let way = (origin.local, origin.remote, transport);
-    hand_on_ike(
-        &shared.events,
-        &shared.control,
-        &shared.traffic,
-        way,
-        message,
-    );
-}
-
 impl<'a> Turn<'a> {
     pub(crate) fn new(
         shared: &'a Shared,
@@ -243,6 +235,7 @@ impl<'a> Turn<'a> {
             limit,
             clock,
             holds,
+            tapped: shared.taps.now(),
             last: None,
         }
     }
@@ -304,19 +297,29 @@ impl<'a> Turn<'a> {
             return Verdict::Open;
         }
         let by = match kind {
-            DatagramKind::Ike => {
-                ike(self.shared, origin, Transport::Udp, bytes);
-                return Verdict::Open;
-            }
-            DatagramKind::IkeInTcp(end) => {
-                ike(self.shared, origin, Transport::Tcp(end), bytes);
-                return Verdict::Open;
-            }
+            DatagramKind::Ike => return self.ike(origin, Transport::Udp, bytes),
+            DatagramKind::IkeInTcp(end) => return self.ike(origin, Transport::Tcp(end), bytes),
             DatagramKind::EspInUdp => Some(Transport::Udp),
             DatagramKind::EspInTcp(end) => Some(Transport::Tcp(end)),
             DatagramKind::Esp => None,
         };
         self.esp(origin, by, bytes, delivery)
+    }
+
+    fn ike(&self, origin: &Origin, transport: Transport, message: &[u8]) -> Verdict {
+        let shared = self.shared;
+        let ends = (origin.local, origin.remote);
+        let nat_port = shared.config.nat_port;
+        self.tapped.ike(false, ends, nat_port, transport, message);
+        let way = (origin.local, origin.remote, transport);
+        hand_on_ike(
+            &shared.events,
+            &shared.control,
+            &shared.traffic,
+            way,
+            message,
+        );
+        Verdict::Open
     }
 
     /// ESP by UDP or TCP, or right on IP.
@@ -347,8 +350,17 @@ impl<'a> Turn<'a> {
             self.unknown(spi, origin);
             return Verdict::Meaningless;
         };
-        match open(shared, last, self.clock, origin, by, packet) {
+        let ends = (origin.local, origin.remote);
+        let closed = self
+            .tapped
+            .before_opening(spi, ends, origin.traffic_class, by, packet);
+        let opened = open(shared, last, self.clock, origin, by, packet);
+        if let Some(closed) = closed {
+            closed.opened(self.tapped.as_ref(), opened.as_ref().err().copied());
+        }
+        match opened {
             Ok((content, inner)) => {
+                self.tapped.clear(spi, false, content.bytes(), None);
                 if last.child.is_shown_to_be_there() {
                     shared.tables.bring_forward(&last.child);
                 }
@@ -413,6 +425,15 @@ enum Content<'p> {
     Inside(&'p mut [u8]),
     /// One whose IP header is not inside, and was made anew: transport mode.
     Restored(Vec<u8>),
+}
+
+impl Content<'_> {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Content::Inside(packet) => packet,
+            Content::Restored(packet) => packet,
+        }
+    }
 }
 
 /// Opens a packet. Yields what it holds, ready for the kernel.

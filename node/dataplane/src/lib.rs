@@ -30,6 +30,7 @@ mod sockets;
 mod stop;
 mod sys;
 mod tables;
+mod tap;
 mod tcp;
 mod train;
 mod tun;
@@ -49,6 +50,10 @@ pub use evergate_esp::{Cipher, Encryption, Integrity, Selector, transport::Ends}
 pub use gate::{Gate, boot_time};
 pub use hold::{Datagram, DatagramKind, Hold, Packet};
 pub use local::{host_addresses, local_address_within};
+pub use tap::{
+    CAPTURE_QUEUE, CAPTURE_QUEUE_BYTES, Capture, Frame, MAX_CAPTURES, Note, Side as FrameSide,
+    Subjects,
+};
 pub use userspace::Userspace;
 pub use watch::NetworkWatch;
 pub use xfrm::Xfrm;

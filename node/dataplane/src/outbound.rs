@@ -9,6 +9,7 @@ use crate::{
     path::Path,
     sender::Claims,
     sockets::Role,
+    tap::{MaybeTapped, Note, Tapped},
     tcp::Ends,
     train::{MAX_INNER, Train},
     userspace::{Clock, Direction, Shared},
@@ -48,6 +49,8 @@ pub(crate) struct Outbound {
     fragments: Reassembler,
     limit: RateLimit,
     clock: Clock,
+    /// The captures of this batch.
+    tapped: Option<Tapped>,
 }
 
 /// How a packet leaves.
@@ -97,6 +100,7 @@ impl Outbound {
             fragments: Reassembler::default(),
             limit: RateLimit::share(clock.instant, shared.workers),
             clock,
+            tapped: None,
             worker,
             shared,
         }
@@ -137,6 +141,7 @@ impl Outbound {
     fn batch(&mut self) -> io::Result<()> {
         let shared = Arc::clone(&self.shared);
         let holds = shared.enter(Direction::Out, self.worker);
+        self.tapped = shared.taps.now();
         self.fed(&shared, &holds);
         let mut buffer = mem::take(&mut self.buffer);
         let read = self.read(&mut buffer, &holds);
@@ -170,6 +175,7 @@ impl Outbound {
     /// The Child SA for a packet, unless it waits or must not go; then `held` is told so, or it was counted so many times.
     fn exits(
         &mut self,
+        bytes: &[u8],
         inner: &Inner,
         count: usize,
         holds: &Holds,
@@ -186,7 +192,7 @@ impl Outbound {
             return None;
         }
         if !child.gate.is_open(self.clock.boot) {
-            child.dropped_many(DropReason::NoLease, count, &self.shared.traffic);
+            self.refused(&child, DropReason::NoLease, count, bytes);
             return None;
         }
         let ask = || ask_path_mtu(&self.shared, &path);
@@ -198,7 +204,7 @@ impl Outbound {
             &path.outer,
             inner.traffic_class,
         ) else {
-            child.dropped_many(DropReason::SendFailed, count, &self.shared.traffic);
+            self.refused(&child, DropReason::SendFailed, count, bytes);
             return None;
         };
         let limit = child.max_inner(&path.outer, path_mtu);
@@ -253,7 +259,7 @@ impl Outbound {
             return Attempt::Done;
         }
         let hold = |hold: &crate::Hold| hold.push(Packet::Clear(bytes.to_vec()));
-        let Some(exits) = self.exits(inner, 1, holds, hold) else {
+        let Some(exits) = self.exits(bytes, inner, 1, holds, hold) else {
             return Attempt::Done;
         };
         let Exits {
@@ -283,7 +289,7 @@ impl Outbound {
         match covered(&child, bytes, inner) {
             Ok(covered) => self.seal_one(&child, to, &covered, inner),
             Err(reason) => {
-                child.dropped(reason, &self.shared.traffic);
+                self.refused(&child, reason, 1, bytes);
                 Attempt::Done
             }
         }
@@ -304,7 +310,7 @@ impl Outbound {
             }
         };
         let hold = |hold: &crate::Hold| each(0, &mut |packet| hold.push(Packet::Clear(packet)));
-        let Some(exits) = self.exits(&inner, segments.count(), holds, hold) else {
+        let Some(exits) = self.exits(bytes, &inner, segments.count(), holds, hold) else {
             return;
         };
         if segments.max_len() > exits.limit || exits.child.transport.is_some() {
@@ -312,21 +318,33 @@ impl Outbound {
             return each(0, &mut |mut packet| self.packet(&mut packet, holds));
         }
         let (mut next, next_header) = (0, packet::next_header(bytes));
+        let (spi_in, tapped) = (exits.child.spi_in, self.tapped.clone());
         while next < segments.count() {
             let left = segments.count() - next;
             let Some(numbers) = self.numbers(&exits.child, left) else {
-                if self.no_number(&exits.child, &inner.selectors, left) == Attempt::Overtaken {
+                if self.no_number(&exits.child, &inner.selectors, left, bytes) == Attempt::Overtaken
+                {
                     return each(next, &mut |mut packet| self.packet(&mut packet, holds));
                 }
                 return;
             };
             for number in numbers {
-                let put = |room: &mut [u8]| segments.write(next, room);
+                let put = |room: &mut [u8]| {
+                    segments.write(next, room);
+                    tapped.clear(spi_in, true, room, None);
+                };
                 let len = segments.len(next);
                 self.seal(&exits.child, exits.to, number, (len, len), next_header, put);
                 next += 1;
             }
         }
+    }
+
+    /// So many packets of a Child SA go no further. Of those in a large packet a capture has it instead.
+    fn refused(&self, child: &Child, reason: DropReason, count: usize, packet: &[u8]) {
+        child.dropped_many(reason, count, &self.shared.traffic);
+        let note = Some(Note::Dropped(reason));
+        self.tapped.clear(child.spi_in, true, packet, note);
     }
 
     fn no_child(&mut self, packet: &PacketSelectors, count: usize) {
@@ -355,7 +373,7 @@ impl Outbound {
         to: Destination,
     ) -> Attempt {
         if inner.dont_fragment {
-            child.dropped(DropReason::TooBig, &self.shared.traffic);
+            self.refused(child, DropReason::TooBig, 1, bytes);
             // In the destination's name: that passes the reverse path filter, and no host cares which router speaks.
             let source = inner.selectors.destination;
             if let Some(message) = icmp::too_big(bytes, limit, source)
@@ -366,12 +384,13 @@ impl Outbound {
             return Attempt::Done;
         }
         let Ok(fragments) = fragment::ipv4(bytes, limit) else {
-            child.dropped(DropReason::TooBig, &self.shared.traffic);
+            self.refused(child, DropReason::TooBig, 1, bytes);
             return Attempt::Done;
         };
         for fragment in fragments {
             let covered = Covered {
                 bytes: &fragment,
+                packet: &fragment,
                 next_header: protocol::IPV4,
                 inner_len: fragment.len(),
             };
@@ -393,12 +412,18 @@ impl Outbound {
     }
 
     /// There is no number for so many packets: they are lost, unless the Child SA was replaced since they were given to it.
-    fn no_number(&self, child: &Arc<Child>, packet: &PacketSelectors, count: usize) -> Attempt {
+    fn no_number(
+        &self,
+        child: &Arc<Child>,
+        packet: &PacketSelectors,
+        count: usize,
+        bytes: &[u8],
+    ) -> Attempt {
         let sends_now = self.shared.tables.outbound(packet);
         if sends_now.is_some_and(|other| !Arc::ptr_eq(&other, child)) {
             return Attempt::Overtaken;
         }
-        child.dropped_many(DropReason::Exhausted, count, &self.shared.traffic);
+        self.refused(child, DropReason::Exhausted, count, bytes);
         if child.reserve.should_tell() {
             self.low(child, 0);
         }
@@ -424,8 +449,9 @@ impl Outbound {
         inner: &Inner,
     ) -> Attempt {
         let Some(number) = self.numbers(child, 1).and_then(|mut n| n.next()) else {
-            return self.no_number(child, &inner.selectors, 1);
+            return self.no_number(child, &inner.selectors, 1, covered.packet);
         };
+        self.tapped.clear(child.spi_in, true, covered.packet, None);
         let put = |room: &mut [u8]| room.copy_from_slice(covered.bytes);
         let lens = (covered.bytes.len(), covered.inner_len);
         self.seal(child, to, number, lens, Some(covered.next_header), put);
@@ -456,7 +482,8 @@ impl Outbound {
 
     /// Sends what is sealed.
     fn depart(&mut self) {
-        departure::depart(&self.shared, self.worker, &self.train, self.clock.unix_ms);
+        let (train, unix_ms) = (&self.train, self.clock.unix_ms);
+        departure::depart(&self.shared, self.worker, train, &self.tapped, unix_ms);
         self.train.clear();
         self.claims.release(&self.shared.waiters);
     }
@@ -465,6 +492,8 @@ impl Outbound {
 /// What ESP covers of a packet, and what that is.
 struct Covered<'b> {
     bytes: &'b [u8],
+    /// The whole packet.
+    packet: &'b [u8],
     next_header: u8,
     inner_len: usize,
 }
@@ -480,6 +509,7 @@ fn covered<'b>(child: &Child, packet: &'b [u8], inner: &Inner) -> Result<Covered
     };
     Ok(Covered {
         bytes: &packet[range],
+        packet: &packet[..inner.total_len],
         next_header,
         inner_len: inner.total_len,
     })

@@ -1,8 +1,9 @@
 //! The plane in user space: a TUN device, sockets, and threads between them: for each worker one in each direction.
 
 use crate::{
-    Capabilities, ChildSa, ChildStats, DataPlane, DropReason, Encryption, Hold, MAX_WORKERS, Outer,
-    Packet, PlaneConfig, PlaneError, PlaneEvent, Protected, TcpEnd, Totals, Transport,
+    Capabilities, Capture, ChildSa, ChildStats, DataPlane, DropReason, Encryption, Hold,
+    MAX_WORKERS, Outer, Packet, PlaneConfig, PlaneError, PlaneEvent, Protected, Subjects, TcpEnd,
+    Totals, Transport,
     counters::{Control, Events, Lanes},
     early::Early,
     hold::{Holds, Inbox, Room},
@@ -17,6 +18,7 @@ use crate::{
     sockets::{Esp, Sockets},
     stop::Stop,
     tables::Tables,
+    tap::{MaybeTapped, Taps},
     tcp::{self, Ends, Tcp},
     tun::Tun,
 };
@@ -74,6 +76,7 @@ pub(crate) struct Shared {
     /// What came before its Child SA.
     early: Mutex<Early>,
     passage: Passage,
+    pub(crate) taps: Arc<Taps>,
     /// Workers that wait to send.
     pub(crate) waiters: Waiters,
     room: Arc<Room>,
@@ -143,6 +146,7 @@ impl Userspace {
             paths: Paths::default(),
             early: Mutex::default(),
             passage: Passage::new(2 * workers + 1),
+            taps: Arc::default(),
             waiters: Waiters::default(),
             clear: Inbox::new(Arc::clone(&room))?,
             outer: Inbox::new(Arc::clone(&room))?,
@@ -314,7 +318,10 @@ impl DataPlane for Userspace {
             Transport::Tcp(end) => shared.tcp.send_ike(Ends { local, remote }, end, message),
         };
         sent.map_err(|e| failed(&format!("send IKE from {local} to {remote}"), e))?;
-        self.shared.control.ike_out.add(1);
+        shared.control.ike_out.add(1);
+        let nat_port = shared.config.nat_port;
+        let tapped = shared.taps.now();
+        tapped.ike(true, (local, remote), nat_port, transport, message);
         Ok(())
     }
 
@@ -373,6 +380,10 @@ impl DataPlane for Userspace {
 
     fn source_to(&self, from: Option<IpAddr>, to: IpAddr) -> Option<IpAddr> {
         self.shared.sockets.source_to(from, to).ok()
+    }
+
+    fn capture(&self, subjects: Subjects, snaplen: usize) -> Result<Capture, PlaneError> {
+        self.shared.taps.begin(subjects, snaplen)
     }
 
     fn shutdown(&self) {

@@ -3,6 +3,7 @@
 mod abilities;
 mod admin;
 mod bench;
+mod capture;
 mod check;
 mod children;
 mod clock;
@@ -32,6 +33,7 @@ mod starter;
 mod transport;
 mod trap;
 mod volume;
+mod wireshark;
 mod wishes;
 mod worker;
 

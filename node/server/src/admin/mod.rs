@@ -6,17 +6,17 @@ mod listing;
 pub(crate) mod operations;
 
 use crate::{
-    config,
+    capture, config,
     node::Node,
     policy::{self, ApplyError},
 };
 use anyhow::Context;
 use evergate_proto::admin::{
-    ApplyConfigRequest, ApplyConfigResponse, DrainMemberRequest, DrainMemberResponse,
-    GetStatusRequest, GetStatusResponse, IkeSa, InitiateRequest, InitiateResponse,
-    ListGatewaysRequest, ListGatewaysResponse, ListMembersRequest, ListMembersResponse,
-    ListSasRequest, MoveGatewayRequest, MoveGatewayResponse, RekeyRequest, RekeyResponse,
-    TerminateRequest, TerminateResponse,
+    ApplyConfigRequest, ApplyConfigResponse, CaptureChunk, CaptureRequest, DrainMemberRequest,
+    DrainMemberResponse, GetStatusRequest, GetStatusResponse, IkeSa, InitiateRequest,
+    InitiateResponse, ListGatewaysRequest, ListGatewaysResponse, ListMembersRequest,
+    ListMembersResponse, ListSasRequest, MoveGatewayRequest, MoveGatewayResponse, RekeyRequest,
+    RekeyResponse, TerminateRequest, TerminateResponse,
     admin_server::{Admin, AdminServer},
 };
 use evergate_state::Refusal;
@@ -29,7 +29,7 @@ use std::{
     sync::Arc,
 };
 use tokio::net::{UnixListener, UnixStream};
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, transport::Server};
 use tracing::{error, warn};
@@ -219,6 +219,16 @@ impl Admin for Service {
         cluster::drain(self.active()?, request.into_inner())
             .await
             .map(Response::new)
+    }
+
+    type CaptureStream = ReceiverStream<Result<CaptureChunk, Status>>;
+
+    async fn capture(
+        &self,
+        request: Request<CaptureRequest>,
+    ) -> Result<Response<Self::CaptureStream>, Status> {
+        let chunks = capture::begin(self.active()?, &request.into_inner())?;
+        Ok(Response::new(ReceiverStream::new(chunks)))
     }
 
     async fn apply_config(

@@ -255,7 +255,7 @@ fn serving(node: &Node, gateway: GatewayId) -> Result<Arc<Shared>, Status> {
 }
 
 /// A gateway is not served, or not here where it was just before.
-pub(super) fn not_served(node: &Node, gateway: GatewayId) -> Status {
+pub(crate) fn not_served(node: &Node, gateway: GatewayId) -> Status {
     let name = name_of(node, gateway);
     let owner = node.read(|s| Some(s.gateway(gateway)?.owner.as_ref()?.member.clone()));
     Status::unavailable(match owner {

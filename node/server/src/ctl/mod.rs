@@ -1,5 +1,6 @@
 //! `evergate ctl`: the administration API on the command line.
 
+mod capture;
 mod cluster;
 mod tables;
 
@@ -73,6 +74,8 @@ enum Command {
     Terminate(Terminate),
     /// Replace an SA by a new one
     Rekey(Rekey),
+    /// Capture the packets of an SA, in the clear and encrypted, as a file for Wireshark
+    Capture(capture::Options),
     /// The members of the cluster
     Members,
     /// The virtual gateways, and who has them
@@ -178,6 +181,7 @@ async fn call(arguments: &Arguments) -> Result<String, String> {
             initiate(&mut client, arguments, connection, child.as_deref()).await
         }
         Command::Terminate(target) => terminate(&mut client, arguments, target).await,
+        Command::Capture(options) => return capture::run(&mut client, arguments, options).await,
         Command::Rekey(target) => rekey(&mut client, arguments, target).await,
         Command::Members | Command::Gateways | Command::Move { .. } | Command::Drain { .. } => {
             cluster::call(&mut client, arguments).await
