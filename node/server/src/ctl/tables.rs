@@ -224,7 +224,30 @@ pub(super) fn sas(sas: &[IkeSa], as_json: bool) -> String {
         out.push('\n');
         out += &table(head, children);
     }
+    let drops = drops(sas);
+    if !drops.is_empty() {
+        out.push('\n');
+        out += &table(["DROPPED FOR", "NAME", "PACKETS", "REASON"], drops);
+    }
     out
+}
+
+/// What was dropped for each Child SA, and why.
+fn drops(sas: &[IkeSa]) -> Vec<[String; 4]> {
+    let children = sas.iter().flat_map(|sa| &sa.children);
+    let counted = children.filter_map(|c| Some((c, c.stats.as_ref()?)));
+    let rows = counted.flat_map(|(c, stats)| {
+        let drops = sorted(&stats.drops).into_iter();
+        drops.map(|(reason, n)| {
+            [
+                spi32(c.spi_in),
+                c.name.clone(),
+                n.to_string(),
+                reason.into(),
+            ]
+        })
+    });
+    rows.collect()
 }
 
 /// Columns as wide as their longest cell; the last one is not padded.
