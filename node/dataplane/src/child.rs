@@ -1,7 +1,8 @@
 //! A Child SA in the plane.
 
 use crate::{
-    ChildSa, ChildStats, DropReason, Encapsulation, Ends, Gate, Mode, Outer, PlaneError,
+    ChildSa, ChildStats, DropReason, Encapsulation, Ends, Gate, HeaderPolicy, Mode, Outer,
+    PlaneError,
     counters::{Counter, Traffic},
     path::Path,
     reserve::Reserve,
@@ -27,7 +28,7 @@ pub(crate) struct Child {
     pub(crate) spi_in: u32,
     pub(crate) inbound: InboundSa,
     pub(crate) outbound: OutboundSa,
-    pub(crate) copy_dscp: bool,
+    pub(crate) headers: HeaderPolicy,
     /// The ends, in transport mode; apart, because few have any.
     pub(crate) transport: Option<Box<Ends>>,
     pub(crate) gate: Arc<Gate>,
@@ -63,7 +64,7 @@ impl Child {
             spi_in: sa.spi_in,
             inbound: InboundSa::new(sa.spi_in, key(&sa.key_in)?, sa.esn, selectors, window),
             outbound: OutboundSa::new(sa.spi_out, key(&sa.key_out)?, sa.esn),
-            copy_dscp: sa.copy_dscp,
+            headers: sa.headers,
             transport: match sa.mode {
                 Mode::Tunnel => None,
                 Mode::Transport(ends) => Some(Box::new(ends)),

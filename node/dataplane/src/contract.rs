@@ -3,7 +3,9 @@
 //! All methods return quickly: none waits for the network, a peer or the log. They may be called from any thread. A Child SA is named
 //! by its inbound SPI, which is unique in the cluster.
 
-use crate::{Capture, Cipher, Encryption, Ends, Gate, Hold, Packet, Selector, Subjects};
+use crate::{
+    Capture, Cipher, Encryption, Ends, Gate, HeaderPolicy, Hold, Packet, Selector, Subjects,
+};
 use ipnet::IpNet;
 use std::{
     fmt,
@@ -238,8 +240,8 @@ pub struct ChildSa {
     pub gives_way: Duration,
     /// The sequence numbers that may be sent. May be empty. Number 0 is never used (RFC 4303 §3.3.3).
     pub reservation: Range<u64>,
-    /// Whether the inner DSCP is copied to the outer header (RFC 2983); otherwise the outer one is 0. Does not concern ECN.
-    pub copy_dscp: bool,
+    /// What crosses between inner and outer headers. In transport mode there is one header, and this does not count.
+    pub headers: HeaderPolicy,
     /// The address of this host that its own packets into the tunnel should have, see [`crate::local_address_within`]: becomes the
     /// preferred source of routes to protected prefixes that `remote_ts` overlaps and that name none.
     pub source_hint: Option<IpAddr>,

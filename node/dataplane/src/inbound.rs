@@ -12,9 +12,9 @@ use crate::{
     userspace::{Clock, Direction, Shared},
 };
 use evergate_esp::{
-    OpenError, mss,
+    OpenError, icmp, mss,
     packet::{self, Inner},
-    spi_of, transport, tunnel, udp,
+    spi_of, transport, udp,
 };
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -468,7 +468,7 @@ fn open<'p>(
         let restored = transport::restore(payload, protocol, ends, class);
         let mut restored = restored.map_err(|_| DropReason::MalformedPayload)?;
         let inner = packet::parse(&restored).map_err(|_| DropReason::MalformedPayload)?;
-        if !child.inbound.admits(&inner.selectors) {
+        if !admits(child, &restored, &inner) {
             return Err(DropReason::SelectorMismatch);
         }
         clamp(shared, child, clock, &mut restored, &inner);
@@ -480,12 +480,19 @@ fn open<'p>(
     let inner = packet::parse(payload).map_err(|_| DropReason::MalformedPayload)?;
     // What is behind it is traffic flow confidentiality padding (RFC 4303 §2.7).
     let payload = &mut payload[..inner.total_len];
-    if !child.inbound.admits(&inner.selectors) {
+    if !admits(child, payload, &inner) {
         return Err(DropReason::SelectorMismatch);
     }
-    tunnel::decapsulate(payload, origin.traffic_class, false).map_err(|_| DropReason::Ecn)?;
+    let crossed = child.headers.inwards(payload, origin.traffic_class);
+    crossed.map_err(|_| DropReason::Ecn)?;
     clamp(shared, child, clock, payload, &inner);
     Ok((Content::Inside(payload), inner))
+}
+
+/// Whether a packet is within the selectors of its Child SA, or is an error about one that went by it (RFC 4301 §6.2).
+fn admits(child: &Child, packet: &[u8], inner: &Inner) -> bool {
+    child.inbound.admits(&inner.selectors)
+        || icmp::answers(packet, inner).is_some_and(|answers| child.inbound.admits(&answers))
 }
 
 /// The peer's segments are limited by what we announce, ours by what it does: both pass here.

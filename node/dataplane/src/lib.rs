@@ -46,7 +46,9 @@ pub use contract::{
     PlaneError, PlaneEvent, Protected, TcpEnd, Totals, Transport,
 };
 pub use deadman::{DeadMan, DeadManConfig};
-pub use evergate_esp::{Cipher, Encryption, Integrity, Selector, transport::Ends};
+pub use evergate_esp::{
+    Cipher, Encryption, Integrity, Selector, transport::Ends, tunnel::HeaderPolicy,
+};
 pub use gate::{Gate, boot_time};
 pub use hold::{Datagram, DatagramKind, Hold, Packet};
 pub use local::{host_addresses, local_address_within};

@@ -22,7 +22,6 @@ use evergate_esp::{
     reassembly::{Added, Reassembler},
     segment::{self, Kind, Segments},
     transport,
-    tunnel::{self, OuterDscp},
 };
 use std::{
     io, mem,
@@ -181,7 +180,12 @@ impl Outbound {
         holds: &Holds,
         held: impl FnOnce(&crate::Hold),
     ) -> Option<Exits> {
-        let child = self.shared.tables.outbound(&inner.selectors);
+        let tables = &self.shared.tables;
+        let child = tables.outbound(&inner.selectors).or_else(|| {
+            // An error goes the way of what answers the packet that it is about (RFC 4301 §6.2).
+            let answers = icmp::answers(bytes, inner)?;
+            tables.outbound(&answers)
+        });
         let Some(child) = child else {
             self.no_child(&inner.selectors, count);
             return None;
@@ -275,12 +279,13 @@ impl Outbound {
             mss::clamp(bytes, limit.min(self.shared.config.tun_mtu as usize));
         }
         let ipv6 = inner.selectors.destination.is_ipv6();
-        to.fragmentable = inner.total_len > limit
-            && match ipv6 {
-                true => was_cut || inner.total_len <= MIN_MTU_V6,
-                // Transport mode covers whole packets: they are cut behind it, not before (RFC 4303 §3.3.4).
-                false => child.transport.is_some() && !inner.dont_fragment,
-            };
+        to.fragmentable = may_be_cut(&child)
+            || inner.total_len > limit
+                && match ipv6 {
+                    true => was_cut || inner.total_len <= MIN_MTU_V6,
+                    // Transport mode covers whole packets: they are cut behind it, not before (RFC 4303 §3.3.4).
+                    false => child.transport.is_some() && !inner.dont_fragment,
+                };
         let bytes = &bytes[..inner.total_len];
         if inner.total_len > limit && !to.fragmentable {
             let limit = if ipv6 { limit.max(MIN_MTU_V6) } else { limit };
@@ -313,8 +318,9 @@ impl Outbound {
         let Some(exits) = self.exits(bytes, &inner, segments.count(), holds, hold) else {
             return;
         };
-        if segments.max_len() > exits.limit || exits.child.transport.is_some() {
-            // Seldom: the path is narrower than the device says, and its senders are about to be told; or the headers stay outside.
+        let alone = exits.child.transport.is_some() || may_be_cut(&exits.child);
+        if segments.max_len() > exits.limit || alone {
+            // Seldom: the path is narrower than the device says, and its senders are about to be told; or the headers stay outside, or have no DF.
             return each(0, &mut |mut packet| self.packet(&mut packet, holds));
         }
         let (mut next, next_header) = (0, packet::next_header(bytes));
@@ -489,6 +495,11 @@ impl Outbound {
     }
 }
 
+/// Whether its packets may be cut on their way, whatever those inside say.
+fn may_be_cut(child: &Child) -> bool {
+    !child.headers.df && child.transport.is_none()
+}
+
 /// What ESP covers of a packet, and what that is.
 struct Covered<'b> {
     bytes: &'b [u8],
@@ -523,11 +534,6 @@ fn destination(
     outer: &Outer,
     class: u8,
 ) -> Option<Destination> {
-    let dscp = if child.copy_dscp {
-        OuterDscp::Copy
-    } else {
-        OuterDscp::Fixed(0)
-    };
     let mut remote = outer.remote;
     let socket = |role| {
         shared
@@ -555,7 +561,7 @@ fn destination(
         remote,
         local: outer.local.ip(),
         traffic_class: match child.transport {
-            None => tunnel::outer_traffic_class(class, dscp),
+            None => child.headers.outwards(class),
             // The header is that of the packet.
             Some(_) => class,
         },

@@ -1,8 +1,8 @@
-//! "Too big" messages for inner packets that do not fit (RFC 1191 §4, RFC 4443 §3.2).
+//! "Too big" messages for inner packets that do not fit (RFC 1191 §4, RFC 4443 §3.2), and which packets ICMP errors are about (RFC 4301 §6.2).
 
 use crate::{
     checksum::checksum,
-    packet::{self, Fragment, Inner},
+    packet::{self, Fragment, Inner, PacketSelectors},
 };
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -18,6 +18,8 @@ const MAX_LEN_V6: usize = MIN_MTU_V6;
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
 const HOP_LIMIT: u8 = 64;
+const ICMP_HEADER_LEN: usize = 8;
+const IPV6_HEADER_LEN: u16 = 40;
 /// Internetwork control, which RFC 1812 §4.3.2.5 asks for.
 const PRECEDENCE: u8 = 0xc0;
 
@@ -45,6 +47,42 @@ pub fn too_big(packet: &[u8], mtu: usize, source: IpAddr) -> Option<Vec<u8>> {
         }
         _ => None,
     }
+}
+
+/// What a packet would be that answers the one that an ICMP error is about: by the Child SA for that it may go, and by that it may have come, if policy has
+/// nothing for the message itself (RFC 4301 §6.2).
+///
+/// `None` if the packet is no ICMP error, is a fragment, does not go to the sender of the packet that it is about, or quotes too little of that.
+pub fn answers(packet: &[u8], inner: &Inner) -> Option<PacketSelectors> {
+    let (type_and_code, _) = inner.selectors.ports?;
+    let is_error = match inner.selectors.protocol {
+        // Unreachable, source quench, time exceeded, parameter problem.
+        ICMP => matches!(type_and_code >> 8, 3 | 4 | 11 | 12),
+        ICMPV6 => type_and_code >> 8 < 128,
+        _ => false,
+    };
+    if !is_error || inner.fragment != Fragment::No {
+        return None;
+    }
+    let quoted = packet.get(inner.upper_offset + ICMP_HEADER_LEN..inner.total_len)?;
+    let mut whole = quoted.to_vec();
+    // The quotation may end early, while its header says how long the packet was.
+    let len = saturate(quoted.len());
+    match quoted.first()? >> 4 {
+        4 => whole.get_mut(2..4)?.copy_from_slice(&len.to_be_bytes()),
+        6 => {
+            let payload = len.checked_sub(IPV6_HEADER_LEN)?.to_be_bytes();
+            whole.get_mut(4..6)?.copy_from_slice(&payload);
+        }
+        _ => return None,
+    }
+    let about = packet::parse(&whole).ok()?.selectors;
+    (about.source == inner.selectors.destination).then_some(PacketSelectors {
+        source: about.destination,
+        destination: about.source,
+        protocol: about.protocol,
+        ports: about.ports.map(|(from, to)| (to, from)),
+    })
 }
 
 /// Whether the packet is an ICMP error or redirect, or an ICMP message of which we cannot tell.

@@ -37,6 +37,63 @@ pub enum OuterDf {
     Clear,
 }
 
+/// What crosses between the inner and the outer header of a tunnel (RFC 4301 §5.1.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeaderPolicy {
+    /// The inner DSCP goes to the outer header; otherwise that has zero (RFC 2983 §3).
+    pub dscp_out: bool,
+    /// The outer DSCP comes to the inner header (RFC 2983 §4.2).
+    pub dscp_in: bool,
+    /// ECN goes outwards and comes inwards (RFC 6040 §4); otherwise the outer header says that it is not ECN-capable, and congestion that is marked there all the same is not
+    /// looked at.
+    pub ecn: bool,
+    /// The outer packet has DF where the inner one has, and a packet that does not fit is cut before it is sealed or its sender is told. Otherwise outer packets may be
+    /// cut on their way (RFC 4301 §8.1).
+    pub df: bool,
+}
+
+impl Default for HeaderPolicy {
+    fn default() -> Self {
+        Self {
+            dscp_out: true,
+            dscp_in: false,
+            ecn: true,
+            df: true,
+        }
+    }
+}
+
+impl HeaderPolicy {
+    /// The traffic class of the outer header.
+    pub fn outwards(self, inner: u8) -> u8 {
+        let dscp = match self.dscp_out {
+            true => OuterDscp::Copy,
+            false => OuterDscp::Fixed(0),
+        };
+        let class = outer_traffic_class(inner, dscp);
+        if self.ecn { class } else { class & !ECN }
+    }
+
+    /// Brings what it should have of the outer header into the inner packet.
+    ///
+    /// # Errors
+    /// As [`decapsulate`].
+    pub fn inwards(
+        self,
+        packet: &mut [u8],
+        outer_traffic_class: u8,
+    ) -> Result<(), DecapsulateError> {
+        let outer = match self.ecn {
+            true => outer_traffic_class,
+            false => outer_traffic_class & !ECN,
+        };
+        decapsulate(packet, outer, self.dscp_in)
+    }
+}
+
+/// The bits of a traffic class that are ECN.
+const ECN: u8 = 3;
+
 /// Why a decapsulated packet must be dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecapsulateError {

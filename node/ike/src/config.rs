@@ -210,8 +210,34 @@ pub struct ChildConfig {
     pub dpd_action: StartAction,
     /// Size of the anti-replay window in packets.
     pub replay_window: u32,
-    /// Copy DSCP to the outer header on encapsulation (RFC 2983 uniform model).
-    pub copy_dscp: bool,
+    /// What crosses between inner and outer headers.
+    pub headers: HeaderCopy,
+    /// The program that is run when it comes or goes, if any: an absolute path.
+    pub updown: Option<String>,
+}
+
+/// What crosses between inner and outer headers of a tunnel (RFC 4301 §5.1.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeaderCopy {
+    /// The inner DSCP to the outer header (RFC 2983 §3).
+    pub dscp_out: bool,
+    /// The outer DSCP to the inner header (RFC 2983 §4).
+    pub dscp_in: bool,
+    /// ECN, both ways (RFC 6040).
+    pub ecn: bool,
+    /// DF to the outer header.
+    pub df: bool,
+}
+
+impl Default for HeaderCopy {
+    fn default() -> Self {
+        Self {
+            dscp_out: true,
+            dscp_in: false,
+            ecn: true,
+            df: true,
+        }
+    }
 }
 
 /// How a Child SA carries packets (RFC 4303 §3.1).

@@ -1,8 +1,11 @@
 //! Child SAs on their way from records to the data plane.
 
 use crate::shared::Shared;
-use evergate_dataplane::{ChildSa, Ends, Mode, Outer, PlaneError, Selector, local_address_within};
+use evergate_dataplane::{
+    ChildSa, Ends, HeaderPolicy, Mode, Outer, PlaneError, Selector, local_address_within,
+};
 use evergate_ike::{
+    config::HeaderCopy,
     record::{self, Child, Fate, Path},
     wire::TrafficSelector,
 };
@@ -62,9 +65,25 @@ pub(crate) fn install(
         outbound_active,
         gives_way: gives_way(shared, child),
         reservation: reservation.unwrap_or(NOTHING),
-        copy_dscp: config.is_none_or(|c| c.copy_dscp),
+        headers: config.map_or_else(HeaderPolicy::default, |c| headers(c.headers)),
         gate: Arc::clone(&shared.gate),
     })
+}
+
+/// What crosses between headers, as the plane wants it.
+fn headers(copied: HeaderCopy) -> HeaderPolicy {
+    let HeaderCopy {
+        dscp_out,
+        dscp_in,
+        ecn,
+        df,
+    } = copied;
+    HeaderPolicy {
+        dscp_out,
+        dscp_in,
+        ecn,
+        df,
+    }
 }
 
 /// How a Child SA carries packets, as the plane wants it. In transport mode the selectors have the addresses of the ends.

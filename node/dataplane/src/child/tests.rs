@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    Encryption, Selector,
+    Encryption, HeaderPolicy, Selector,
     path::{MIN_PATH_MTU_V4, PATH_MTU_LIFETIME, Paths},
 };
 use std::net::IpAddr;
@@ -35,7 +35,7 @@ pub(crate) fn child_sa(spi_in: u32) -> ChildSa {
         outbound_active: true,
         gives_way: Duration::ZERO,
         reservation: 1..100,
-        copy_dscp: true,
+        headers: HeaderPolicy::default(),
         source_hint: None,
         gate: Arc::default(),
     }

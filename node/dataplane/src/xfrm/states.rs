@@ -129,7 +129,7 @@ impl Description<'_> {
             XfrmAttrs::EventTimeThreshold(0),
             XfrmAttrs::MarkVal(self.tag.mark),
         ]);
-        if !sa.copy_dscp {
+        if !sa.headers.dscp_out {
             message
                 .nlas
                 .push(XfrmAttrs::ExtraFlags(xfrm::XFRM_SA_XFLAG_DONT_ENCAP_DSCP));

@@ -2,8 +2,8 @@
 
 use crate::hosts::{Host, wire};
 use evergate_dataplane::{
-    ChildSa, ChildStats, Cipher, DataPlane, Encapsulation, Encryption, Mode, Outer, PlaneConfig,
-    PlaneEvent, Protected, Selector, Userspace,
+    ChildSa, ChildStats, Cipher, DataPlane, Encapsulation, Encryption, HeaderPolicy, Mode, Outer,
+    PlaneConfig, PlaneEvent, Protected, Selector, Userspace,
 };
 use std::{
     io,
@@ -217,7 +217,7 @@ impl Case {
             outbound_active: true,
             gives_way: Duration::ZERO,
             reservation: self.first..self.first + 10_000,
-            copy_dscp: true,
+            headers: HeaderPolicy::default(),
             source_hint: Some(format!("10.{n}.0.1").parse().unwrap()),
             gate: Arc::default(),
         }

@@ -4,6 +4,7 @@
 mod control;
 mod gateways;
 mod handover;
+mod headers;
 mod hosts;
 mod packets;
 mod policy;

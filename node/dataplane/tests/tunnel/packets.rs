@@ -5,7 +5,7 @@ use crate::{
     hosts::privileged,
 };
 use evergate_dataplane::{
-    ChildSa, Cipher, DataPlane, DropReason, Encryption, Integrity, PlaneEvent,
+    ChildSa, Cipher, DataPlane, DropReason, Encryption, HeaderPolicy, Integrity, PlaneEvent,
 };
 use std::{
     net::UdpSocket,
@@ -169,7 +169,10 @@ fn traffic_class_crosses_the_tunnel() {
         packet[1] |= 3;
         pair.b.plane.remove(0x1001, Duration::ZERO).unwrap();
         let hidden = |n| ChildSa {
-            copy_dscp: false,
+            headers: HeaderPolicy {
+                dscp_out: false,
+                ..HeaderPolicy::default()
+            },
             ..Case::PLAIN.end(n, 0x1000)
         };
         pair.b.plane.install(hidden(2)).unwrap();

@@ -154,3 +154,57 @@ fn own_packets_have_the_hinted_source() {
         pair.a.plane.release_address(v6).unwrap();
     });
 }
+
+/// What is said of a datagram that came to nothing with this time to live.
+fn said_of(from: &std::net::UdpSocket, to: &str, ttl: u32) -> Option<nix::errno::Errno> {
+    use nix::sys::socket::{setsockopt, sockopt::Ipv4RecvErr};
+    setsockopt(from, Ipv4RecvErr, &true).unwrap();
+    from.set_ttl(ttl).unwrap();
+    from.connect(to).unwrap();
+    for _ in 0..30 {
+        // It is said with the next call.
+        if let Err(error) = from.send(b"how far") {
+            return error.raw_os_error().map(nix::errno::Errno::from_raw);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    None
+}
+
+#[test]
+fn errors_of_routers_come_back_by_narrow_selectors() {
+    let name = "policy::errors_of_routers_come_back_by_narrow_selectors";
+    privileged(name, || {
+        use nix::errno::Errno;
+        let pair = Pair::new();
+        let udp_only = |n: u8| {
+            let mut end = Case::IN_UDP.end(n, 0x1000);
+            for selector in end.local_ts.iter_mut().chain(&mut end.remote_ts) {
+                selector.protocol = 17;
+            }
+            end
+        };
+        pair.a.plane.install(udp_only(1)).unwrap();
+        pair.b.plane.install(udp_only(2)).unwrap();
+        // Behind b there is a way to go on, and one that is none.
+        pair.b.host.sysctl("ipv4/conf/all/forwarding", "1");
+        pair.b.host.ip("route add unreachable 10.2.7.0/24");
+        let unreachable = pair.a.host.udp("10.1.0.1:0");
+        assert_eq!(
+            said_of(&unreachable, "10.2.7.1:9", 64),
+            Some(Errno::EHOSTUNREACH)
+        );
+        let too_far = pair.a.host.udp("10.1.0.1:0");
+        assert_eq!(
+            said_of(&too_far, "10.2.8.1:9", 1),
+            Some(Errno::EHOSTUNREACH)
+        );
+        assert!(
+            pair.b.stats(0x1001).packets_out >= 2,
+            "by the Child SA for UDP"
+        );
+        for drops in [pair.a.stats(0x1000).drops, pair.b.stats(0x1001).drops] {
+            assert_eq!(drops.total(), 0, "{drops:?}");
+        }
+    });
+}

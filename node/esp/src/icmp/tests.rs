@@ -129,3 +129,97 @@ fn nothing_about_what_must_not_be_answered_in_ipv6() {
         .is_some()
     );
 }
+
+mod about {
+    use super::super::*;
+
+    /// A UDP datagram from port 1000 to port 53.
+    fn datagram(v6: bool, len: usize) -> Vec<u8> {
+        let udp = [&[0x03, 0xe8, 0, 53][..], &vec![7; len]].concat();
+        let total = u16::try_from(udp.len()).unwrap();
+        match v6 {
+            false => {
+                let [high, low] = (total + 20).to_be_bytes();
+                let header = [
+                    0x45, 0, high, low, 0, 0, 0x40, 0, 1, 17, 0, 0, 10, 1, 0, 5, 10, 2, 0, 6,
+                ];
+                [&header[..], &udp].concat()
+            }
+            true => {
+                let [high, low] = total.to_be_bytes();
+                let mut header = vec![0x60, 0, 0, 0, high, low, 17, 1];
+                header.extend("fd01::5".parse::<Ipv6Addr>().unwrap().octets());
+                header.extend("fd02::6".parse::<Ipv6Addr>().unwrap().octets());
+                [header, udp].concat()
+            }
+        }
+    }
+
+    /// An ICMP message to the sender of a datagram, of which it quotes so many bytes.
+    fn message(v6: bool, kind: u8, datagram: &[u8], quoted: usize) -> Vec<u8> {
+        let mut message = match v6 {
+            false => {
+                let router = "192.0.2.9".parse().unwrap();
+                message_v4(
+                    &datagram[..quoted],
+                    1400,
+                    router,
+                    "10.1.0.5".parse().unwrap(),
+                )
+            }
+            true => {
+                let router = "2001:db8::9".parse().unwrap();
+                message_v6(
+                    &datagram[..quoted],
+                    1400,
+                    router,
+                    "fd01::5".parse().unwrap(),
+                )
+            }
+        };
+        message[if v6 { 40 } else { 20 }] = kind;
+        message
+    }
+
+    fn answered(packet: &[u8]) -> Option<PacketSelectors> {
+        answers(packet, &packet::parse(packet).unwrap())
+    }
+
+    #[test]
+    fn an_error_is_about_a_packet_that_its_receiver_has_sent() {
+        for (v6, kinds) in [(false, [3, 11]), (true, [1, 3])] {
+            let datagram = datagram(v6, 1000);
+            let sent = packet::parse(&datagram).unwrap().selectors;
+            for kind in kinds {
+                let header = if v6 { 40 } else { 20 };
+                // Eight bytes of the datagram are always quoted (RFC 792), so its ports are.
+                for quoted in [header + 8, 500] {
+                    let reversed = answered(&message(v6, kind, &datagram, quoted)).unwrap();
+                    assert_eq!(reversed.source, sent.destination);
+                    assert_eq!(reversed.destination, sent.source);
+                    assert_eq!((reversed.protocol, reversed.ports), (17, Some((53, 1000))));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn other_packets_are_about_none() {
+        let datagram = datagram(false, 100);
+        assert_eq!(answered(&datagram), None);
+        let echo = message(false, 8, &datagram, 100);
+        assert_eq!(answered(&echo), None);
+        let redirect = message(false, 5, &datagram, 100);
+        assert_eq!(answered(&redirect), None);
+        let mut elsewhere = message(false, 3, &datagram, 100);
+        elsewhere[19] = 99;
+        assert_eq!(answered(&elsewhere), None, "its receiver has not sent that");
+        for quoted in 0..20 {
+            assert_eq!(answered(&message(false, 3, &datagram, quoted)), None);
+        }
+        let v6 = super::about::datagram(true, 100);
+        for quoted in 0..40 {
+            assert_eq!(answered(&message(true, 1, &v6, quoted)), None);
+        }
+    }
+}

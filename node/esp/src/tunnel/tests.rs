@@ -114,3 +114,43 @@ fn what_is_no_packet_stays_as_it_is() {
         assert_eq!(packet, bytes);
     }
 }
+
+#[test]
+fn what_crosses_can_be_chosen() {
+    let usual = HeaderPolicy::default();
+    assert_eq!(usual.outwards(0xba), 0xba);
+    let hidden = HeaderPolicy {
+        dscp_out: false,
+        ecn: false,
+        ..usual
+    };
+    assert_eq!(hidden.outwards(0xbb), 0);
+    let no_ecn = HeaderPolicy {
+        ecn: false,
+        ..usual
+    };
+    assert_eq!(no_ecn.outwards(0xbb), 0xb8);
+
+    let v6 = |class: u8| {
+        let mut packet = vec![0; 40];
+        (packet[0], packet[1]) = (0x60 | class >> 4, class << 4);
+        packet
+    };
+    let received = |policy: HeaderPolicy, inner: u8, outer: u8| {
+        let mut packet = v6(inner);
+        policy.inwards(&mut packet, outer).map(|()| packet)
+    };
+    let uniform = HeaderPolicy {
+        dscp_in: true,
+        ..usual
+    };
+    assert_eq!(received(usual, 0x02, 0xbb), Ok(v6(0x03)));
+    assert_eq!(received(uniform, 0x02, 0xbb), Ok(v6(0xbb)));
+    assert_eq!(received(no_ecn, 0x02, 0xbb), Ok(v6(0x02)));
+    assert_eq!(
+        received(no_ecn, 0x00, 0x03),
+        Ok(v6(0x00)),
+        "it is not looked at"
+    );
+    assert!(received(usual, 0x00, 0x03).is_err());
+}

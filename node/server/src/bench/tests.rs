@@ -5,8 +5,8 @@ use crate::clock::{Clock, SystemEntropy};
 use clap::Parser;
 use evergate_ike::{
     config::{
-        ChildConfig, Childless, Connection, EnableTcp, FRAGMENT_SIZE, Fragmentation, IkeVolume,
-        Mode, Policy, SharedSecret, StartAction, Unique, Volume,
+        ChildConfig, Childless, Connection, EnableTcp, FRAGMENT_SIZE, Fragmentation, HeaderCopy,
+        IkeVolume, Mode, Policy, SharedSecret, StartAction, Unique, Volume,
     },
     env::Entropy,
     proposal::{default_esp, default_ike},
@@ -97,7 +97,8 @@ impl Responder {
             close_action: StartAction::None,
             dpd_action: StartAction::None,
             replay_window: 1024,
-            copy_dscp: true,
+            headers: HeaderCopy::default(),
+            updown: None,
         };
         let connection = Connection {
             name: "all".into(),

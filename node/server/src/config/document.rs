@@ -1,5 +1,6 @@
 //! The document as it is written: every key that there is, and its default.
 
+use super::headers::CopyDscp;
 use super::values::{
     Auth, CrlUri, DpdAction, Named, OcspUri, Outer, PoolRange, Proposals, Remote, Rounds, Text,
 };
@@ -324,8 +325,13 @@ pub(super) struct Child {
     pub(super) close_action: Option<Spanned<Text<StartAction>>>,
     pub(super) dpd_action: Option<Spanned<Text<DpdAction>>>,
     pub(super) replay_window: Option<Spanned<u32>>,
+    #[serde(default)]
+    pub(super) copy_dscp: CopyDscp,
     #[serde(default = "yes")]
-    pub(super) copy_dscp: bool,
+    pub(super) copy_ecn: bool,
+    #[serde(default = "yes")]
+    pub(super) copy_df: bool,
+    pub(super) updown: Option<Spanned<String>>,
 }
 
 /// `[secrets.NAME]`.

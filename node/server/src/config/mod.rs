@@ -7,6 +7,7 @@
 mod cluster;
 mod credentials;
 mod document;
+mod headers;
 mod problem;
 #[cfg(test)]
 mod tests;

@@ -8,8 +8,9 @@ use super::{
 };
 use evergate_ike::{
     config::{
-        ChildConfig, Childless, Connection, EnableTcp, FRAGMENT_SIZE, Fragmentation, LocalAuth,
-        Mode, Policy, Pool, PrivateKey, RemoteAuth, Retransmit, SharedSecret, StartAction, Unique,
+        ChildConfig, Childless, Connection, EnableTcp, FRAGMENT_SIZE, Fragmentation, HeaderCopy,
+        LocalAuth, Mode, Policy, Pool, PrivateKey, RemoteAuth, Retransmit, SharedSecret,
+        StartAction, Unique,
     },
     identity::{IdPattern, Identity},
     proposal::{default_esp, default_ike},
@@ -41,6 +42,8 @@ const HALF_OPEN_TIMEOUT: RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(600);
 /// Longest name of anything, in characters.
 const MAX_NAME: usize = 64;
+/// Bytes in the path of a program.
+const MAX_PROGRAM: usize = 255;
 /// Longest name of a network device, in bytes (IFNAMSIZ without its end).
 const MAX_DEVICE_NAME: usize = 15;
 /// Most workers that can be asked for.
@@ -531,8 +534,28 @@ impl Check<'_> {
             close_action,
             dpd_action,
             replay_window,
-            copy_dscp: c.copy_dscp,
+            headers: HeaderCopy {
+                dscp_out: c.copy_dscp.out,
+                dscp_in: c.copy_dscp.inwards,
+                ecn: c.copy_ecn,
+                df: c.copy_df,
+            },
+            updown: c.updown.map(|program| self.program(program)),
         }
+    }
+
+    /// A program that is run: named by a path that means the same wherever the member was started.
+    fn program(&mut self, path: Spanned<String>) -> String {
+        let is_path = path.get_ref().starts_with('/')
+            && path.get_ref().len() <= MAX_PROGRAM
+            && !path.get_ref().contains('\0');
+        if !is_path {
+            let message = format!(
+                "updown names no program, expected an absolute path of up to {MAX_PROGRAM} bytes"
+            );
+            self.error(path.span(), message);
+        }
+        path.into_inner()
     }
 
     /// An action that leads to initiating needs somewhere to go.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Cipher, Encryption, Gate, Outer, Selector};
+use crate::{Cipher, Encryption, Gate, HeaderPolicy, Outer, Selector};
 use std::{sync::Arc, time::Duration};
 
 const TAG: Tag = Tag {
@@ -30,7 +30,7 @@ fn child(encapsulation: Encapsulation) -> ChildSa {
         outbound_active: true,
         gives_way: Duration::ZERO,
         reservation: 1..2,
-        copy_dscp: true,
+        headers: HeaderPolicy::default(),
         source_hint: None,
         gate: Arc::new(Gate::default()),
     }
@@ -134,7 +134,7 @@ fn dscp_is_copied_unless_it_is_not_to_be() {
             .nlas
             .contains(&dont)
     );
-    sa.copy_dscp = false;
+    sa.headers.dscp_out = false;
     assert!(
         described(&sa)
             .outbound(limits)

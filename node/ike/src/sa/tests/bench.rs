@@ -2,8 +2,8 @@
 
 use crate::{
     config::{
-        ChildConfig, Childless, Connection, EnableTcp, FRAGMENT_SIZE, Fragmentation, IkeVolume,
-        Mode, Policy, SharedSecret, StartAction, Unique, Volume,
+        ChildConfig, Childless, Connection, EnableTcp, FRAGMENT_SIZE, Fragmentation, HeaderCopy,
+        IkeVolume, Mode, Policy, SharedSecret, StartAction, Unique, Volume,
     },
     env::{Entropy, UnixMillis},
     identity::{IdPattern, Identity},
@@ -680,7 +680,8 @@ pub(super) fn policy(local: &str, remote: &str, n: u8) -> Policy {
                 close_action: StartAction::None,
                 dpd_action: StartAction::None,
                 replay_window: 1024,
-                copy_dscp: true,
+                headers: HeaderCopy::default(),
+                updown: None,
             }],
         }],
         secrets: vec![SharedSecret {

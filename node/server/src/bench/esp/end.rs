@@ -6,8 +6,8 @@ use super::{
 };
 use anyhow::{Context, ensure};
 use evergate_dataplane::{
-    ChildSa, Cipher, DataPlane, Encapsulation, Encryption, Mode, Outer, PlaneConfig, Protected,
-    Selector, Userspace,
+    ChildSa, Cipher, DataPlane, Encapsulation, Encryption, HeaderPolicy, Mode, Outer, PlaneConfig,
+    Protected, Selector, Userspace,
 };
 use nix::sched::{CloneFlags, unshare};
 use serde::{Deserialize, Serialize};
@@ -187,7 +187,7 @@ fn install(options: &EndOptions, plane: &Userspace) -> anyhow::Result<()> {
             outbound_active: true,
             gives_way: Duration::ZERO,
             reservation: 1..RESERVATION,
-            copy_dscp: true,
+            headers: HeaderPolicy::default(),
             source_hint: None,
             gate: Arc::default(),
         })?;

@@ -206,7 +206,7 @@ fn every_key_arrives() {
     assert_eq!(child.life_time, Duration::from_secs(3 * 3600));
     assert_eq!(child.rand_time, Duration::from_secs(7 * 60));
     assert_eq!(child.start_action, StartAction::Start);
-    assert_eq!((child.replay_window, child.copy_dscp), (2048, false));
+    assert_eq!((child.replay_window, child.headers.dscp_out), (2048, false));
     assert_eq!(config.policy.secrets[0].ids.len(), 2);
     assert_eq!(config.policy.secrets[0].secret.expose(), [0x0a, 0xff]);
     assert_eq!(config.policy.secrets[1].secret.expose(), [0x00, 0xff]);
@@ -345,4 +345,27 @@ fn base64_is_read_with_and_without_padding_and_in_one_form_only() {
     for wrong in ["Zm9vYh==", "Zm9v=Yg", "Zm9vY", "====", "Zm 9v"] {
         assert!(secret(wrong).is_err(), "{wrong}");
     }
+}
+
+#[test]
+fn headers_are_copied_as_swanctl_says() {
+    let headers = |lines: &str| {
+        let text = format!("[connections.a.children.net]\n{lines}\n");
+        good(&text).policy.connections[0].children[0].headers
+    };
+    let usual = headers("");
+    assert!(usual.dscp_out && !usual.dscp_in && usual.ecn && usual.df);
+    for (value, out, inwards) in [
+        ("\"out\"", true, false),
+        ("\"in\"", false, true),
+        ("\"yes\"", true, true),
+        ("\"no\"", false, false),
+        ("true", true, false),
+        ("false", false, false),
+    ] {
+        let copied = headers(&format!("copy_dscp = {value}"));
+        assert_eq!((copied.dscp_out, copied.dscp_in), (out, inwards), "{value}");
+    }
+    let neither = headers("copy_ecn = false\ncopy_df = false");
+    assert!(!neither.ecn && !neither.df);
 }
