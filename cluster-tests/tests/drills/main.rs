@@ -26,6 +26,8 @@ mod documents;
 mod establish;
 mod flood;
 mod fragments;
+mod headers;
+mod hooks;
 mod initiation;
 mod kernel_peer;
 mod kernel_plane;

@@ -347,6 +347,7 @@ impl Running {
         {
             warn!(event = "stop-incomplete", "some tasks did not end in time");
         }
+        self.node.hooks.finish().await;
         if !self.keep_closed
             && let Err(e) = self.node.plane.open_up()
         {

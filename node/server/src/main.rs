@@ -17,6 +17,7 @@ mod dispatch;
 mod drills;
 mod gateway;
 mod handovers;
+mod hooks;
 mod keygen;
 #[cfg(feature = "drills")]
 mod keylog;

@@ -8,6 +8,7 @@ use crate::{
     counters::{IkeDrop, IkeDrops},
     credentials::Credentials,
     handovers::Handovers,
+    hooks::Hooks,
     protection::Protection,
     shared::Shared,
     worker::{HalfOpenLimits, Message, RateLimit},
@@ -73,6 +74,8 @@ pub(crate) struct Node {
     pub(crate) membership: Arc<Membership>,
     /// What is held back for gateways that come or go.
     pub(crate) handovers: Handovers,
+    /// Programs that are run when Child SAs come and go.
+    pub(crate) hooks: Hooks,
     /// The log or the data plane failed: nothing may be sent any more.
     pub(crate) failed: CancellationToken,
     services: RwLock<BTreeMap<GatewayId, Arc<Shared>>>,
@@ -141,6 +144,7 @@ impl Node {
             worker_count: setup.workers,
             membership: setup.membership,
             handovers: Handovers::default(),
+            hooks: Hooks::default(),
             failed: CancellationToken::new(),
             services: RwLock::default(),
         })
@@ -184,6 +188,8 @@ impl Node {
             .write()
             .unwrap_or_else(PoisonError::into_inner);
         services.remove(&gateway);
+        drop(services);
+        self.hooks.released(gateway);
     }
 
     /// What serves a gateway here.

@@ -182,7 +182,9 @@ impl Worker {
         let Some(slot) = self.slots.get_mut(&id) else {
             return;
         };
-        super::report::report(&self.shared, slot.sa.record(), event);
+        let record = slot.sa.record();
+        super::report::report(&self.shared, record, event);
+        self.shared.hooks.happened(&self.shared, record, event);
         slot.tell(Some(event));
         if let Event::ChildClosed { name, reason, .. } = event {
             let connection = slot.sa.record().connection.clone();

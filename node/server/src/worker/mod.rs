@@ -17,6 +17,7 @@ mod tests;
 mod timers;
 
 pub(crate) use limits::{HalfOpenLimits, RateLimit};
+pub(crate) use report::reason_name;
 pub(crate) use slot::{Notice, Watcher};
 pub(crate) use spis::worker_of;
 
@@ -187,6 +188,9 @@ impl Worker {
         // A former process may have died before it told them.
         let all: Vec<SaId> = self.slots.keys().copied().collect();
         self.displace(&all);
+        for slot in self.slots.values() {
+            shared.hooks.taken_over(&shared, slot.sa.record());
+        }
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Since its predecessor looked, this host may have got other addresses; or it is another host.
