@@ -18,6 +18,7 @@ pub mod decrypt;
 pub mod drops;
 pub mod duo;
 pub mod flow;
+pub mod hook;
 pub mod lab;
 pub mod member;
 pub mod ocsp;

@@ -2,78 +2,36 @@
 
 use anyhow::Context;
 use evergate_cluster_tests::duo::{C1, Duo, Setup};
+use evergate_cluster_tests::hook::Hook;
 use evergate_cluster_tests::lab::Family::V4;
 use evergate_cluster_tests::sa::Endpoint;
 use evergate_cluster_tests::{Result, secs, until};
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 
-/// A program that writes a line for each run.
-struct Hook {
-    directory: tempfile::TempDir,
+/// A setup whose gateway has it.
+fn setup(hook: &Hook) -> Setup {
+    let mut setup = Setup::new(V4);
+    hook.install(&mut setup.gateway);
+    setup.peer.local_ts.truncate(1);
+    setup.peer.remote_ts.truncate(1);
+    setup
 }
 
-impl Hook {
-    fn new() -> Result<Self> {
-        let directory = tempfile::tempdir()?;
-        let hook = Self { directory };
-        let text = format!(
-            "#!/bin/sh\necho \"$PLUTO_VERB $PLUTO_CONNECTION $PLUTO_PEER_ID $PLUTO_MY_CLIENT $PLUTO_PEER_CLIENT $EVERGATE_REASON\" >> {}\n\
-             echo \"said by the hook for $PLUTO_VERB\"\n",
-            hook.lines_file().display()
-        );
-        fs::write(hook.program(), text)?;
-        fs::set_permissions(hook.program(), fs::Permissions::from_mode(0o755))?;
-        Ok(hook)
-    }
-
-    fn program(&self) -> PathBuf {
-        self.directory.path().join("updown")
-    }
-
-    fn lines_file(&self) -> PathBuf {
-        self.directory.path().join("lines")
-    }
-
-    /// A setup whose gateway has it.
-    fn setup(&self) -> Setup {
-        let mut setup = Setup::new(V4);
-        // One pair of selectors, so that there is one run each.
-        for connection in [&mut setup.peer, &mut setup.gateway] {
-            connection.local_ts.truncate(1);
-            connection.remote_ts.truncate(1);
-        }
-        setup.gateway.actions += &format!("\nupdown = {:?}", self.program());
-        setup
-    }
-
-    fn lines(&self) -> Vec<String> {
-        let text = fs::read_to_string(self.lines_file()).unwrap_or_default();
-        text.lines().map(|l| l.trim_end().to_owned()).collect()
-    }
-
-    /// Waits until it was run for these verbs, and for nothing else; and yields the lines.
-    fn heard(&self, verbs: &[&str]) -> Result<Vec<String>> {
-        until(secs(10), "the program is run", || {
-            let lines = self.lines();
-            anyhow::ensure!(lines.len() >= verbs.len(), "{lines:?}");
-            Ok(true)
-        })?;
-        let lines = self.lines();
-        let heard: Vec<&str> = lines.iter().filter_map(|l| l.split(' ').next()).collect();
-        assert_eq!(heard, verbs, "{lines:?}");
-        Ok(lines)
-    }
+/// Waits until it was run for these verbs, and for nothing else; and yields the lines.
+fn heard(hook: &Hook, verbs: &[&str]) -> Result<Vec<String>> {
+    let lines = hook.ran(verbs.len())?;
+    let heard: Vec<&str> = lines.iter().filter_map(|l| l.split(' ').next()).collect();
+    assert_eq!(heard, verbs, "{lines:?}");
+    Ok(lines)
 }
 
 #[test]
 fn a_program_hears_of_up_takeover_release_and_down() -> Result<()> {
     let hook = Hook::new()?;
-    let mut duo = Duo::start(&hook.setup())?;
+    let mut duo = Duo::start(&setup(&hook))?;
     duo.peer.initiate(C1, C1)?;
     duo.agree(1)?;
-    let lines = hook.heard(&["up-client"])?;
+    let lines = heard(&hook, &["up-client"])?;
     let words: Vec<&str> = lines[0].split(' ').collect();
     assert_eq!(words[1..3], [C1, "peer1.test"]);
     let networks = (
@@ -86,15 +44,17 @@ fn a_program_hears_of_up_takeover_release_and_down() -> Result<()> {
     );
     // A new Child SA, or IKE SA, in the place of one is no news.
     duo.peer.rekey_child(C1)?;
+    duo.agree(1)?;
     duo.member.rekey_child(C1)?;
+    duo.agree(1)?;
     duo.peer.rekey_ike(C1)?;
     duo.agree(1)?;
     duo.member.kill9()?;
     duo.member.start_again(&[])?;
-    hook.heard(&["up-client", "takeover-client"])?;
+    heard(&hook, &["up-client", "takeover-client"])?;
     duo.agree(1)?;
     duo.member.stop()?;
-    hook.heard(&["up-client", "takeover-client", "release-client"])?;
+    heard(&hook, &["up-client", "takeover-client", "release-client"])?;
     duo.member.start_again(&[])?;
     let all = [
         "up-client",
@@ -102,10 +62,12 @@ fn a_program_hears_of_up_takeover_release_and_down() -> Result<()> {
         "release-client",
         "takeover-client",
     ];
-    hook.heard(&all)?;
+    heard(&hook, &all)?;
+    duo.agree(1)?;
     duo.member.rekey_child(C1)?;
+    duo.agree(1)?;
     duo.peer.terminate(C1)?;
-    let lines = hook.heard(&[&all[..], &["down-client"]].concat())?;
+    let lines = heard(&hook, &[&all[..], &["down-client"]].concat())?;
     assert!(lines[4].ends_with("deleted-by-peer"), "{lines:?}");
     assert!(
         duo.member
@@ -119,7 +81,7 @@ fn a_program_hears_of_up_takeover_release_and_down() -> Result<()> {
 #[test]
 fn a_program_that_hangs_or_is_missing_holds_nothing_up() -> Result<()> {
     let hook = Hook::new()?;
-    let duo = Duo::start(&hook.setup())?;
+    let duo = Duo::start(&setup(&hook))?;
     fs::write(hook.program(), "#!/bin/sh\nsleep 600\n")?;
     duo.peer.initiate(C1, C1)?;
     duo.agree(1)?;

@@ -8,6 +8,7 @@ mod cluster_cut;
 mod cluster_exchanges;
 mod cluster_features;
 mod cluster_fragments;
+mod cluster_hooks;
 mod cluster_hybrid;
 mod cluster_kernel;
 mod cluster_many;

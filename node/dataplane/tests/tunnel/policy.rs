@@ -189,6 +189,7 @@ fn errors_of_routers_come_back_by_narrow_selectors() {
         // Behind b there is a way to go on, and one that is none.
         pair.b.host.sysctl("ipv4/conf/all/forwarding", "1");
         pair.b.host.ip("route add unreachable 10.2.7.0/24");
+        pair.b.host.ip("route add 10.2.8.0/24 dev wire");
         let unreachable = pair.a.host.udp("10.1.0.1:0");
         assert_eq!(
             said_of(&unreachable, "10.2.7.1:9", 64),

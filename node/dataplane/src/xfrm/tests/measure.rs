@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    ChildSa, Cipher, Encapsulation, Encryption, Gate, Mode, Outer, Selector,
+    ChildSa, Cipher, Encapsulation, Encryption, Gate, HeaderPolicy, Mode, Outer, Selector,
     xfrm::{children::Children, leftovers::Leftovers},
 };
 use netlink_packet_core::NLM_F_REPLACE;
@@ -45,7 +45,7 @@ fn child(n: u32, gate: &Arc<Gate>) -> ChildSa {
         outbound_active: true,
         gives_way: Duration::ZERO,
         reservation: 1 << 16..1 << 17,
-        copy_dscp: true,
+        headers: HeaderPolicy::default(),
         source_hint: None,
         gate: Arc::clone(gate),
     }
