@@ -8,7 +8,7 @@
 
 use evergate_cluster::{
     ClusterKey, Config, Replica, pki,
-    raft::{Credentials, Node, RaftConfig, Timing},
+    raft::{Credentials, LinkSource, Node, RaftConfig, Timing},
     store::Storage,
 };
 use evergate_ike::{env::UnixMillis, sa::CookieSecrets, secret::Secret};
@@ -52,9 +52,10 @@ impl Cluster {
             replica: replica_config(),
             storage: Storage::Directory(dir.join(&name)),
             name,
-            listener: self.listeners[n]
+            links: self.listeners[n]
                 .take()
-                .or_else(|| TcpListener::bind(address).ok()),
+                .or_else(|| TcpListener::bind(address).ok())
+                .map(LinkSource::Tcp),
             members: self.members.clone(),
             credentials: Some(Credentials {
                 authority: self.authority.certificate.clone().into_bytes(),

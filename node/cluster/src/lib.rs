@@ -10,6 +10,7 @@ mod key;
 pub mod lease;
 pub mod pki;
 pub mod placement;
+mod plant;
 mod queue;
 pub mod raft;
 mod replica;
@@ -19,5 +20,6 @@ pub mod store;
 mod tests;
 
 pub use key::{ClusterKey, KeyError};
+pub use plant::Plant;
 pub use queue::ProposeError;
 pub use replica::{Config, Replica, Stats};

@@ -1,6 +1,7 @@
 //! Child SAs on their way from records to the data plane.
 
 use crate::shared::Shared;
+use evergate_cluster::Plant;
 use evergate_dataplane::{
     ChildSa, Ends, HeaderPolicy, Mode, Outer, PlaneError, Selector, local_address_within,
 };
@@ -38,6 +39,8 @@ pub(crate) fn install(
     }
     // Only numbers of our own epoch: another process that has the gateway by now uses others.
     let reservation = shared.read(|state| state.reservation_in(child.spi_in, shared.epoch));
+    let first = Plant::Reservation.is_there().then_some(1..1 << 16);
+    let reservation = first.or(reservation);
     let policy = shared.policy.load();
     let config = policy
         .connection(connection)

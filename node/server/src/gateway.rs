@@ -7,8 +7,9 @@ use crate::{
     abilities, admin,
     clock::{Clock, SystemEntropy},
     cluster,
-    config::{Config, Member, PlaneKind},
+    config::Config,
     dispatch::Dispatcher,
+    machine::{Kernel, Machine},
     network,
     node::{Node, Ports, Setup},
     policy, received,
@@ -17,8 +18,8 @@ use crate::{
     worker::{self, Message, Worker, worker_of},
 };
 use anyhow::{Context, bail};
-use evergate_cluster::{ClusterKey, Replica, lease::Timing};
-use evergate_dataplane::{DataPlane, PlaneConfig, PlaneError, PlaneEvent, Userspace, Xfrm};
+use evergate_cluster::{ClusterKey, Plant, Replica, lease::Timing};
+use evergate_dataplane::{DataPlane, PlaneEvent};
 use evergate_ike::{
     env::Entropy,
     record::{GatewayId, Record},
@@ -48,16 +49,38 @@ pub(crate) struct Running {
     keep_closed: bool,
 }
 
-/// Starts a member.
+/// Starts a member on this machine.
 ///
 /// # Errors
 /// If its state cannot be opened, or device, ports or socket cannot be had.
 pub(crate) async fn start(config: Config, state_key: ClusterKey) -> anyhow::Result<Running> {
+    let Some(member) = &config.member else {
+        bail!("the configuration has no [member] table");
+    };
+    let kernel = Kernel::new(&config, member);
+    let running = start_on(&config, state_key, &kernel).await?;
+    let (node, stop, tasks) = (&running.node, &running.stop, &running.tasks);
+    let tun = config.dataplane.tun.clone();
+    tasks.spawn(network::watch(Arc::clone(node), tun, stop.clone()));
+    admin::serve(Arc::clone(node), &member.admin_socket, stop.clone(), tasks).await?;
+    info!(event = "started", member = member.name, "serving");
+    Ok(running)
+}
+
+/// Starts a member on a machine, without what watches this host and without the administration API.
+///
+/// # Errors
+/// If its state cannot be opened, or the machine refuses something.
+pub(crate) async fn start_on(
+    config: &Config,
+    state_key: ClusterKey,
+    machine: &dyn Machine,
+) -> anyhow::Result<Running> {
     let Some(member) = config.member.clone() else {
         bail!("the configuration has no [member] table");
     };
     let clock = Arc::new(Clock::new());
-    let raft = cluster::raft_config(&member, config.cluster.as_ref(), state_key, &clock)?;
+    let raft = cluster::raft_config(&member, config.cluster.as_ref(), state_key, &clock, machine)?;
     let replica = Replica::join(raft).await.with_context(|| {
         let directory = member.state_dir.display();
         format!("cannot go on with the state in {directory}")
@@ -70,7 +93,7 @@ pub(crate) async fn start(config: Config, state_key: ClusterKey) -> anyhow::Resu
     policy::apply_file(&replica, &config.policy, &member).await?;
     let cookies = cookies(&replica).await?;
 
-    let (plane, events) = start_plane(&config, &member).context("cannot start the data plane")?;
+    let (plane, events) = machine.plane().context("cannot start the data plane")?;
     describe(&replica, &me, plane.as_ref()).await?;
     let workers = member
         .workers
@@ -85,7 +108,7 @@ pub(crate) async fn start(config: Config, state_key: ClusterKey) -> anyhow::Resu
             ike: member.ike_port,
             nat: member.nat_port,
         },
-        addresses: evergate_dataplane::host_addresses(&config.dataplane.tun),
+        addresses: machine.addresses(),
         limits: config.limits.clone(),
         workers,
         membership,
@@ -93,16 +116,8 @@ pub(crate) async fn start(config: Config, state_key: ClusterKey) -> anyhow::Resu
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     let policy = node.policy.load_full();
     node.protection.set_policy(&node.plane, &policy);
-    let over = cluster::serve(&node, &member, &stop, &tasks)?;
-    serve_process(&node, events, &config.dataplane.tun, &stop, &over, &tasks);
-    admin::serve(
-        Arc::clone(&node),
-        &member.admin_socket,
-        stop.clone(),
-        &tasks,
-    )
-    .await?;
-    info!(event = "started", member = member.name, "serving");
+    let over = cluster::serve(&node, machine, &stop, &tasks)?;
+    serve_process(&node, events, &stop, &over, &tasks);
     Ok(Running {
         node,
         stop,
@@ -214,39 +229,6 @@ pub(crate) fn fresh_cookies(before: Option<&CookieSecrets>) -> CookieSecrets {
     }
 }
 
-type Plane = (Arc<dyn DataPlane>, mpsc::Receiver<PlaneEvent>);
-
-fn start_plane(config: &Config, member: &Member) -> Result<Plane, PlaneError> {
-    let settings = plane_config(config, member);
-    Ok(match config.dataplane.kind {
-        PlaneKind::Userspace => {
-            let (plane, events) = Userspace::start(settings)?;
-            (plane, events)
-        }
-        PlaneKind::Xfrm => {
-            let (plane, events) = Xfrm::start(&settings)?;
-            (plane, events)
-        }
-    })
-}
-
-fn plane_config(config: &Config, member: &Member) -> PlaneConfig {
-    PlaneConfig {
-        tun_name: config.dataplane.tun.clone(),
-        tun_mtu: u32::from(config.dataplane.mtu),
-        workers: config.dataplane.workers,
-        ike_port: member.ike_port,
-        nat_port: member.nat_port,
-        tcp_port: member.listen_tcp.then_some(member.tcp_port),
-        tcp_connections: config.limits.tcp_connections,
-        tcp_connections_per_address: config.limits.tcp_connections_per_address,
-        mark: config.dataplane.mark,
-        route_table: config.dataplane.route_table,
-        rule_priority: config.dataplane.route_table,
-        ..PlaneConfig::default()
-    }
-}
-
 /// A virtual gateway whose Child SAs are installed, but which is not served yet.
 pub(crate) struct Prepared {
     shared: Arc<Shared>,
@@ -260,6 +242,10 @@ pub(crate) fn prepare(shared: &Arc<Shared>) -> Prepared {
         let own = state.sas().filter(|r| r.gateway == shared.gateway);
         own.cloned().collect()
     });
+    let records = match Plant::Amnesia.is_there() {
+        true => Vec::new(),
+        false => records,
+    };
     let sas = records.len();
     let children: usize = records.iter().map(|r| r.children().len()).sum();
     let mut shares: Vec<Vec<Arc<Record>>> = vec![Vec::new(); shared.worker_count];
@@ -316,7 +302,6 @@ impl Prepared {
 pub(crate) fn serve_process(
     node: &Arc<Node>,
     events: mpsc::Receiver<PlaneEvent>,
-    tun: &str,
     stop: &CancellationToken,
     over: &CancellationToken,
     tasks: &TaskTracker,
@@ -324,21 +309,33 @@ pub(crate) fn serve_process(
     tasks.spawn(Dispatcher::new(Arc::clone(node)).run(events, over.clone()));
     tasks.spawn(change_cookies(Arc::clone(node), stop.clone()));
     tasks.spawn(watch_log(Arc::clone(node), stop.clone()));
-    tasks.spawn(network::watch(
-        Arc::clone(node),
-        tun.to_owned(),
-        stop.clone(),
-    ));
 }
 
 impl Running {
+    /// The replicated state.
+    pub(crate) fn replica(&self) -> &Replica {
+        &self.node.replica
+    }
+
+    /// Asks the leader to move a gateway to a member.
+    ///
+    /// # Errors
+    /// Why that cannot be, as a sentence.
+    pub(crate) async fn move_gateway(
+        &self,
+        gateway: GatewayId,
+        member: &str,
+    ) -> Result<(), String> {
+        self.node.membership.ask_to_move(gateway, member).await
+    }
+
     /// Returns when the member serves nothing any more, because the log or the data plane failed.
     pub(crate) async fn passive(&self) {
         self.node.failed.cancelled().await;
     }
 
     /// Stops in an orderly way. Peers are told nothing: their SAs wait in the log for the next start, or another member serves them.
-    pub(crate) async fn stop(self) {
+    pub(crate) async fn stop(&self) {
         self.stop.cancel();
         self.tasks.close();
         if tokio::time::timeout(Duration::from_secs(5), self.tasks.wait())

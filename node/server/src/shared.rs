@@ -1,6 +1,7 @@
 //! What all parts of a process share that serve one virtual gateway.
 
 use crate::{counters::IkeDrop, node::Node, transport, wishes::Wishes, worker::Message};
+use evergate_cluster::Plant;
 use evergate_dataplane::{Gate, PlaneError, boot_time};
 use evergate_ike::{
     config::Policy,
@@ -48,10 +49,11 @@ impl Deref for Shared {
 impl Shared {
     /// What serves a gateway in an epoch of this process, before any part of it runs.
     pub(crate) fn new(node: &Arc<Node>, gateway: GatewayId, epoch: u32, gate: Gate) -> Arc<Self> {
+        let of_ivs = if Plant::Iv.is_there() { 1 } else { epoch };
         Arc::new(Self {
             gateway,
             epoch,
-            ivs: IvCounter::new(epoch),
+            ivs: IvCounter::new(of_ivs),
             gate: Arc::new(gate),
             workers: OnceLock::new(),
             wishes: Wishes::default(),

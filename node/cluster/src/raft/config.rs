@@ -1,6 +1,6 @@
 //! How a replica of a cluster is set up.
 
-use super::transport::Credentials;
+use super::transport::{Credentials, Links};
 use crate::{
     Config,
     raft::types::Node,
@@ -19,8 +19,8 @@ pub struct RaftConfig {
     pub storage: Storage,
     /// This member's name. It must be among the members, and in the certificate.
     pub name: String,
-    /// Where other members are listened for; `None` on a member that is alone.
-    pub listener: Option<std::net::TcpListener>,
+    /// Where connections with other members come from; `None` on a member that is alone.
+    pub links: Option<LinkSource>,
     /// The members that form the cluster, in the same order and with the same addresses on each of them. A member whose log is empty
     /// waits until it has asked all others: if none is part of a cluster yet they form one, else it joins theirs.
     pub members: Vec<Node>,
@@ -28,6 +28,15 @@ pub struct RaftConfig {
     pub credentials: Option<Credentials>,
     /// The pace.
     pub timing: Timing,
+}
+
+/// Where connections with other members come from.
+#[derive(Debug)]
+pub enum LinkSource {
+    /// TCP; other members are listened for here.
+    Tcp(std::net::TcpListener),
+    /// Something else.
+    Other(Arc<dyn Links>),
 }
 
 /// The pace of elections. A leader that died is missed after `election_max` plus a random time between the other two, and replaced
@@ -101,7 +110,7 @@ impl RaftConfig {
             replica,
             storage,
             name: name.to_owned(),
-            listener: None,
+            links: None,
             members: vec![Node {
                 name: name.to_owned(),
                 address: String::new(),
@@ -127,8 +136,8 @@ impl RaftConfig {
         if names.windows(2).any(|pair| pair[0] == pair[1]) {
             return wrong("two members have one name".into());
         }
-        if self.members.len() > 1 && (self.listener.is_none() || self.credentials.is_none()) {
-            return wrong("several members need a listener and credentials".into());
+        if self.members.len() > 1 && (self.links.is_none() || self.credentials.is_none()) {
+            return wrong("several members need links and credentials".into());
         }
         Ok(())
     }

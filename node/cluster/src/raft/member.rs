@@ -3,12 +3,13 @@
 use super::{
     Cluster, JoinError, Leader, RaftConfig,
     cluster::Inner,
+    config::LinkSource,
     forming::{ask_to_join, decide, go_on, key_check, random},
     liveness,
     log::{Identity, LogStore, OpenedLog},
     machine::{Machine, Own},
     proposer::{Forwarder, gather},
-    transport::{Handler, Peers, Running, Services, Tls, serve},
+    transport::{Handler, Links, Peers, Running, Services, Tcp, Tls, serve},
     types::Raft,
     window::Window,
 };
@@ -20,7 +21,6 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{
-    net::TcpListener,
     runtime::Runtime,
     sync::{Notify, oneshot, watch},
     task::JoinSet,
@@ -157,7 +157,9 @@ async fn begin(
         Some(credentials) => Some(credentials.tls(&config.name)?),
         None => None,
     };
-    let peers = tls.clone().map(Peers::new);
+    let links = config.links.take().map(open_links).transpose()?;
+    let secured = tls.zip(links);
+    let peers = secured.clone().map(|(tls, links)| Peers::new(tls, links));
     let (running, is_running) = watch::channel(None);
     let services = Services::default();
     let handler = Handler {
@@ -168,8 +170,8 @@ async fn begin(
         key_check: key_check(&key),
         pristine: identity.pristine,
     };
-    if let (Some(listener), Some(tls)) = (config.listener.take(), tls) {
-        listen(&mut tasks, listener, tls, handler)?;
+    if let Some((tls, links)) = secured {
+        listen(&mut tasks, links, tls, handler);
     }
 
     let role = decide(&config, identity, peers.as_ref(), &key).await?;
@@ -232,23 +234,23 @@ async fn begin(
     Ok((member, cluster))
 }
 
+fn open_links(source: LinkSource) -> Result<Arc<dyn Links>, JoinError> {
+    match source {
+        LinkSource::Tcp(listener) => {
+            let tcp = Tcp::new(listener).map_err(|e| JoinError::System("member listener", e))?;
+            Ok(Arc::new(tcp))
+        }
+        LinkSource::Other(links) => Ok(links),
+    }
+}
+
 /// Answers other members.
-fn listen(
-    tasks: &mut JoinSet<()>,
-    listener: std::net::TcpListener,
-    tls: Tls,
-    handler: Handler,
-) -> Result<(), JoinError> {
-    let listener = listener
-        .set_nonblocking(true)
-        .and_then(|()| TcpListener::from_std(listener))
-        .map_err(|e| JoinError::System("member listener", e))?;
+fn listen(tasks: &mut JoinSet<()>, links: Arc<dyn Links>, tls: Tls, handler: Handler) {
     tasks.spawn(async move {
-        if let Err(error) = serve(listener, tls, handler).await {
+        if let Err(error) = serve(links, tls, handler).await {
             tracing::error!(%error, "members are no longer answered");
         }
     });
-    Ok(())
 }
 
 type Clock = Box<dyn Fn() -> evergate_ike::env::UnixMillis + Send>;

@@ -28,8 +28,10 @@ mod window;
 mod writer;
 
 pub use cluster::{Cluster, ClusterError, Leader, MemberStatus};
-pub use config::{JoinError, RaftConfig, Timing};
-pub use transport::{Credentials, ForwardHandler, LeaseHandler, RelayHandler, TlsError};
+pub use config::{JoinError, LinkSource, RaftConfig, Timing};
+pub use transport::{
+    BoxStream, Credentials, ForwardHandler, LeaseHandler, Links, RelayHandler, Stream, TlsError,
+};
 pub use types::{Node, NodeId};
 
 pub(crate) use member::{Life, start};

@@ -3,6 +3,7 @@
 use super::{Meta, Opened, Snapshots, Store, StoreError};
 use std::{
     collections::BTreeMap,
+    fmt,
     ops::Range,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -12,8 +13,28 @@ use std::{
 #[derive(Clone, Debug, Default)]
 pub struct Disk(Arc<Mutex<Content>>);
 
+/// When a disk is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// Something is about to be written.
+    Before,
+    /// It is durable, and nobody knows that yet.
+    After,
+}
+
+/// Is called whenever something is written, and may take as long as it likes.
+#[derive(Clone)]
+struct Watcher(Arc<dyn Fn(Moment) + Send + Sync>);
+
+impl fmt::Debug for Watcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Watcher")
+    }
+}
+
 #[derive(Debug, Default)]
 struct Content {
+    watcher: Option<Watcher>,
     meta: Meta,
     entries: BTreeMap<u64, Vec<u8>>,
     snapshot: Option<(u64, Vec<u8>)>,
@@ -61,6 +82,23 @@ impl Disk {
     /// The next append fails after so many of its entries are written.
     pub fn tear_next_append(&self, written: usize) {
         self.lock().broken = Some(Broken::Torn(written));
+    }
+
+    /// The disk works again.
+    pub fn mend(&self) {
+        self.lock().broken = None;
+    }
+
+    /// Has this called on the thread that writes, before and after each time.
+    pub fn watch(&self, watcher: Arc<dyn Fn(Moment) + Send + Sync>) {
+        self.lock().watcher = Some(Watcher(watcher));
+    }
+
+    fn tell(&self, moment: Moment) {
+        let watcher = self.lock().watcher.clone();
+        if let Some(Watcher(tell)) = watcher {
+            tell(moment);
+        }
     }
 
     /// How often something was appended.
@@ -117,7 +155,9 @@ impl Store for MemoryStore {
     }
 
     fn set_meta(&mut self, meta: Meta) -> Result<(), StoreError> {
+        self.disk.tell(Moment::Before);
         self.writable()?.meta = meta;
+        self.disk.tell(Moment::After);
         Ok(())
     }
 
@@ -127,6 +167,7 @@ impl Store for MemoryStore {
         entries: &[Vec<u8>],
         committed: Option<(u64, u64)>,
     ) -> Result<(), StoreError> {
+        self.disk.tell(Moment::Before);
         let mut content = self.content()?;
         let (count, torn) = match content.broken {
             None => (entries.len(), false),
@@ -144,6 +185,8 @@ impl Store for MemoryStore {
             return Err(StoreError::Simulated("input/output error"));
         }
         content.meta.committed = content.meta.committed.max(committed);
+        drop(content);
+        self.disk.tell(Moment::After);
         Ok(())
     }
 

@@ -9,7 +9,7 @@ mod meta;
 mod sled;
 mod snapshot_file;
 
-pub use memory::Disk;
+pub use memory::{Disk, Moment};
 pub(crate) use meta::Meta;
 
 use std::{

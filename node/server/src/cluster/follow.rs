@@ -8,7 +8,6 @@
 
 use super::{
     Membership,
-    front::Front,
     linger::{Held, Linger, records, remove_children},
     message::{Ask, HandOver},
     now,
@@ -16,6 +15,7 @@ use super::{
 };
 use crate::{
     gateway::{Prepared, prepare},
+    machine::Front,
     node::Node,
     shared::Shared,
 };
@@ -73,7 +73,7 @@ struct Post {
 struct Follower {
     node: Arc<Node>,
     membership: Arc<Membership>,
-    front: Front,
+    front: Box<dyn Front>,
     posts: BTreeMap<GatewayId, Post>,
     /// Gateways that others have now, whose packets still come here.
     lingering: BTreeMap<GatewayId, Linger>,
@@ -95,7 +95,7 @@ struct Follower {
 pub(super) async fn run(
     node: Arc<Node>,
     membership: Arc<Membership>,
-    front: Front,
+    front: Box<dyn Front>,
     stop: CancellationToken,
 ) {
     let mut applied = node.replica.applied();

@@ -1,13 +1,16 @@
 //! The addresses of virtual gateways.
 
+use crate::machine::{Front, Fronts, Switch};
 use anyhow::Context;
 use evergate_dataplane::{
-    ANNOUNCEMENTS, Addresses, AddressesConfig, Announcer, DeadMan, DeadManConfig, Side, Taken,
+    ANNOUNCEMENTS, Addresses, AddressesConfig, Announcer, DeadMan, DeadManConfig, PlaneError, Side,
+    Taken,
 };
 use evergate_ike::{config::Policy, record::GatewayId};
 use ipnet::IpNet;
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
@@ -18,7 +21,7 @@ use tracing::{debug, error, info, warn};
 const TABLE: &str = "evergate";
 
 /// The addresses of the virtual gateways that this process serves.
-pub(super) struct Front {
+struct KernelFront {
     addresses: Addresses,
     announcer: Arc<Announcer>,
     /// What it has.
@@ -45,9 +48,23 @@ fn of(policy: &Policy, gateway: GatewayId) -> Vec<(IpNet, Side)> {
         .collect()
 }
 
+impl Switch for DeadMan {
+    fn guard(&mut self, addresses: &[IpAddr]) -> Result<(), PlaneError> {
+        Self::guard(self, addresses)
+    }
+
+    fn refresh(&mut self, changes: &[(IpAddr, Duration)]) -> Result<(), PlaneError> {
+        Self::refresh(self, changes)
+    }
+
+    fn close(self: Box<Self>) {
+        close(*self);
+    }
+}
+
 /// Takes the dead-man switch away, once nothing of this process speaks any more and all its addresses are gone. Where one is left, which may
 /// be a failure of ours or another program's doing, it stays, and the address silent.
-pub(super) fn close(switch: DeadMan) {
+fn close(switch: DeadMan) {
     let removed = Addresses::open(AddressesConfig::default())
         .and_then(|mut addresses| switch.remove_after(&mut addresses));
     match removed {
@@ -71,11 +88,11 @@ pub(super) fn close(switch: DeadMan) {
 ///
 /// # Errors
 /// If there is no netlink or no packet socket; or no nf_tables, and there are addresses that move.
-pub(super) fn open(
+pub(crate) fn open(
     config: AddressesConfig,
     policy: &Policy,
     alone: bool,
-) -> anyhow::Result<(Front, Option<DeadMan>)> {
+) -> anyhow::Result<Fronts> {
     let mut all = Addresses::open(config).context("cannot move addresses")?;
     let mut devices = BTreeSet::new();
     for gateway in policy.gateway_ids() {
@@ -98,18 +115,18 @@ pub(super) fn open(
         .then(|| DeadMan::install(config, &guarded).context("cannot make the dead-man switch"))
         .transpose()?;
     let announcer = Announcer::open().context("cannot announce addresses")?;
-    let mut front = Front {
+    let mut front = KernelFront {
         addresses: all,
         announcer: Arc::new(announcer),
         held: BTreeMap::new(),
     };
     front.set(policy);
-    Ok((front, switch))
+    let switch = switch.map(|s| Box::new(s) as Box<dyn Switch>);
+    Ok((Box::new(front), switch))
 }
 
-impl Front {
-    /// Takes the addresses of a gateway, and tells the neighbours.
-    pub(super) fn take(&mut self, policy: &Policy, gateway: GatewayId, stop: &CancellationToken) {
+impl Front for KernelFront {
+    fn take(&mut self, policy: &Policy, gateway: GatewayId, stop: &CancellationToken) {
         let places = of(policy, gateway);
         let stayed = self.held.insert(gateway, places.clone()).is_some();
         let mut taken = self.set(policy);
@@ -129,6 +146,14 @@ impl Front {
         });
     }
 
+    fn leave(&mut self, policy: &Policy, gateway: GatewayId) {
+        if self.held.remove(&gateway).is_some() {
+            self.set(policy);
+        }
+    }
+}
+
+impl KernelFront {
     /// Where addresses are.
     fn places(&mut self, addresses: &[(IpNet, Side)]) -> Vec<Taken> {
         let mut place = |&(address, side): &(IpNet, Side)| {
@@ -136,13 +161,6 @@ impl Front {
             Some(Taken { address, device })
         };
         addresses.iter().filter_map(&mut place).collect()
-    }
-
-    /// Gives the addresses of a gateway up.
-    pub(super) fn leave(&mut self, policy: &Policy, gateway: GatewayId) {
-        if self.held.remove(&gateway).is_some() {
-            self.set(policy);
-        }
     }
 
     /// Makes the kernel have what is held.

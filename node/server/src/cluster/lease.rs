@@ -7,9 +7,9 @@ use super::{
     message::{Answer, Ask, decode, encode},
     now,
 };
-use crate::node::Node;
+use crate::{machine::Switch, node::Node};
 use anyhow::Context;
-use evergate_dataplane::DeadMan;
+use evergate_cluster::Plant;
 use evergate_ike::record::GatewayId;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use std::{
@@ -41,7 +41,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(5);
 pub(super) fn spawn(
     node: &Arc<Node>,
     membership: &Arc<Membership>,
-    switch: Option<DeadMan>,
+    switch: Option<Box<dyn Switch>>,
     stop: &CancellationToken,
     ended: &CancellationToken,
 ) -> anyhow::Result<()> {
@@ -88,7 +88,7 @@ struct Keeper {
     node: Arc<Node>,
     membership: Arc<Membership>,
     /// Without one there is no address to silence.
-    switch: Option<DeadMan>,
+    switch: Option<Box<dyn Switch>>,
     /// The addresses that the switch guards.
     guarded: BTreeSet<IpAddr>,
     /// The gateways whose addresses the switch lets speak, and which addresses those are.
@@ -139,7 +139,7 @@ impl Keeper {
         if let Some(switch) = self.switch.take()
             && stop.is_cancelled()
         {
-            super::front::close(switch);
+            switch.close();
         }
     }
 
@@ -208,7 +208,10 @@ impl Keeper {
             let holder = self.membership.holder();
             for service in &services {
                 let at = now();
-                let left = holder.remaining(service.gateway, service.epoch, at);
+                let mut left = holder.remaining(service.gateway, service.epoch, at);
+                if Plant::Lease.is_there() {
+                    left = self.membership.timing.grant;
+                }
                 if left.is_zero() || service.passive.is_cancelled() {
                     service.gate.close();
                     continue;

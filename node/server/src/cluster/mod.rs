@@ -17,23 +17,20 @@ mod relay;
 use crate::{
     clock::Clock,
     config::{ClusterConfig, Member},
+    machine::Machine,
     node::Node,
 };
-use anyhow::Context;
 use evergate_cluster::{
     ClusterKey, Replica,
     lease::{BootTime, Holder, Timing},
-    raft::{Cluster, Credentials, RaftConfig},
-    store::Storage,
+    raft::{Cluster, RaftConfig},
 };
-use evergate_dataplane::{AddressesConfig, boot_time};
+use evergate_dataplane::boot_time;
 use evergate_ike::record::GatewayId;
 use evergate_state::{Owner, State};
 use leader::Leading;
 use message::{Ask, HandOver, encode};
 use std::{
-    fs,
-    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -43,7 +40,8 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
-use zeroize::Zeroizing;
+
+pub(crate) use front::open as open_front;
 
 /// What an operator wants of the leader is answered within this time.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -177,17 +175,14 @@ pub(crate) fn raft_config(
     config: Option<&ClusterConfig>,
     key: ClusterKey,
     clock: &Arc<Clock>,
+    machine: &dyn Machine,
 ) -> anyhow::Result<RaftConfig> {
     let clock = Arc::clone(clock);
     let replica = evergate_cluster::Config::new(key, move || clock.now());
-    let storage = Storage::Directory(member.state_dir.clone());
-    let Some(config) = config else {
+    let storage = machine.storage();
+    let (Some(config), Some((links, credentials))) = (config, machine.links()?) else {
         return Ok(RaftConfig::single(replica, storage, &member.name));
     };
-    let read =
-        |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
-    let listener = std::net::TcpListener::bind(config.listen)
-        .with_context(|| format!("cannot listen on {}", config.listen))?;
     info!(
         event = "joining",
         member = member.name,
@@ -198,13 +193,9 @@ pub(crate) fn raft_config(
         replica,
         storage,
         name: member.name.clone(),
-        listener: Some(listener),
+        links: Some(links),
         members: config.members.clone(),
-        credentials: Some(Credentials {
-            authority: read(&config.ca)?,
-            certificate: read(&config.cert)?,
-            key: Zeroizing::new(read(&config.key)?),
-        }),
+        credentials: Some(credentials),
         timing: config.pace,
     })
 }
@@ -215,17 +206,12 @@ pub(crate) fn raft_config(
 /// If addresses cannot be moved, or there is no dead-man switch.
 pub(crate) fn serve(
     node: &Arc<Node>,
-    member: &Member,
+    machine: &dyn Machine,
     stop: &CancellationToken,
     tasks: &TaskTracker,
 ) -> anyhow::Result<CancellationToken> {
     let membership = Arc::clone(&node.membership);
-    let addresses = AddressesConfig {
-        outer_interface: member.outer_interface.clone(),
-        inner_interface: member.inner_interface.clone(),
-        origin: AddressesConfig::ORIGIN,
-    };
-    let (front, switch) = front::open(addresses, &node.policy.load(), membership.is_alone())?;
+    let (front, switch) = machine.front(&node.policy.load(), membership.is_alone())?;
     leader::answer(node, &membership);
     relay::answer(node, &membership);
     // Leases are renewed, and granted, until everything is given up.

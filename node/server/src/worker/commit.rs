@@ -5,10 +5,11 @@ use super::{
     slot::{Committing, Queued},
 };
 use crate::{drills, node::LogFailed, transport};
+use evergate_cluster::Plant;
 use evergate_ike::{
     record::{Phase, Record, SaId},
     sa::{Effect, NoAddress, Question},
-    wire::ExchangeType,
+    wire::{ExchangeType, Header},
 };
 use evergate_state::{Command, Counters, Outcome, Refusal};
 use futures::FutureExt;
@@ -62,6 +63,7 @@ impl Worker {
             epoch: self.shared.epoch,
             records: records.clone(),
         };
+        self.send_early(&effects);
         let Some(slot) = self.slots.get_mut(&id) else {
             return;
         };
@@ -76,6 +78,28 @@ impl Worker {
                 .map(move |outcome| Done::Put { sa: id, outcome })
                 .boxed(),
         );
+    }
+
+    /// Two planted bugs: messages leave before what they tell is committed.
+    fn send_early(&self, effects: &[Effect]) {
+        if !Plant::EarlyReply.is_there() && !Plant::EarlyRequest.is_there() {
+            return;
+        }
+        for effect in effects {
+            let Effect::Send {
+                datagram,
+                local,
+                remote,
+                transport,
+            } = effect
+            else {
+                continue;
+            };
+            let is_response = Header::parse(datagram).is_ok_and(|h| h.is_response);
+            if is_response == Plant::EarlyReply.is_there() {
+                self.send(*local, *remote, *transport, datagram);
+            }
+        }
     }
 
     /// Whether something waits for the next tick.

@@ -20,7 +20,7 @@ async fn strangers_are_refused() {
     let all: Vec<&Replica> = replicas.iter().collect();
     leader(&all).await;
     let hello = |who: crate::raft::Credentials, name: &str| {
-        let peers = Peers::new(who.tls(name).unwrap());
+        let peers = Peers::over_tcp(who.tls(name).unwrap());
         let node = lab.members[0].clone();
         async move { within(peers.peer(&node).hello(HelloRequest::default())).await }
     };
@@ -33,7 +33,7 @@ async fn strangers_are_refused() {
     let member = hello(lab.credentials("m1"), "m1").await.unwrap_err();
     assert!(member.message().contains("cluster keys"), "{member}");
     // A member that is another one than it is expected to be.
-    let peers = Peers::new(lab.credentials("m1").tls("m1").unwrap());
+    let peers = Peers::over_tcp(lab.credentials("m1").tls("m1").unwrap());
     let wrong = crate::raft::Node {
         name: "m2".into(),
         ..lab.members[0].clone()
@@ -238,7 +238,7 @@ async fn members_and_those_that_are_alone_are_not_mixed_up() {
         within(replica.close()).await;
     }
     let mut config = lab.config(0);
-    (config.listener, config.credentials) = (None, None);
+    (config.links, config.credentials) = (None, None);
     config.members.retain(|m| m.name == "m0");
     let refused = within(Replica::join(config)).await.unwrap_err();
     let text = refused.to_string();

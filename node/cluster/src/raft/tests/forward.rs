@@ -62,7 +62,7 @@ async fn a_member_has_another_do_something_and_strangers_cannot() {
     let nobody = a.forward("m9", rekey(7), DEADLINE).await.unwrap_err();
     assert!(matches!(nobody, ClusterError::NoSuchMember(_)), "{nobody}");
     // Of our authority, but no member.
-    let eve = Peers::new(lab.credentials("eve").tls("eve").unwrap());
+    let eve = Peers::over_tcp(lab.credentials("eve").tls("eve").unwrap());
     let refused = within(eve.forward(&lab.members[2], rekey(7), DEADLINE)).await;
     assert_eq!(refused.unwrap_err().code(), tonic::Code::PermissionDenied);
 

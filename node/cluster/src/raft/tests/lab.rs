@@ -2,7 +2,7 @@
 
 use crate::{
     ClusterKey, Config, Replica, pki,
-    raft::{Credentials, JoinError, Node, RaftConfig, Timing},
+    raft::{Credentials, JoinError, LinkSource, Node, RaftConfig, Timing},
     store::Storage,
 };
 use evergate_ike::{env::UnixMillis, record::GatewayId};
@@ -75,7 +75,7 @@ impl Lab {
             },
             storage: Storage::Directory(self.dir.path().join(format!("m{n}"))),
             name: format!("m{n}"),
-            listener: Some(listener),
+            links: Some(LinkSource::Tcp(listener)),
             members: self.members.clone(),
             credentials: Some(self.credentials(&format!("m{n}"))),
             timing: Timing {

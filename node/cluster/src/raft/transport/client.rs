@@ -1,6 +1,6 @@
 //! The calling side.
 
-use super::{MAX_MESSAGE, SNAPSHOT_PART, TO_NODE, decode, encode, tls::Tls};
+use super::{MAX_MESSAGE, SNAPSHOT_PART, TO_NODE, decode, encode, links::Links, tls::Tls};
 use crate::raft::{
     acks::Acks,
     types::{Batch, Node, NodeId, Snapshot, TypeConfig, Vote},
@@ -33,7 +33,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use tokio::{net::TcpStream, sync::mpsc, time};
+use tokio::{sync::mpsc, time};
 use tokio_rustls::TlsConnector;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
@@ -44,10 +44,6 @@ use tower::service_fn;
 
 type Client = MemberClient<Channel>;
 type Failure = RPCError<TypeConfig>;
-
-/// How long to wait for a connection, before another attempt: TCP by itself repeats its first segment after a second, and until then calls
-/// would wait for it although the network is there again.
-const DIAL: Duration = Duration::from_millis(250);
 
 /// How long to wait for a connection with its handshake.
 const CONNECT: Duration = Duration::from_millis(1000);
@@ -98,17 +94,26 @@ type Channels = HashMap<(String, String, Purpose), Channel>;
 #[derive(Clone)]
 pub(crate) struct Peers {
     tls: Tls,
+    links: Arc<dyn Links>,
     channels: Arc<Mutex<Channels>>,
     acks: Acks,
 }
 
 impl Peers {
-    pub(crate) fn new(tls: Tls) -> Self {
+    pub(crate) fn new(tls: Tls, links: Arc<dyn Links>) -> Self {
         Self {
             tls,
+            links,
             channels: Arc::default(),
             acks: Acks::default(),
         }
+    }
+
+    /// Over TCP.
+    #[cfg(test)]
+    pub(crate) fn over_tcp(tls: Tls) -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        Self::new(tls, Arc::new(super::Tcp::new(listener).expect("a socket")))
     }
 
     /// Who has answered heartbeats.
@@ -122,7 +127,7 @@ impl Peers {
         // Removed members leave theirs behind, which is a few of them in the life of a process; they cost nothing when nobody calls.
         channels
             .entry(key)
-            .or_insert_with(|| connect(node, &self.tls))
+            .or_insert_with(|| connect(node, &self.tls, &self.links))
             .clone()
     }
 
@@ -167,17 +172,16 @@ impl Peers {
     }
 }
 
-fn connect(node: &Node, tls: &Tls) -> Channel {
-    let (address, name) = (node.address.clone(), node.name.clone());
+fn connect(node: &Node, tls: &Tls, links: &Arc<dyn Links>) -> Channel {
+    let (address, name, links) = (node.address.clone(), node.name.clone(), Arc::clone(links));
     let connector = TlsConnector::from(Arc::clone(&tls.client));
     let dial = service_fn(move |_| {
-        let (address, name, connector) = (address.clone(), name.clone(), connector.clone());
+        let (dialled, name, connector) =
+            (links.dial(address.clone()), name.clone(), connector.clone());
         async move {
             let name = ServerName::try_from(name).map_err(io::Error::other)?;
             let stream = time::timeout(CONNECT, async {
-                let tcp = time::timeout(DIAL, TcpStream::connect(&address)).await??;
-                super::prepare(&tcp)?;
-                connector.connect(name, tcp).await
+                connector.connect(name, dialled.await?).await
             })
             .await
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;

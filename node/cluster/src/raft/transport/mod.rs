@@ -5,12 +5,15 @@
 
 mod client;
 mod forward;
+mod links;
 mod server;
 mod services;
 mod tls;
 
 pub(crate) use client::{Network, Peers};
 pub use forward::ForwardHandler;
+pub(crate) use links::Tcp;
+pub use links::{BoxStream, Links, Stream};
 pub(crate) use server::{Handler, Running, serve, take_in};
 pub(crate) use services::Services;
 pub use services::{LeaseHandler, RelayHandler};
@@ -18,9 +21,6 @@ pub(crate) use tls::Tls;
 pub use tls::{Credentials, TlsError};
 
 use serde::{Serialize, de::DeserializeOwned};
-use socket2::SockRef;
-use std::{io, time::Duration};
-use tokio::net::TcpStream;
 use tonic::Status;
 
 /// The biggest message: an entry of the greatest size with room to spare, or what is read from the log at once.
@@ -34,16 +34,6 @@ pub(crate) const SNAPSHOT_PART: usize = 256 * 1024;
 
 /// The biggest snapshot that is taken: about what the greatest permitted number of SAs makes.
 pub(crate) const MAX_SNAPSHOT: usize = 8 << 30;
-
-/// How long what was sent may stay unacknowledged before a connection is given up. On a network that was cut, TCP waits longer and longer
-/// between its attempts, and would go on long after the network is there again; a new connection is there at once.
-const UNACKNOWLEDGED: Duration = Duration::from_millis(1000);
-
-/// What every connection between members gets.
-fn prepare(tcp: &TcpStream) -> io::Result<()> {
-    tcp.set_nodelay(true)?;
-    SockRef::from(tcp).set_tcp_user_timeout(Some(UNACKNOWLEDGED))
-}
 
 fn encode<T: Serialize>(value: &T) -> Result<bytes::Bytes, Status> {
     postcard::to_stdvec(value)

@@ -2,6 +2,7 @@
 
 use super::{
     MAX_MESSAGE, MAX_SNAPSHOT, TO_NODE, decode, encode, forward,
+    links::{BoxStream as Link, Links},
     services::Services,
     tls::{Tls, names},
 };
@@ -38,7 +39,6 @@ use std::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
     sync::{Semaphore, mpsc, watch},
     time,
 };
@@ -90,7 +90,7 @@ pub(crate) struct Running {
 struct PeerCertificate(CertificateDer<'static>);
 
 /// Accepts connections until the future is dropped.
-pub(crate) async fn serve(listener: TcpListener, tls: Tls, handler: Handler) -> io::Result<()> {
+pub(crate) async fn serve(links: Arc<dyn Links>, tls: Tls, handler: Handler) -> io::Result<()> {
     let (sender, incoming) = mpsc::channel::<io::Result<Connection>>(16);
     let acceptor = TlsAcceptor::from(tls.server);
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
@@ -99,8 +99,8 @@ pub(crate) async fn serve(listener: TcpListener, tls: Tls, handler: Handler) -> 
             let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else {
                 return;
             };
-            let tcp = match listener.accept().await {
-                Ok((tcp, _)) => tcp,
+            let link = match links.accept().await {
+                Ok(link) => link,
                 Err(error) => {
                     // Too many open files, most of all: it may pass.
                     tracing::warn!(%error, "member connections cannot be accepted");
@@ -110,7 +110,7 @@ pub(crate) async fn serve(listener: TcpListener, tls: Tls, handler: Handler) -> 
             };
             let (acceptor, sender) = (acceptor.clone(), sender.clone());
             tokio::spawn(async move {
-                let shaken = time::timeout(HANDSHAKE, handshake(&acceptor, tcp)).await;
+                let shaken = time::timeout(HANDSHAKE, handshake(&acceptor, link)).await;
                 drop(permit);
                 match shaken {
                     Ok(Ok(connection)) => drop(sender.send(Ok(connection)).await),
@@ -142,9 +142,8 @@ pub(crate) async fn serve(listener: TcpListener, tls: Tls, handler: Handler) -> 
     }
 }
 
-async fn handshake(acceptor: &TlsAcceptor, tcp: TcpStream) -> io::Result<Connection> {
-    super::prepare(&tcp)?;
-    let stream = acceptor.accept(tcp).await?;
+async fn handshake(acceptor: &TlsAcceptor, link: Link) -> io::Result<Connection> {
+    let stream = acceptor.accept(link).await?;
     let certificate = stream
         .get_ref()
         .1
@@ -160,7 +159,7 @@ async fn handshake(acceptor: &TlsAcceptor, tcp: TcpStream) -> io::Result<Connect
 }
 
 struct Connection {
-    stream: TlsStream<TcpStream>,
+    stream: TlsStream<Link>,
     certificate: PeerCertificate,
 }
 

@@ -290,7 +290,7 @@ impl Host {
         let shared = Shared::new(&node, GATEWAY, epoch, Gate::default());
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         gateway::prepare(&shared).run(&stop, &tasks);
-        gateway::serve_process(&node, events, "evergate0", &stop, &stop, &tasks);
+        gateway::serve_process(&node, events, &stop, &stop, &tasks);
         Self {
             shared,
             plane,
