@@ -41,15 +41,41 @@ pub(crate) fn spis_of(record: &Record) -> impl Iterator<Item = SpiUse> {
 }
 
 impl State {
-    /// Carries out an entry. There is one outcome for each of its commands, in their order.
+    /// Carries out an entry of whatever term. There is one outcome for each of its commands, in their order.
     pub fn apply(&mut self, entry: &Entry) -> Vec<Outcome> {
+        self.apply_in_term(entry, None)
+    }
+
+    /// Carries out an entry that was logged in a term of Raft.
+    pub fn apply_in_term(&mut self, entry: &Entry, term: Option<u64>) -> Vec<Outcome> {
         self.body.clock = self.body.clock.max(entry.at);
         self.body.leases.expire(self.body.clock);
         entry
             .commands
             .iter()
-            .map(|c| self.carry_out(c).unwrap_or_else(Outcome::Refused))
+            .map(|c| self.carry_out_in(c, term).unwrap_or_else(Outcome::Refused))
             .collect()
+    }
+
+    fn carry_out_in(&mut self, command: &Command, term: Option<u64>) -> Result<Outcome, Refusal> {
+        let Command::AssignInTerm {
+            term: given,
+            gateway,
+            member,
+            incarnation,
+            expected_epoch,
+        } = command
+        else {
+            return self.carry_out(command);
+        };
+        if term != Some(*given) {
+            return Err(Refusal::StaleTerm { given: *given });
+        }
+        let owner = Owner {
+            member: member.clone(),
+            incarnation: *incarnation,
+        };
+        self.assign(*gateway, owner, *expected_epoch)
     }
 
     fn carry_out(&mut self, command: &Command) -> Result<Outcome, Refusal> {
@@ -80,6 +106,8 @@ impl State {
                 };
                 self.assign(*gateway, owner, *expected_epoch)
             }
+            // Only in its term.
+            Command::AssignInTerm { term, .. } => Err(Refusal::StaleTerm { given: *term }),
             Command::ReleaseGateway { gateway, epoch } => self.release(*gateway, *epoch),
             Command::PutSas { epoch, records } => self.put_sas(*epoch, records),
             Command::Counters {

@@ -165,6 +165,20 @@ pub enum Command {
         /// What it can.
         abilities: Abilities,
     },
+    /// The leader of a term assigns a virtual gateway as with [`Command::AssignGateway`], because no lease of the former owner runs as far as it knows. That means
+    /// nothing to a later leader, which may have granted one since: so this counts only if it was logged in that term.
+    AssignInTerm {
+        /// The leader's term.
+        term: u64,
+        /// Which.
+        gateway: GatewayId,
+        /// The member's name.
+        member: String,
+        /// Its process, which must be the one that is registered.
+        incarnation: u128,
+        /// The epoch that the leader saw; 0 if the gateway was never assigned.
+        expected_epoch: u32,
+    },
 }
 
 /// What harmless exchanges moved.
@@ -269,6 +283,12 @@ pub enum Refusal {
     /// A limit was reached.
     #[error("limit reached: {0}")]
     Limit(&'static str),
+    /// A leader decided it that led no more when it was logged.
+    #[error("it was decided in term {given}, and logged in another")]
+    StaleTerm {
+        /// The term of the leader that decided it.
+        given: u64,
+    },
 }
 
 impl Refusal {

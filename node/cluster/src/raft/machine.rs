@@ -6,7 +6,7 @@ use super::{
     window::Window,
 };
 use crate::{
-    entry,
+    Plant, entry,
     replica::Shared,
     seal::{Kind, Sealer},
     store::{self, StoreError},
@@ -283,7 +283,7 @@ impl Machine {
         true
     }
 
-    fn apply_batch(&mut self, batch: &Batch) -> io::Result<()> {
+    fn apply_batch(&mut self, batch: &Batch, term: u64) -> io::Result<()> {
         if !self.is_next(batch) {
             tracing::debug!(%batch, "not the next one, ignored");
             return Ok(());
@@ -292,16 +292,19 @@ impl Machine {
         let own = batch.member == self.own.member && batch.incarnation == self.own.incarnation;
         // What this process proposed it has at hand.
         let entry = own.then(|| self.own.window.entry(batch.number)).flatten();
-        let entry = match entry {
+        let mut entry = match entry {
             Some(entry) => entry,
             None => self.open_batch(batch)?,
         };
+        if Plant::Apply.is_there() && own {
+            entry.at.0 += 1;
+        }
         let outcomes = self
             .shared
             .state
             .write()
             .unwrap_or_else(PoisonError::into_inner)
-            .apply(&entry);
+            .apply_in_term(&entry, Some(term));
         self.shared.commits.fetch_add(1, Ordering::Relaxed);
         if own {
             self.own.window.applied(batch.number, outcomes);
@@ -342,7 +345,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
             match entry.payload {
                 EntryPayload::Blank => {}
                 EntryPayload::Normal(batch) => {
-                    if let Err(error) = self.apply_batch(&batch) {
+                    let term = entry.log_id.leader_id.term;
+                    if let Err(error) = self.apply_batch(&batch, term) {
                         let why = format!("log entry {}: {error}", entry.log_id.index);
                         self.shared.failed.set(&why);
                         return Err(error);

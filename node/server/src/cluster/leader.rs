@@ -245,7 +245,9 @@ fn look(node: &Arc<Node>, membership: &Membership) -> Option<Assigned> {
         return None;
     }
     let gateways = chosen.iter().map(|(g, e, _)| (*g, *e)).collect();
-    let command = |(gateway, epoch, to): (GatewayId, u32, Owner)| Command::AssignGateway {
+    let term = leading.term;
+    let command = |(gateway, epoch, to): (GatewayId, u32, Owner)| Command::AssignInTerm {
+        term,
         gateway,
         member: to.member,
         incarnation: to.incarnation,

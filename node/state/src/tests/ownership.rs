@@ -38,6 +38,28 @@ fn an_assignment_compares_and_sets() {
 }
 
 #[test]
+fn what_a_leader_decides_counts_in_its_term_only() {
+    let mut state = two();
+    let entry = Entry {
+        at: UnixMillis(1),
+        commands: vec![Command::AssignInTerm {
+            term: 3,
+            gateway: GW,
+            member: "b".into(),
+            incarnation: 1,
+            expected_epoch: 1,
+        }],
+    };
+    // It was sent again to a later leader, which may have granted the owner of epoch 1 another lease.
+    let stale = [Outcome::Refused(Refusal::StaleTerm { given: 3 })];
+    assert_eq!(state.apply_in_term(&entry, Some(4)), stale);
+    assert_eq!(state.apply(&entry), stale);
+    assert_eq!(state.epoch(GW), 1);
+    let done = [Outcome::Epoch { epoch: 2 }];
+    assert_eq!(state.apply_in_term(&entry, Some(3)), done);
+}
+
+#[test]
 fn only_the_registered_process_gets_a_gateway() {
     let mut state = two();
     assert_eq!(
