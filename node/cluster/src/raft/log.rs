@@ -132,6 +132,33 @@ impl InMemory {
         }
     }
 
+    /// Whoever led does not lead on in its term after a restart: entries may have reached others that never became durable here, and it would give their
+    /// indices to other ones. With its vote as it was before it won, it has to stand for election, in a later term. Nobody else has what one that is alone lost.
+    fn lead_no_more(&mut self, own: NodeId) {
+        let alone = self
+            .membership()
+            .is_some_and(|m| m.membership().nodes().map(|(id, _)| *id).eq([own]));
+        if let Some(led) = self.vote.map(|v| vote_parts(&v))
+            && led.1 == own
+            && !alone
+        {
+            self.vote = Some(vote((led.0, own, false)));
+        }
+    }
+
+    /// The latest membership in the log, if it has one.
+    fn membership(&self) -> Option<Membership> {
+        self.entries.values().rev().find_map(|slot| match slot {
+            Slot::Here(entry) => match &entry.payload {
+                EntryPayload::Membership(m) => {
+                    Some(StoredMembership::new(Some(entry.log_id()), m.clone()))
+                }
+                _ => None,
+            },
+            Slot::Away(..) => None,
+        })
+    }
+
     /// Forgets entries that are in the log no more.
     fn gone(&mut self, gone: BTreeMap<u64, Slot>) {
         let proposal = |slot: &Slot| match slot {
@@ -180,16 +207,7 @@ impl LogStore {
 
     /// The latest membership in the log, if it has one.
     pub(crate) fn membership(&self) -> Option<Membership> {
-        let log = self.shared.lock();
-        log.entries.values().rev().find_map(|slot| match slot {
-            Slot::Here(entry) => match &entry.payload {
-                EntryPayload::Membership(m) => {
-                    Some(StoredMembership::new(Some(entry.log_id()), m.clone()))
-                }
-                _ => None,
-            },
-            Slot::Away(..) => None,
-        })
+        self.shared.lock().membership()
     }
 
     /// Opens the log. If it can no longer be written, `failed` says why.
@@ -330,6 +348,7 @@ fn load(
         memory.insert(entry);
         memory.shed();
     }
+    memory.lead_no_more(meta.node);
     Ok(memory)
 }
 

@@ -24,7 +24,7 @@ impl<L: RaftCommittedLeaderId> HasLeader for openraft::LogId<L> {
     type Leader = L;
 }
 
-pub(super) fn vote((term, node, committed): (u64, NodeId, bool)) -> Vote {
+pub(in crate::raft) fn vote((term, node, committed): (u64, NodeId, bool)) -> Vote {
     if committed {
         Vote::new_committed(term, node)
     } else {

@@ -71,6 +71,25 @@ impl StoreBuilder<TypeConfig, LogStore, Machine, TempDir> for Builder {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_led_does_not_lead_on_in_its_term_after_a_restart() {
+    let storage = Storage::Memory(crate::store::Disk::new());
+    let vote = |node, committed| crate::raft::meta::vote((3, node, committed));
+    for (voted, found) in [
+        (vote(7, true), vote(7, false)),
+        (vote(8, true), vote(8, true)),
+        (vote(8, false), vote(8, false)),
+    ] {
+        let mut opened = LogStore::open(&storage, Failed::default()).unwrap();
+        opened.log.name(7).await.unwrap();
+        opened.log.save_vote(&voted).await.unwrap();
+        opened.end.close();
+        let mut again = LogStore::open(&storage, Failed::default()).unwrap();
+        assert_eq!(again.log.read_vote().await.unwrap(), Some(found));
+        again.end.close();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn conforms() {
     Suite::test_all(Builder).await.unwrap();
 }
