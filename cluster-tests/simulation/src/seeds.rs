@@ -1,0 +1,135 @@
+//! Plays seeds, each in a process of its own.
+
+use crate::{FOUND, play};
+use std::{
+    collections::BTreeMap,
+    process::{Child, Command, ExitCode, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// Which seeds are played.
+pub(crate) struct Range<'a> {
+    pub(crate) from: u64,
+    pub(crate) count: u64,
+    pub(crate) jobs: Option<usize>,
+    pub(crate) log: &'a str,
+    pub(crate) strict: bool,
+    pub(crate) expect_finding: bool,
+}
+
+/// Findings that are shown before it ends.
+const MANY: usize = 5;
+
+/// A simulation that takes longer stands still.
+const TOO_LONG: Duration = Duration::from_secs(300);
+
+/// Plays one here.
+pub(crate) fn one(seed: u64, loud: bool, strict: bool, log: &str) -> ExitCode {
+    fix_addresses();
+    play::play(seed, loud, strict, log)
+}
+
+/// Has the system put this program always at the same addresses: no order may follow from them.
+#[allow(unsafe_code)]
+fn fix_addresses() {
+    const FIXED: &str = "EVERGATE_SIMULATION_FIXED";
+    if std::env::var_os(FIXED).is_some() {
+        return;
+    }
+    // SAFETY: it sets a flag of this process.
+    let set = unsafe { libc::personality(libc::ADDR_NO_RANDOMIZE as libc::c_ulong) };
+    if set < 0 {
+        return;
+    }
+    use std::os::unix::process::CommandExt;
+    let program = std::env::current_exe().unwrap_or_else(|_| "simulate".into());
+    // Returns only if it failed, and then addresses are what they are.
+    let _ = Command::new(program)
+        .args(std::env::args_os().skip(1))
+        .env(FIXED, "1")
+        .exec();
+}
+
+fn start(seed: u64, range: &Range<'_>) -> std::io::Result<Child> {
+    Command::new(std::env::current_exe()?)
+        .args(["--quiet", "--seed", &seed.to_string(), "--log", range.log])
+        .args(range.strict.then_some("--strict"))
+        .stdout(Stdio::piped())
+        .spawn()
+}
+
+/// Plays many, and says what was found.
+pub(crate) fn many(range: &Range<'_>) -> ExitCode {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    let jobs = range.jobs.unwrap_or(processors).max(1);
+    let began = Instant::now();
+    let mut running: BTreeMap<u64, (Child, Instant)> = BTreeMap::new();
+    let (mut next, mut done, mut findings) = (range.from, 0, Vec::new());
+    let mut unwell = Vec::new();
+    let end = range.from + range.count;
+    while (next < end && findings.len() < MANY) || !running.is_empty() {
+        while running.len() < jobs && next < end && findings.len() < MANY {
+            match start(next, range) {
+                Ok(child) => drop(running.insert(next, (child, Instant::now()))),
+                Err(e) => {
+                    println!("cannot start: {e}");
+                    return ExitCode::FAILURE;
+                }
+            }
+            next += 1;
+        }
+        thread::sleep(Duration::from_millis(5));
+        let seeds: Vec<u64> = running.keys().copied().collect();
+        for seed in seeds {
+            let Some((child, since)) = running.get_mut(&seed) else {
+                continue;
+            };
+            let over = match child.try_wait() {
+                Ok(None) if since.elapsed() < TOO_LONG => continue,
+                Ok(None) => {
+                    let _ = child.kill();
+                    format!("stands still after {} s", TOO_LONG.as_secs())
+                }
+                Ok(Some(status)) if status.success() => String::new(),
+                Ok(Some(status)) if status.code() == Some(FOUND) => "found".to_owned(),
+                Ok(Some(status)) => format!("{status}"),
+                Err(e) => e.to_string(),
+            };
+            let Some((child, _)) = running.remove(&seed) else {
+                continue;
+            };
+            done += 1;
+            let said = child.wait_with_output().map(|o| o.stdout);
+            let said = said.unwrap_or_default();
+            if over.is_empty() && String::from_utf8_lossy(&said).contains(play::UNWELL) {
+                unwell.push(seed);
+            }
+            if !over.is_empty() {
+                findings.push(seed);
+                if range.expect_finding {
+                    let said = String::from_utf8_lossy(&said).into_owned();
+                    println!("{}", said.lines().last().unwrap_or(&over));
+                    kill(&mut running);
+                    return ExitCode::SUCCESS;
+                }
+                println!("{}seed {seed}: {over}", String::from_utf8_lossy(&said));
+            }
+        }
+    }
+    println!(
+        "{done} seeds in {:.0} s, findings: {findings:?}, not well in time: {unwell:?}",
+        began.elapsed().as_secs_f64()
+    );
+    match findings.is_empty() != range.expect_finding {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
+}
+
+fn kill(running: &mut BTreeMap<u64, (Child, Instant)>) {
+    for (child, _) in running.values_mut() {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
