@@ -213,6 +213,9 @@ pub(super) async fn go_on(
         // Raft forgets over a restart that it believed in a leader: until that time is over it must not vote for another.
         time::sleep(config.timing.election_max).await;
     }
+    if !alone {
+        log.lead_no_more(role.node);
+    }
     let raft = start_raft(config, role, log.clone(), machine, peers).await?;
     if alone {
         lead_alone(config, role.node, &raft, shared).await?;

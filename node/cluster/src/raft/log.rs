@@ -132,20 +132,6 @@ impl InMemory {
         }
     }
 
-    /// Whoever led does not lead on in its term after a restart: entries may have reached others that never became durable here, and it would give their
-    /// indices to other ones. With its vote as it was before it won, it has to stand for election, in a later term. Nobody else has what one that is alone lost.
-    fn lead_no_more(&mut self, own: NodeId) {
-        let alone = self
-            .membership()
-            .is_some_and(|m| m.membership().nodes().map(|(id, _)| *id).eq([own]));
-        if let Some(led) = self.vote.map(|v| vote_parts(&v))
-            && led.1 == own
-            && !alone
-        {
-            self.vote = Some(vote((led.0, own, false)));
-        }
-    }
-
     /// The latest membership in the log, if it has one.
     fn membership(&self) -> Option<Membership> {
         self.entries.values().rev().find_map(|slot| match slot {
@@ -208,6 +194,17 @@ impl LogStore {
     /// The latest membership in the log, if it has one.
     pub(crate) fn membership(&self) -> Option<Membership> {
         self.shared.lock().membership()
+    }
+
+    /// Whoever led does not lead on in its term after a restart: entries may have reached others that never became durable here, and it would give their
+    /// indices to other ones. With its vote as it was before it won, it has to stand for election, in a later term. For a member that has others.
+    pub(crate) fn lead_no_more(&self, own: NodeId) {
+        let mut log = self.shared.lock();
+        if let Some((term, voted, _)) = log.vote.map(|v| vote_parts(&v))
+            && voted == own
+        {
+            log.vote = Some(vote((term, own, false)));
+        }
     }
 
     /// Opens the log. If it can no longer be written, `failed` says why.
@@ -348,7 +345,6 @@ fn load(
         memory.insert(entry);
         memory.shed();
     }
-    memory.lead_no_more(meta.node);
     Ok(memory)
 }
 

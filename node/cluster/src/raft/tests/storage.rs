@@ -84,6 +84,8 @@ async fn who_led_does_not_lead_on_in_its_term_after_a_restart() {
         opened.log.save_vote(&voted).await.unwrap();
         opened.end.close();
         let mut again = LogStore::open(&storage, Failed::default()).unwrap();
+        assert_eq!(again.log.read_vote().await.unwrap(), Some(voted));
+        again.log.lead_no_more(7);
         assert_eq!(again.log.read_vote().await.unwrap(), Some(found));
         again.end.close();
     }
