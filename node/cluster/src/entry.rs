@@ -5,10 +5,10 @@ use crate::{
     seal::{Kind, Place, SealError, Sealer},
 };
 use evergate_ike::env::UnixMillis;
-use evergate_state::Entry;
+use evergate_state::{Entry, Level};
 
 /// What an entry begins with.
-pub(crate) const FORMAT: u8 = 1;
+pub(crate) const FORMAT: u8 = 2;
 
 /// An entry with these proposals, sealed.
 pub(crate) fn seal(
@@ -26,9 +26,10 @@ pub(crate) fn seal(
     })
 }
 
-/// What was sealed; `None` if another version of the program wrote it.
-pub(crate) fn decode(plain: &[u8]) -> Option<Entry> {
+/// What was sealed; `None` if another version of the program wrote it, or it holds what is not known at a level of the format.
+pub(crate) fn decode(plain: &[u8], known: Level) -> Option<Entry> {
     let (&format, rest) = plain.split_first()?;
-    let (entry, rest) = postcard::take_from_bytes(rest).ok()?;
-    (format == FORMAT && rest.is_empty()).then_some(entry)
+    let (entry, rest): (Entry, _) = postcard::take_from_bytes(rest).ok()?;
+    let all_known = entry.commands.iter().all(|c| c.level() <= known);
+    (format == FORMAT && rest.is_empty() && all_known).then_some(entry)
 }

@@ -8,6 +8,7 @@ mod entry;
 pub mod failpoint;
 mod key;
 pub mod lease;
+mod level;
 pub mod pki;
 pub mod placement;
 mod plant;

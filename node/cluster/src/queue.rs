@@ -1,6 +1,6 @@
 //! What waits to be committed: one queue, in the order of arrival, bounded.
 
-use evergate_state::{Command, Outcome};
+use evergate_state::{Command, Level, Outcome};
 use std::{
     collections::VecDeque,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -32,6 +32,11 @@ pub enum ProposeError {
     /// became of it.
     #[error("the proposal was committed, but its outcome is not known here")]
     OutcomeUnknown,
+    /// Some member does not understand it.
+    #[error(
+        "not all members have a version of the program that knows this ({0} of the replicated format): upgrade them first"
+    )]
+    NotYet(Level),
     /// The proposal cannot be encoded.
     #[error("the proposal cannot be encoded")]
     Unencodable,

@@ -2,11 +2,12 @@
 
 use crate::{
     key::ClusterKey,
+    level,
     queue::{Proposal, ProposeError, Queue},
     raft::{self, Cluster, JoinError, Life, RaftConfig},
 };
 use evergate_ike::env::UnixMillis;
-use evergate_state::{Command, Outcome, State};
+use evergate_state::{Command, Level, Outcome, State};
 use std::{
     fmt,
     sync::{
@@ -31,6 +32,8 @@ pub struct Config {
     pub snapshot_bytes: u64,
     /// A snapshot is made when the log has so many entries.
     pub snapshot_entries: u64,
+    /// Up to which level this process understands the replicated format: the latest, unless it plays an older version of the program.
+    pub level: Level,
 }
 
 impl Config {
@@ -44,6 +47,7 @@ impl Config {
             tick: Duration::from_millis(50),
             snapshot_bytes: 4 << 20,
             snapshot_entries: 100_000,
+            level: level::understood(),
         }
     }
 }
@@ -86,10 +90,12 @@ pub(crate) struct Shared {
     pub(crate) ended: watch::Sender<bool>,
     pub(crate) commits: AtomicU64,
     pub(crate) snapshots: AtomicU64,
+    /// Up to which level the replicated format is understood here.
+    pub(crate) level: Level,
 }
 
 impl Shared {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(level: Level) -> Self {
         Self {
             queue: Queue::new(),
             state: RwLock::new(State::new()),
@@ -98,6 +104,7 @@ impl Shared {
             ended: watch::Sender::new(false),
             commits: AtomicU64::new(0),
             snapshots: AtomicU64::new(0),
+            level,
         }
     }
 }
@@ -180,11 +187,13 @@ impl Replica {
     /// future that is dropped after its first poll withdraws nothing: the commands may still be committed.
     ///
     /// # Errors
-    /// If the commands do not fit into an entry, or if the member is stopping or failed; then it is unknown whether they are durable.
+    /// If the commands do not fit into an entry, or not all members understand them yet: then nothing was proposed. Or if the member is stopping or
+    /// failed; then it is unknown whether they are durable.
     pub async fn propose(&self, commands: Vec<Command>) -> Result<Vec<Outcome>, ProposeError> {
         if commands.is_empty() {
             return Ok(Vec::new());
         }
+        self.check_level(&commands)?;
         let permit = Arc::clone(&self.0.eager)
             .acquire_owned()
             .await
@@ -209,6 +218,7 @@ impl Replica {
         if commands.is_empty() {
             return Ok(());
         }
+        self.check_level(&commands)?;
         let permit = Arc::clone(&self.0.lazy)
             .try_acquire_owned()
             .map_err(|_| ProposeError::Busy)?;
@@ -216,6 +226,21 @@ impl Replica {
             .shared
             .queue
             .push(Proposal::new(commands, None, permit)?, self.0.tick)
+    }
+
+    /// Up to which level this process understands the replicated format.
+    pub fn level(&self) -> Level {
+        self.0.shared.level
+    }
+
+    /// What is newer than the level that is written, an older member could not read.
+    fn check_level(&self, commands: &[Command]) -> Result<(), ProposeError> {
+        let needed = commands.iter().map(Command::level).max();
+        let needed = needed.filter(|level| *level > Level::FIRST);
+        match needed {
+            Some(level) if level > self.read(State::level) => Err(ProposeError::NotYet(level)),
+            _ => Ok(()),
+        }
     }
 
     /// Reads the state as of the last entry that was applied here. Nothing is applied meanwhile: be brief.

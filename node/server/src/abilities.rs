@@ -8,29 +8,34 @@ use tracing::warn;
 
 /// What a data plane can do, as it is told to others.
 pub(crate) fn of(plane: &Capabilities) -> Abilities {
-    Abilities {
-        implicit_iv: plane.encryption.iter().any(|e| e.implicit_iv()),
-        transport_mode: plane.transport_mode,
-        tcp: plane.tcp,
-    }
+    let all = [
+        (
+            Abilities::IMPLICIT_IV,
+            plane.encryption.iter().any(|e| e.implicit_iv()),
+        ),
+        (Abilities::TRANSPORT_MODE, plane.transport_mode),
+        (Abilities::TCP, plane.tcp),
+    ];
+    let can = all.into_iter().filter(|(_, can)| *can);
+    can.map(|(ability, _)| ability).collect()
 }
 
 /// A policy without what not all members can do. Children that are left without a proposal are left out.
 pub(crate) fn narrowed(policy: &Arc<Policy>, can: Abilities) -> Arc<Policy> {
-    if can == Abilities::ALL {
+    if can.has(Abilities::KNOWN) {
         return Arc::clone(policy);
     }
     let mut narrow = Policy::clone(policy);
     for connection in &mut narrow.connections {
-        if !can.tcp {
+        if !can.has(Abilities::TCP) {
             connection.enable_tcp = EnableTcp::No;
         }
         let name = &connection.name;
         connection.children.retain_mut(|child| {
-            if !can.transport_mode {
+            if !can.has(Abilities::TRANSPORT_MODE) {
                 child.mode = Mode::Tunnel;
             }
-            if !can.implicit_iv {
+            if !can.has(Abilities::IMPLICIT_IV) {
                 for proposal in &mut child.esp_proposals {
                     proposal.encryption.retain(|e| !e.implicit_iv());
                 }
@@ -73,12 +78,7 @@ mod tests {
 
     #[test]
     fn what_a_member_cannot_do_is_not_negotiated() {
-        let can = Abilities {
-            implicit_iv: false,
-            transport_mode: false,
-            tcp: false,
-        };
-        let narrow = narrowed(&policy(), can);
+        let narrow = narrowed(&policy(), Abilities::NONE);
         let connection = &narrow.connections[0];
         assert_eq!(connection.enable_tcp, EnableTcp::No);
         let [both] = &connection.children[..] else {
@@ -91,10 +91,7 @@ mod tests {
 
     #[test]
     fn one_lack_leaves_the_rest() {
-        let can = Abilities {
-            tcp: false,
-            ..Abilities::ALL
-        };
+        let can = Abilities::ALL.without(Abilities::TCP);
         let narrow = narrowed(&policy(), can);
         let connection = &narrow.connections[0];
         assert_eq!(connection.enable_tcp, EnableTcp::No);

@@ -131,11 +131,19 @@ pub(crate) async fn start_on(
 /// # Errors
 /// If it is, or the log fails.
 pub(crate) async fn commit(replica: &Replica, command: Command) -> anyhow::Result<Outcome> {
-    let outcome = replica.propose(vec![command]).await?.into_iter().next();
-    match outcome.context("a command has no outcome")? {
-        Outcome::Refused(refusal) => Err(refusal.into()),
-        outcome => Ok(outcome),
+    let outcome = commit_all(replica, vec![command]).await?.into_iter().next();
+    outcome.context("a command has no outcome")
+}
+
+/// Proposes commands, of which none must be refused.
+async fn commit_all(replica: &Replica, commands: Vec<Command>) -> anyhow::Result<Vec<Outcome>> {
+    let outcomes = replica.propose(commands).await?;
+    for outcome in &outcomes {
+        if let Outcome::Refused(refusal) = outcome {
+            return Err(refusal.clone().into());
+        }
     }
+    Ok(outcomes)
 }
 
 /// Makes this process the one of its member.
@@ -144,9 +152,8 @@ pub(crate) async fn commit(replica: &Replica, command: Command) -> anyhow::Resul
 /// If the log fails.
 pub(crate) async fn register(replica: &Replica, member: &str) -> anyhow::Result<Owner> {
     let me = new_process(member);
-    commit(replica, registration(&me))
-        .await
-        .context("cannot register this process")?;
+    let registered = commit_all(replica, registration(replica, &me).into()).await;
+    registered.context("cannot register this process")?;
     Ok(me)
 }
 
@@ -157,19 +164,15 @@ pub(crate) async fn register(replica: &Replica, member: &str) -> anyhow::Result<
 /// If the log fails.
 pub(crate) async fn take_all(replica: &Replica, member: &str) -> anyhow::Result<Owner> {
     let me = new_process(member);
-    let assignment = Command::AssignGateway {
+    let mut commands = Vec::from(registration(replica, &me));
+    commands.push(Command::AssignGateway {
         gateway: GATEWAY,
         member: me.member.clone(),
         incarnation: me.incarnation,
         expected_epoch: replica.read(|state| state.epoch(GATEWAY)),
-    };
-    let commands = vec![registration(&me), assignment];
-    let outcomes = replica.propose(commands).await;
-    for outcome in outcomes.context("cannot take the gateway")? {
-        if let Outcome::Refused(refusal) = outcome {
-            return Err(refusal).context("cannot take the gateway");
-        }
-    }
+    });
+    let taken = commit_all(replica, commands).await;
+    taken.context("cannot take the gateway")?;
     Ok(me)
 }
 
@@ -190,11 +193,20 @@ async fn describe(replica: &Replica, me: &Owner, plane: &dyn DataPlane) -> anyho
     Ok(())
 }
 
-fn registration(me: &Owner) -> Command {
-    Command::RegisterMember {
-        member: me.member.clone(),
-        incarnation: me.incarnation,
-    }
+/// Who this process is, and which format it understands.
+fn registration(replica: &Replica, me: &Owner) -> [Command; 2] {
+    let (member, incarnation) = (&me.member, me.incarnation);
+    [
+        Command::RegisterMember {
+            member: member.clone(),
+            incarnation,
+        },
+        Command::AnnounceLevel {
+            member: member.clone(),
+            incarnation,
+            level: replica.level(),
+        },
+    ]
 }
 
 fn new_process(member: &str) -> Owner {

@@ -6,33 +6,46 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 
-/// What not every data plane can do.
+/// What not every data plane can do, a bit for each. Bits that another version of the program gives a meaning are kept as they are, so that members
+/// of both have equal states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Abilities {
-    /// Ciphers whose IV is not on the wire (RFC 8750).
-    pub implicit_iv: bool,
-    /// Transport mode (RFC 4303 §3.1.1).
-    pub transport_mode: bool,
-    /// IKE and ESP in TCP (RFC 9329).
-    pub tcp: bool,
-}
+pub struct Abilities(u32);
 
 impl Abilities {
-    /// All of it: what is assumed of a member that has not said otherwise.
-    pub const ALL: Self = Self {
-        implicit_iv: true,
-        transport_mode: true,
-        tcp: true,
-    };
+    /// None of it.
+    pub const NONE: Self = Self(0);
+    /// Ciphers whose IV is not on the wire (RFC 8750).
+    pub const IMPLICIT_IV: Self = Self(1 << 0);
+    /// Transport mode (RFC 4303 §3.1.1).
+    pub const TRANSPORT_MODE: Self = Self(1 << 1);
+    /// IKE and ESP in TCP (RFC 9329).
+    pub const TCP: Self = Self(1 << 2);
+    /// All that there is a name for here.
+    pub const KNOWN: Self = Self(Self::IMPLICIT_IV.0 | Self::TRANSPORT_MODE.0 | Self::TCP.0);
+    /// What is assumed of a member that has not said otherwise.
+    pub const ALL: Self = Self(u32::MAX);
+
+    /// Whether all of these are among them.
+    pub fn has(self, these: Self) -> bool {
+        self.0 & these.0 == these.0
+    }
 
     /// What both can do.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
-        Self {
-            implicit_iv: self.implicit_iv && other.implicit_iv,
-            transport_mode: self.transport_mode && other.transport_mode,
-            tcp: self.tcp && other.tcp,
-        }
+        Self(self.0 & other.0)
+    }
+
+    /// All but these.
+    #[must_use]
+    pub fn without(self, these: Self) -> Self {
+        Self(self.0 & !these.0)
+    }
+}
+
+impl FromIterator<Self> for Abilities {
+    fn from_iter<I: IntoIterator<Item = Self>>(these: I) -> Self {
+        Self(these.into_iter().fold(0, |all, one| all | one.0))
     }
 }
 
@@ -49,11 +62,7 @@ impl State {
         incarnation: u128,
         abilities: Abilities,
     ) -> Result<Outcome, Refusal> {
-        let member = self.known(name)?;
-        if member.incarnation != incarnation {
-            return Err(Refusal::Superseded(name.to_owned()));
-        }
-        member.abilities = abilities;
+        self.current(name, incarnation)?.abilities = abilities;
         Ok(Outcome::Applied)
     }
 }

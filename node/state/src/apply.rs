@@ -5,10 +5,10 @@ use crate::{
     lease::{Claim, Wish},
     limits::{MAX_CHILDREN, MAX_SAS, MAX_VIPS},
     reservation::Reservation,
-    state::{Owner, State},
+    state::State,
 };
 use evergate_ike::{
-    config::Policy,
+    config::{Policy, Pool},
     record::{FollowUp, GatewayId, Phase, Record, SaId},
     sa::CookieSecrets,
 };
@@ -38,6 +38,12 @@ pub(crate) fn spis_of(record: &Record) -> impl Iterator<Item = SpiUse> {
     let asked_for = asked_for.iter().filter_map(FollowUp::child_spi);
     let offered = record.offered_children().chain(asked_for);
     children.chain(offered.map(|spi| SpiUse { spi, esn: None }))
+}
+
+/// The pools that there are, of these names.
+fn named<'a>(policy: &'a Policy, names: &[String]) -> Vec<&'a Pool> {
+    let found = |name: &String| policy.pools.iter().find(|p| p.name == *name);
+    names.iter().filter_map(found).collect()
 }
 
 impl State {
@@ -71,11 +77,7 @@ impl State {
         if term != Some(*given) {
             return Err(Refusal::StaleTerm { given: *given });
         }
-        let owner = Owner {
-            member: member.clone(),
-            incarnation: *incarnation,
-        };
-        self.assign(*gateway, owner, *expected_epoch)
+        self.assign(*gateway, member, *incarnation, *expected_epoch)
     }
 
     fn carry_out(&mut self, command: &Command) -> Result<Outcome, Refusal> {
@@ -93,19 +95,18 @@ impl State {
                 incarnation,
                 abilities,
             } => self.describe(member, *incarnation, *abilities),
+            Command::AnnounceLevel {
+                member,
+                incarnation,
+                level,
+            } => self.announce_level(member, *incarnation, *level),
             Command::SetDraining { member, draining } => self.set_draining(member, *draining),
             Command::AssignGateway {
                 gateway,
                 member,
                 incarnation,
                 expected_epoch,
-            } => {
-                let owner = Owner {
-                    member: member.clone(),
-                    incarnation: *incarnation,
-                };
-                self.assign(*gateway, owner, *expected_epoch)
-            }
+            } => self.assign(*gateway, member, *incarnation, *expected_epoch),
             // Only in its term.
             Command::AssignInTerm { term, .. } => Err(Refusal::StaleTerm { given: *term }),
             Command::ReleaseGateway { gateway, epoch } => self.release(*gateway, *epoch),
@@ -151,14 +152,10 @@ impl State {
                 takes_over,
             } => {
                 let policy = Arc::clone(&self.body.policy);
-                let existing = pools
-                    .iter()
-                    .filter_map(|name| policy.pools.iter().find(|p| p.name == *name))
-                    .collect();
                 let wish = Wish {
                     sa: *sa,
                     identity,
-                    pools: existing,
+                    pools: named(&policy, pools),
                     names: pools,
                     v4: *v4,
                     v6: *v6,

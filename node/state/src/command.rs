@@ -2,6 +2,8 @@
 
 use crate::abilities::Abilities;
 use crate::carried::Carried;
+use crate::document;
+use crate::level::Level;
 use evergate_ike::{
     config::Policy,
     env::UnixMillis,
@@ -143,6 +145,7 @@ pub enum Command {
         /// The version that it replaces.
         expected: u64,
         /// The document.
+        #[serde(with = "document")]
         policy: Arc<Policy>,
     },
     /// New cookie secrets.
@@ -178,6 +181,15 @@ pub enum Command {
         incarnation: u128,
         /// The epoch that the leader saw; 0 if the gateway was never assigned.
         expected_epoch: u32,
+    },
+    /// Up to which level a member's process understands the replicated format.
+    AnnounceLevel {
+        /// The member's name.
+        member: String,
+        /// Its process, which must be the one that is registered.
+        incarnation: u128,
+        /// The level.
+        level: Level,
     },
 }
 

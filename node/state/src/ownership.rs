@@ -3,6 +3,7 @@
 use crate::{
     abilities::Abilities,
     command::{Outcome, Refusal},
+    level::Level,
     limits::{MAX_EPOCH, MAX_FORMER_INCARNATIONS, MAX_GATEWAYS, MAX_MEMBERS},
     state::{Gateway, Member, Owner, State},
 };
@@ -20,6 +21,7 @@ impl State {
                 former: Vec::new(),
                 draining: false,
                 abilities: Abilities::ALL,
+                level: Level::FIRST,
             };
             self.body.members.insert(name.to_owned(), member);
             return Ok(Outcome::Applied);
@@ -35,6 +37,8 @@ impl State {
         }
         member.former.push(member.incarnation);
         member.incarnation = incarnation;
+        // Another version of the program may run now.
+        member.level = Level::FIRST;
         Ok(Outcome::Applied)
     }
 
@@ -43,15 +47,13 @@ impl State {
         name: &str,
         incarnation: u128,
     ) -> Result<Outcome, Refusal> {
-        let member = self.known(name)?;
-        if member.incarnation != incarnation {
-            return Err(Refusal::Superseded(name.to_owned()));
-        }
+        self.current(name, incarnation)?;
         let has = |g: &Gateway| g.owner.as_ref().is_some_and(|o| o.member == name);
         if self.body.gateways.values().any(has) {
             return Err(Refusal::HasGateways(name.to_owned()));
         }
         self.body.members.remove(name);
+        self.raise_level();
         Ok(Outcome::Applied)
     }
 
@@ -63,12 +65,11 @@ impl State {
     pub(crate) fn assign(
         &mut self,
         gateway: GatewayId,
-        owner: Owner,
+        member: &str,
+        incarnation: u128,
         expected: u32,
     ) -> Result<Outcome, Refusal> {
-        if self.known(&owner.member)?.incarnation != owner.incarnation {
-            return Err(Refusal::Superseded(owner.member));
-        }
+        self.current(member, incarnation)?;
         let current = self.epoch(gateway);
         if current != expected {
             return Err(Refusal::StaleEpoch {
@@ -84,7 +85,10 @@ impl State {
             return Err(Refusal::Limit("gateways"));
         }
         let epoch = current + 1;
-        let owner = Some(owner);
+        let owner = Some(Owner {
+            member: member.to_owned(),
+            incarnation,
+        });
         self.body.gateways.insert(gateway, Gateway { epoch, owner });
         let reservations = self.body.reservations.values_mut();
         for reservation in reservations.filter(|r| r.gateway() == gateway) {
@@ -101,7 +105,20 @@ impl State {
         Ok(Outcome::Applied)
     }
 
-    pub(crate) fn known(&mut self, name: &str) -> Result<&mut Member, Refusal> {
+    /// A member, if this is its registered process.
+    pub(crate) fn current(
+        &mut self,
+        name: &str,
+        incarnation: u128,
+    ) -> Result<&mut Member, Refusal> {
+        let member = self.known(name)?;
+        if member.incarnation == incarnation {
+            return Ok(member);
+        }
+        Err(Refusal::Superseded(name.to_owned()))
+    }
+
+    fn known(&mut self, name: &str) -> Result<&mut Member, Refusal> {
         self.body
             .members
             .get_mut(name)

@@ -2,13 +2,16 @@
 //!
 //! The bytes hold secrets in the clear: whoever stores or sends them seals them first, and wipes them afterwards.
 
-use crate::state::{Body, State};
+use crate::{
+    level::Level,
+    state::{Body, State},
+};
 
 /// What every snapshot begins with.
 const MAGIC: [u8; 4] = *b"EVGS";
 
-/// The format that is written. Others are refused: a member never guesses at state.
-const VERSION: u16 = 9;
+/// The format of what all levels have. Others are refused: a member never guesses at state.
+const VERSION: u16 = 10;
 
 /// Why bytes are not a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -19,6 +22,9 @@ pub enum SnapshotError {
     /// Another version of the program wrote them.
     #[error("snapshot format {0} is not known here, only {VERSION}")]
     UnknownVersion(u16),
+    /// The cluster writes a later level of the format.
+    #[error("the state is written in {0} of the replicated format, this program knows up to {latest}", latest = Level::LATEST)]
+    UnknownLevel(Level),
     /// They are damaged.
     #[error("snapshot is damaged: {0}")]
     Damaged(&'static str),
@@ -52,6 +58,9 @@ impl State {
         }
         let (mut body, rest) = postcard::take_from_bytes::<Body>(rest)
             .map_err(|_| SnapshotError::Damaged("it cannot be decoded"))?;
+        if body.level > Level::LATEST {
+            return Err(SnapshotError::UnknownLevel(body.level));
+        }
         if !rest.is_empty() {
             return Err(SnapshotError::Damaged("bytes follow its end"));
         }

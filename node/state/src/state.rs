@@ -4,7 +4,9 @@ use crate::{
     abilities::Abilities,
     carried::{Carried, CarriedTogether},
     command::Refusal,
+    document,
     lease::{Lease, Leases},
+    level::Level,
     peers::Peers,
     reservation::Reservation,
 };
@@ -46,6 +48,8 @@ pub struct Member {
     pub draining: bool,
     /// What its data plane can do.
     pub abilities: Abilities,
+    /// Up to which level its process understands the replicated format.
+    pub level: Level,
 }
 
 /// The replicated state. Members that applied the same entries have equal states, and equal snapshots byte by byte.
@@ -75,9 +79,11 @@ pub(crate) struct Body {
     /// SAs that are to go, because their peer has authenticated anew; and how.
     pub(crate) displaced: BTreeMap<SaId, Displaced>,
     pub(crate) leases: Leases,
+    #[serde(with = "document")]
     pub(crate) policy: Arc<Policy>,
     pub(crate) policy_version: u64,
     pub(crate) cookie_secrets: Option<CookieSecrets>,
+    pub(crate) level: Level,
 }
 
 impl State {

@@ -12,7 +12,7 @@ use crate::{
     store::{self, StoreError},
 };
 use bytes::Bytes;
-use evergate_state::{Entry, SnapshotError, State};
+use evergate_state::{Entry, Level, SnapshotError, State};
 use futures::{Stream, TryStreamExt};
 use openraft::{
     EntryPayload, OptionalSend, RaftSnapshotBuilder, StoredMembership,
@@ -145,6 +145,10 @@ impl Snapshots {
             .map_err(|source| JoinError::Snapshot { number, source })?;
         let opened = parse(plain);
         blob.zeroize();
+        let opened = opened.and_then(|(head, state)| match state.level() {
+            level if level > self.shared.level => Err(SnapshotError::UnknownLevel(level)),
+            _ => Ok((head, state)),
+        });
         opened.map_err(|source| JoinError::SnapshotContent { number, source })
     }
 }
@@ -299,15 +303,32 @@ impl Machine {
         if Plant::Apply.is_there() && own {
             entry.at.0 += 1;
         }
-        let outcomes = self
-            .shared
-            .state
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .apply_in_term(&entry, Some(term));
+        let (outcomes, before, level) = {
+            let mut state = self
+                .shared
+                .state
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
+            let before = state.level();
+            let outcomes = state.apply_in_term(&entry, Some(term));
+            (outcomes, before, state.level())
+        };
+        if level != before {
+            self.level_raised(level)?;
+        }
         self.shared.commits.fetch_add(1, Ordering::Relaxed);
         if own {
             self.own.window.applied(batch.number, outcomes);
+        }
+        Ok(())
+    }
+
+    /// All members understand a later level of the format: from now on it is written.
+    fn level_raised(&self, level: Level) -> io::Result<()> {
+        tracing::info!(event = "format-raised", %level, "the replicated format is at {level}");
+        if level > self.shared.level {
+            // It is no member, or was taken for another version of the program.
+            return Err(io::Error::other(SnapshotError::UnknownLevel(level)));
         }
         Ok(())
     }
@@ -318,7 +339,7 @@ impl Machine {
             .opener
             .open(Kind::Entry, batch.place(), &mut blob)
             .map_err(|e| io::Error::other(format!("{batch}: {e}")))?;
-        let entry = entry::decode(plain);
+        let entry = entry::decode(plain, self.shared.level);
         blob.zeroize();
         // The leader looked at it before it was logged: another version of the program is the leader, or wrote this log.
         entry.ok_or_else(|| {

@@ -82,7 +82,7 @@ type Ready = oneshot::Sender<Result<(Arc<Shared>, Cluster), JoinError>>;
 
 /// The whole life of a member.
 fn live(runtime: Runtime, config: RaftConfig, ready: Ready, abort: &Notify) {
-    let shared = Arc::new(Shared::new());
+    let shared = Arc::new(Shared::new(config.replica.level));
     let OpenedLog {
         log,
         identity,
@@ -165,6 +165,7 @@ async fn begin(
     let handler = Handler {
         running: is_running,
         opener: Arc::new(Mutex::new(sealer()?)),
+        level: shared.level,
         services: services.clone(),
         members: config.members.clone(),
         key_check: key_check(&key),

@@ -13,10 +13,7 @@ fn describe(member: &str, incarnation: u128, abilities: Abilities) -> Command {
 
 #[test]
 fn only_what_all_members_can_do_counts() {
-    let no_tcp = Abilities {
-        tcp: false,
-        ..Abilities::ALL
-    };
+    let no_tcp = Abilities::ALL.without(Abilities::TCP);
     let mut state = State::new();
     assert_eq!(state.abilities(), Abilities::ALL);
     for (member, incarnation) in [("a", 1), ("b", 2)] {
@@ -49,4 +46,16 @@ fn only_what_all_members_can_do_counts() {
         },
     );
     assert_eq!(state.abilities(), Abilities::ALL);
+}
+
+#[test]
+fn what_only_a_newer_program_can_name_is_kept() {
+    let mut state = State::new();
+    apply(&mut state, register("a", 1));
+    let unknown: Abilities =
+        postcard::from_bytes(&postcard::to_stdvec(&(1u32 << 30 | 4)).unwrap()).unwrap();
+    apply(&mut state, describe("a", 1, unknown));
+    let kept = State::from_snapshot(&state.to_snapshot()).unwrap();
+    assert_eq!(kept.abilities(), unknown);
+    assert!(unknown.has(Abilities::TCP) && !unknown.has(Abilities::IMPLICIT_IV));
 }

@@ -1,7 +1,9 @@
 //! Rules one by one, and properties over random histories.
 
 mod abilities;
+mod formats;
 mod leases;
+mod levels;
 mod ownership;
 mod properties;
 mod rules;

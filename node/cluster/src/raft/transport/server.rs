@@ -20,6 +20,7 @@ use evergate_proto::cluster::{
     member_server::{Member, MemberServer},
     snapshot_part::Part,
 };
+use evergate_state::Level;
 use futures::{
     Stream, StreamExt,
     stream::{self, BoxStream},
@@ -70,6 +71,8 @@ pub(crate) struct Handler {
     pub(crate) running: watch::Receiver<Option<Running>>,
     /// Looks at proposals before they are logged.
     pub(crate) opener: Arc<Mutex<Sealer>>,
+    /// Up to which level the replicated format is understood here.
+    pub(crate) level: Level,
     /// What it does besides.
     pub(crate) services: Services,
     /// The configured members.
@@ -268,7 +271,7 @@ impl Handler {
         let mut opener = self.opener.lock().unwrap_or_else(PoisonError::into_inner);
         let understood = opener
             .open(Kind::Entry, batch.place(), &mut blob)
-            .map(|plain| entry::decode(plain).is_some());
+            .map(|plain| entry::decode(plain, self.level).is_some());
         drop(opener);
         blob.zeroize();
         match understood {
