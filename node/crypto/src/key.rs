@@ -2,21 +2,16 @@
 
 use crate::{
     Cipher, Encryption, MAX_ICV_LEN,
-    gcm::{NONCE_LEN, ShortTagGcm},
+    aead::{Aead, Algorithm, NONCE_LEN},
     integrity::Mac,
+    memory::prefetch,
     modes::{self, BLOCK, Detached, Plain},
 };
 use aes::{
     Aes256,
     cipher::{BlockCipherEncrypt, KeyInit},
 };
-use aws_lc_rs::{
-    aead::{
-        AES_128_GCM, AES_192_GCM, AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey,
-        Nonce, UnboundKey,
-    },
-    hmac,
-};
+use aws_lc_rs::hmac;
 use std::{fmt, sync::OnceLock};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
@@ -54,21 +49,30 @@ pub struct Associated<'a> {
 /// taking over an SA costs nothing before.
 pub struct Key {
     cipher: Cipher,
+    expanded: OnceLock<Expanded>,
+    /// The salt again, as each packet needs it: it is in `material`, too, which most do not need any more.
+    salt: Zeroizing<[u8; MAX_SALT_LEN]>,
     material: Zeroizing<Vec<u8>>,
-    /// In a box: many SAs never carry a packet.
-    expanded: OnceLock<Box<Expanded>>,
 }
 
-/// A key that is ready for use.
-#[allow(clippy::large_enum_variant)] // the large one is the usual one, and is used for every packet
+/// The longest salt, in bytes.
+const MAX_SALT_LEN: usize = 4;
+
+/// A key that is ready for use. In boxes: many SAs never carry a packet.
 enum Expanded {
-    /// AES-GCM with whole tags, ChaCha20-Poly1305.
-    Aead(LessSafeKey),
-    ShortTagGcm(ShortTagGcm),
+    /// AES-GCM, ChaCha20-Poly1305.
+    Aead(Box<Aead>),
     Ccm(Box<dyn Detached>),
-    Ctr(Box<dyn Plain>, Mac),
-    /// The third is the cipher that makes IVs.
-    Cbc(Box<dyn Plain>, Mac, Box<Aes256>),
+    Ctr(Box<(Box<dyn Plain>, Mac)>),
+    Cbc(Box<Cbc>),
+}
+
+/// A key of CBC.
+struct Cbc {
+    cipher: Box<dyn Plain>,
+    mac: Mac,
+    /// The cipher that makes IVs.
+    ivs: Aes256,
 }
 
 impl Key {
@@ -81,17 +85,22 @@ impl Key {
         if !cipher.is_whole() || len != cipher.material_len() {
             return Err(KeyError { cipher, len });
         }
+        let mut salt = Zeroizing::new([0; MAX_SALT_LEN]);
+        let (start, salt_len) = (cipher.encryption.key_len(), cipher.encryption.salt_len());
+        salt[..salt_len].copy_from_slice(&material[start..start + salt_len]);
         Ok(Self {
             cipher,
-            material: Zeroizing::new(material.to_vec()),
             expanded: OnceLock::new(),
+            salt,
+            material: Zeroizing::new(material.to_vec()),
         })
     }
 
-    /// Reads from where the key is, so that it is in the cache when it is needed soon. Expands nothing.
+    /// Has the key fetched into the cache, for use soon. Expands nothing.
     pub fn warm(&self) {
-        let expanded = self.expanded.get();
-        std::hint::black_box(expanded.map(|e| matches!(**e, Expanded::Aead(_))));
+        if let Some(Expanded::Aead(key)) = self.expanded.get() {
+            prefetch(&**key, size_of::<Aead>());
+        }
     }
 
     /// The cipher that the key is for.
@@ -118,26 +127,20 @@ impl Key {
         match self.expanded() {
             Expanded::Aead(key) => {
                 iv.copy_from_slice(&number.to_be_bytes()[..iv.len()]);
-                let nonce = Nonce::assume_unique_for_key(self.nonce(number));
-                let tag = key
-                    .seal_in_place_separate_tag(nonce, Aad::from(associated.aead), text)
-                    .expect("a packet is far below the limits of the AEADs");
-                icv.copy_from_slice(tag.as_ref());
-            }
-            Expanded::ShortTagGcm(key) => {
-                iv.copy_from_slice(&number.to_be_bytes());
                 key.seal(&self.nonce(number), associated.aead, text, icv);
             }
             Expanded::Ccm(key) => {
                 iv.copy_from_slice(&number.to_be_bytes()[..iv.len()]);
                 key.seal(&self.nonce::<11>(number), associated.aead, text, icv);
             }
-            Expanded::Ctr(cipher, mac) => {
+            Expanded::Ctr(key) => {
+                let (cipher, mac) = &**key;
                 iv.copy_from_slice(&number.to_be_bytes());
                 cipher.encrypt(&self.counter_block(number), text);
                 mac.compute(&[associated.before, iv, text, associated.after], icv);
             }
-            Expanded::Cbc(cipher, mac, ivs) => {
+            Expanded::Cbc(key) => {
+                let Cbc { cipher, mac, ivs } = &**key;
                 let mut block = [0; BLOCK];
                 block[BLOCK - NUMBER_LEN..].copy_from_slice(&number.to_be_bytes());
                 ivs.encrypt_block((&mut block).into());
@@ -169,21 +172,18 @@ impl Key {
         };
         let text_len = sealed.len().checked_sub(self.cipher.icv_len());
         let text_len = text_len.ok_or(Forged)?;
-        if let Expanded::Aead(key) = self.expanded() {
-            let nonce = Nonce::assume_unique_for_key(self.nonce(number));
-            let opened = key.open_in_place(nonce, Aad::from(associated.aead), sealed);
-            return opened.map(|_| ()).map_err(|_| Forged);
-        }
         let (text, icv) = sealed.split_at_mut(text_len);
         match self.expanded() {
-            Expanded::ShortTagGcm(key) => key.open(&self.nonce(number), associated.aead, text, icv),
+            Expanded::Aead(key) => key.open(&self.nonce(number), associated.aead, text, icv),
             Expanded::Ccm(key) => key.open(&self.nonce::<11>(number), associated.aead, text, icv),
-            Expanded::Ctr(cipher, mac) => {
+            Expanded::Ctr(key) => {
+                let (cipher, mac) = &**key;
                 verify(mac, &[associated.before, iv, text, associated.after], icv)?;
                 cipher.decrypt(&self.counter_block(number), text);
                 Ok(())
             }
-            Expanded::Cbc(cipher, mac, _) => {
+            Expanded::Cbc(key) => {
+                let Cbc { cipher, mac, .. } = &**key;
                 verify(mac, &[associated.before, iv, text, associated.after], icv)?;
                 let iv: &[u8; BLOCK] = iv.try_into().expect("the caller knows the IV's length");
                 if !text.len().is_multiple_of(BLOCK) {
@@ -192,14 +192,13 @@ impl Key {
                 cipher.decrypt(iv, text);
                 Ok(())
             }
-            Expanded::Aead(_) => unreachable!("was handled above"),
         }
     }
 
     fn expanded(&self) -> &Expanded {
         self.expanded.get_or_init(|| {
             let expanded = self.expand();
-            Box::new(expanded.expect("the constructor checked cipher and length"))
+            expanded.expect("the constructor checked cipher and length")
         })
     }
 
@@ -211,25 +210,17 @@ impl Key {
             let start = encryption.key_len() + encryption.salt_len();
             Some(Mac::new(integrity, &self.material[start..]))
         };
-        let aead = |algorithm: &'static Algorithm| {
-            let key = UnboundKey::new(algorithm, key).ok()?;
-            Some(Expanded::Aead(LessSafeKey::new(key)))
+        let aead = |algorithm| {
+            let key = Aead::new(algorithm, key, encryption.icv_len())?;
+            Some(Expanded::Aead(key))
         };
         match encryption {
-            Encryption::AesGcm16 { key_bits } | Encryption::AesGcm16Iiv { key_bits } => {
-                match key_bits {
-                    128 => aead(&AES_128_GCM),
-                    192 => aead(&AES_192_GCM),
-                    256 => aead(&AES_256_GCM),
-                    _ => None,
-                }
-            }
+            Encryption::AesGcm16 { .. }
+            | Encryption::AesGcm16Iiv { .. }
+            | Encryption::AesGcm12 { .. }
+            | Encryption::AesGcm8 { .. } => aead(Algorithm::AesGcm),
             Encryption::ChaCha20Poly1305 | Encryption::ChaCha20Poly1305Iiv => {
-                aead(&CHACHA20_POLY1305)
-            }
-            Encryption::AesGcm12 { .. } | Encryption::AesGcm8 { .. } => {
-                let key = ShortTagGcm::new(key, encryption.icv_len())?;
-                Some(Expanded::ShortTagGcm(key))
+                aead(Algorithm::ChaCha20Poly1305)
             }
             Encryption::AesCcm16 { .. }
             | Encryption::AesCcm12 { .. }
@@ -237,11 +228,12 @@ impl Key {
             | Encryption::AesCcm8Iiv { .. } => {
                 Some(Expanded::Ccm(modes::ccm(key, encryption.icv_len())?))
             }
-            Encryption::AesCtr { .. } => Some(Expanded::Ctr(modes::ctr(key)?, mac()?)),
-            Encryption::AesCbc { .. } => {
-                let ivs = Box::new(self.iv_cipher());
-                Some(Expanded::Cbc(modes::cbc(key)?, mac()?, ivs))
-            }
+            Encryption::AesCtr { .. } => Some(Expanded::Ctr(Box::new((modes::ctr(key)?, mac()?)))),
+            Encryption::AesCbc { .. } => Some(Expanded::Cbc(Box::new(Cbc {
+                cipher: modes::cbc(key)?,
+                mac: mac()?,
+                ivs: self.iv_cipher(),
+            }))),
         }
     }
 
@@ -258,8 +250,7 @@ impl Key {
     fn nonce<const LEN: usize>(&self, number: u64) -> [u8; LEN] {
         let mut nonce = [0; LEN];
         let (salt, iv) = nonce.split_at_mut(LEN - NUMBER_LEN);
-        let start = self.cipher.encryption.key_len();
-        salt.copy_from_slice(&self.material[start..start + salt.len()]);
+        salt.copy_from_slice(&self.salt[..salt.len()]);
         iv.copy_from_slice(&number.to_be_bytes());
         nonce
     }

@@ -5,12 +5,13 @@
 //! never used with the key before (the *unique* number: ESP's sequence number, the counter of IKE messages); the IV on
 //! the wire is a function of key and number, so the law "no IV twice" is a law about numbers alone.
 
+mod aead;
 mod cipher;
 mod encryption;
-mod gcm;
 mod integrity;
 mod key;
 mod mac;
+mod memory;
 mod modes;
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,7 @@ pub use encryption::Encryption;
 pub use integrity::Integrity;
 pub use key::{Associated, Forged, Key, KeyError};
 pub use mac::{cmac, xcbc};
+pub use memory::prefetch;
 
 /// Length of the longest explicit IV (CBC), in bytes.
 pub const MAX_IV_LEN: usize = 16;
