@@ -47,8 +47,10 @@ pub struct Associated<'a> {
 
 /// The key of one direction, with its salt and integrity key. Key schedules are computed for the first packet, so that
 /// taking over an SA costs nothing before.
+#[repr(C)] // what each packet needs lies together
 pub struct Key {
     cipher: Cipher,
+    shape: Shape,
     expanded: OnceLock<Expanded>,
     /// The salt again, as each packet needs it: it is in `material`, too, which most do not need any more.
     salt: Zeroizing<[u8; MAX_SALT_LEN]>,
@@ -57,6 +59,29 @@ pub struct Key {
 
 /// The longest salt, in bytes.
 const MAX_SALT_LEN: usize = 4;
+
+/// The lengths of what a cipher makes of a packet, in bytes: what [`Cipher`] says of itself, once for all packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Of the IV on the wire.
+    pub iv_len: usize,
+    /// Of the integrity check value.
+    pub icv_len: usize,
+    /// What ciphertexts are a multiple of: a power of two.
+    pub block: usize,
+}
+
+impl Shape {
+    fn of(cipher: Cipher) -> Self {
+        let block = cipher.block();
+        debug_assert!(block.is_power_of_two());
+        Self {
+            iv_len: cipher.iv_len(),
+            icv_len: cipher.icv_len(),
+            block,
+        }
+    }
+}
 
 /// A key that is ready for use. In boxes: many SAs never carry a packet.
 enum Expanded {
@@ -90,6 +115,7 @@ impl Key {
         salt[..salt_len].copy_from_slice(&material[start..start + salt_len]);
         Ok(Self {
             cipher,
+            shape: Shape::of(cipher),
             expanded: OnceLock::new(),
             salt,
             material: Zeroizing::new(material.to_vec()),
@@ -99,8 +125,13 @@ impl Key {
     /// Has the key fetched into the cache, for use soon. Expands nothing.
     pub fn warm(&self) {
         if let Some(Expanded::Aead(key)) = self.expanded.get() {
-            prefetch(&**key, size_of::<Aead>());
+            prefetch(&**key);
         }
+    }
+
+    /// The lengths of what it makes.
+    pub fn shape(&self) -> Shape {
+        self.shape
     }
 
     /// The cipher that the key is for.
@@ -170,7 +201,7 @@ impl Key {
             Ok(iv) => u64::from_be_bytes(iv),
             Err(_) => number,
         };
-        let text_len = sealed.len().checked_sub(self.cipher.icv_len());
+        let text_len = sealed.len().checked_sub(self.shape.icv_len);
         let text_len = text_len.ok_or(Forged)?;
         let (text, icv) = sealed.split_at_mut(text_len);
         match self.expanded() {

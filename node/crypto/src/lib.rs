@@ -19,9 +19,9 @@ mod tests;
 pub use cipher::Cipher;
 pub use encryption::Encryption;
 pub use integrity::Integrity;
-pub use key::{Associated, Forged, Key, KeyError};
+pub use key::{Associated, Forged, Key, KeyError, Shape};
 pub use mac::{cmac, xcbc};
-pub use memory::prefetch;
+pub use memory::{prefetch, prefetch_some};
 
 /// Length of the longest explicit IV (CBC), in bytes.
 pub const MAX_IV_LEN: usize = 16;

@@ -3,12 +3,18 @@
 /// What processors that we know fetch at a time, in bytes.
 const LINE: usize = 64;
 
-/// Begins to fetch a value into the cache, up to so many bytes of it, and does not wait for it. Nothing but time depends on it.
+/// Begins to fetch a value into the cache, and does not wait for it. Nothing but time depends on it.
+pub fn prefetch<T>(value: &T) {
+    prefetch_some(value, size_of::<T>());
+}
+
+/// The same for its first so many bytes.
 #[allow(unsafe_code)]
-pub fn prefetch<T>(value: &T, most: usize) {
+pub fn prefetch_some<T>(value: &T, most: usize) {
     let start = std::ptr::from_ref(value).cast::<u8>();
-    for offset in (0..size_of::<T>().min(most)).step_by(LINE) {
-        let line = start.wrapping_add(offset);
+    let before = start.addr() % LINE;
+    for offset in (0..before + size_of::<T>().min(most)).step_by(LINE) {
+        let line = start.wrapping_sub(before).wrapping_add(offset);
         #[cfg(target_arch = "x86_64")]
         // SAFETY: it is a hint, which reads nothing that a program could see and faults at no address.
         unsafe {

@@ -7,10 +7,14 @@ use crate::{
     path::Path,
     reserve::Reserve,
     sender::Sender,
+    userspace::Direction,
 };
 use arc_swap::ArcSwap;
-use evergate_esp::{InboundSa, Key, OutboundSa, ReplayWindow, Selectors, mtu};
+use evergate_esp::{
+    InboundSa, Key, OutboundSa, ReplayWindow, Selectors, mtu, prefetch, prefetch_some,
+};
 use std::{
+    mem::offset_of,
     net::IpAddr,
     ops::Range,
     sync::{
@@ -23,27 +27,28 @@ use std::{
 /// Length of a TCP header with timestamps, and of the length before each message (RFC 9329 §3).
 const TCP_AND_LENGTH: usize = 20 + 12 + 2;
 
-/// A Child SA.
+/// A Child SA. What packets need lies together, in the order that is written here.
+#[repr(C)]
 pub(crate) struct Child {
     pub(crate) spi_in: u32,
-    pub(crate) inbound: InboundSa,
-    pub(crate) outbound: OutboundSa,
+    /// Another Child SA sends in its place, as long as there is one.
+    pub(crate) gives_way: AtomicBool,
+    pub(crate) sender: Sender,
     pub(crate) headers: HeaderPolicy,
     /// The ends, in transport mode; apart, because few have any.
     pub(crate) transport: Option<Box<Ends>>,
+    pub(crate) path: ArcSwap<Path>,
     pub(crate) gate: Arc<Gate>,
     pub(crate) traffic: Traffic,
-    pub(crate) reserve: Reserve,
     /// Unix milliseconds; 0 for never.
     pub(crate) last_inbound: Counter,
     /// Unix milliseconds; 0 for never.
     pub(crate) last_outbound: Counter,
-    /// Another Child SA sends in its place, as long as there is one.
-    pub(crate) gives_way: AtomicBool,
+    pub(crate) reserve: Reserve,
+    pub(crate) outbound: OutboundSa,
+    pub(crate) inbound: InboundSa,
     /// The source that routes to its peer's side should have.
     pub(crate) source_hint: Option<IpAddr>,
-    pub(crate) sender: Sender,
-    pub(crate) path: ArcSwap<Path>,
 }
 
 impl Child {
@@ -99,6 +104,24 @@ impl Child {
     /// What was learnt of the path before is not taken for the new one.
     pub(crate) fn move_to(&self, outer: Outer) {
         self.path.store(Path::new(outer));
+    }
+
+    /// Has the memory of this fetched that packets in this direction need.
+    pub(crate) fn fetch(&self, direction: Direction) {
+        prefetch_some(self, offset_of!(Self, outbound));
+        match direction {
+            Direction::Out => self.outbound.fetch(),
+            Direction::In | Direction::Tcp => self.inbound.fetch(),
+        }
+    }
+
+    /// The same for what this points to.
+    pub(crate) fn warm(&self, direction: Direction) {
+        match direction {
+            Direction::Out => self.outbound.warm(),
+            Direction::In | Direction::Tcp => self.inbound.warm(),
+        }
+        prefetch(&**self.path.load());
     }
 
     /// The largest inner packet for this path MTU.

@@ -2,7 +2,7 @@
 
 use crate::{
     DropReason, TcpEnd, Transport,
-    outbound::Exit,
+    exit::Exit,
     sockets::{OuterSocket, Role},
     sys::Outgoing,
     tap::{MaybeTapped, Tapped},

@@ -12,7 +12,7 @@ use crate::{
     userspace::{Clock, Direction, Shared},
 };
 use evergate_esp::{
-    OpenError, icmp, mss,
+    AHEAD, OpenError, icmp, mss,
     packet::{self, Inner},
     spi_of, transport, udp,
 };
@@ -182,7 +182,7 @@ fn look_ahead<'b>(
     socket: &OuterSocket,
     datagrams: impl Iterator<Item = &'b [u8]>,
 ) {
-    let mut last = None;
+    let (mut spis, mut count) = ([0; AHEAD], 0);
     for datagram in datagrams {
         let header = match (socket.role, socket.ipv4) {
             (Role::Ike, _) => return,
@@ -192,11 +192,13 @@ fn look_ahead<'b>(
         let Some(spi) = datagram.get(header..).and_then(spi_of) else {
             continue;
         };
-        if last.replace(spi).is_some_and(|last| last != spi)
-            && let Some(child) = shared.tables.inbound(spi)
-        {
-            child.inbound.warm();
+        if count < AHEAD && (count == 0 || spis[count - 1] != spi) {
+            spis[count] = spi;
+            count += 1;
         }
+    }
+    if count > 1 {
+        shared.tables.look_ahead_in(&spis[..count]);
     }
 }
 

@@ -1,17 +1,16 @@
 //! From the TUN device to the peers.
 
 use crate::{
-    DropReason, Encapsulation, Outer, Packet, PlaneEvent, TcpEnd,
+    DropReason, Packet, PlaneEvent,
     child::Child,
     counters::RateLimit,
     departure,
+    exit::{Destination, ask_path_mtu, destination},
     hold::Holds,
-    path::Path,
+    intake::Intake,
     sender::Claims,
-    sockets::Role,
     tap::{MaybeTapped, Note, Tapped},
-    tcp::Ends,
-    train::{MAX_INNER, Train},
+    train::Train,
     userspace::{Clock, Direction, Shared},
     virtio::{self, Left},
 };
@@ -23,11 +22,7 @@ use evergate_esp::{
     segment::{self, Kind, Segments},
     transport,
 };
-use std::{
-    io, mem,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-};
+use std::{io, mem, net::IpAddr, sync::Arc};
 
 /// Packets that are read from the device before the clock is read again and whoever wants to hold them back gets a turn. A large one counts once.
 const READS: usize = 64;
@@ -40,8 +35,8 @@ const MIN_MTU_V6: usize = 1280;
 pub(crate) struct Outbound {
     shared: Arc<Shared>,
     worker: usize,
-    /// The packet that was read.
-    buffer: Vec<u8>,
+    /// The packets that were read.
+    intake: Intake,
     train: Train,
     claims: Claims,
     /// Packets for transport mode of which the kernel has made fragments.
@@ -50,26 +45,6 @@ pub(crate) struct Outbound {
     clock: Clock,
     /// The captures of this batch.
     tapped: Option<Tapped>,
-}
-
-/// How a packet leaves.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Destination {
-    pub(crate) exit: Exit,
-    pub(crate) remote: SocketAddr,
-    pub(crate) local: IpAddr,
-    pub(crate) traffic_class: u8,
-    /// It is larger than the path, and goes in fragments.
-    pub(crate) fragmentable: bool,
-}
-
-/// By what it leaves.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Exit {
-    /// One of the worker's outer sockets.
-    Socket(usize),
-    /// A TCP connection.
-    Tcp(Ends, TcpEnd),
 }
 
 /// What came of a packet.
@@ -93,7 +68,7 @@ impl Outbound {
     pub(crate) fn new(shared: Arc<Shared>, worker: usize) -> Self {
         let clock = shared.clock();
         Self {
-            buffer: vec![0; MAX_INNER],
+            intake: Intake::new(),
             train: Train::new(),
             claims: Claims::new(worker),
             fragments: Reassembler::default(),
@@ -142,33 +117,41 @@ impl Outbound {
         let holds = shared.enter(Direction::Out, self.worker);
         self.tapped = shared.taps.now();
         self.fed(&shared, &holds);
-        let mut buffer = mem::take(&mut self.buffer);
-        let read = self.read(&mut buffer, &holds);
-        self.buffer = buffer;
+        let read = self.read(&holds);
         self.depart();
         read
     }
 
-    fn read(&mut self, buffer: &mut [u8], holds: &Holds) -> io::Result<()> {
-        let mut header = [0; virtio::LEN];
-        for _ in 0..READS {
-            let Some(len) = self.shared.tun.read(self.worker, &mut header, buffer)? else {
-                return Ok(());
-            };
-            let packet = &mut buffer[..len];
-            match virtio::parse(&header) {
-                Some(Left::Nothing) => self.packet(packet, holds),
-                Some(Left::Checksum { start, offset }) => {
-                    match segment::complete_checksum(packet, start, offset) {
-                        Ok(()) => self.packet(packet, holds),
-                        Err(_) => self.shared.traffic.dropped(DropReason::MalformedInner),
-                    }
-                }
-                Some(Left::Segments(kind, size)) => self.large(packet, kind, size, holds),
-                None => self.shared.traffic.dropped(DropReason::MalformedInner),
+    fn read(&mut self, holds: &Holds) -> io::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let (mut left, mut more) = (READS, Ok(true));
+        while left > 0 && matches!(more, Ok(true)) {
+            // Out of the way of the packets in it.
+            let mut intake = mem::take(&mut self.intake);
+            more = intake.fill(&shared.tun, self.worker, left);
+            intake.look_ahead(&shared.tables);
+            left -= intake.len();
+            for (header, packet) in intake.packets() {
+                self.arrived(header, packet, holds);
             }
+            self.intake = intake;
         }
-        Ok(())
+        more.map(|_| ())
+    }
+
+    /// A packet as the device gave it.
+    fn arrived(&mut self, header: &[u8; virtio::LEN], packet: &mut [u8], holds: &Holds) {
+        match virtio::parse(header) {
+            Some(Left::Nothing) => self.packet(packet, holds),
+            Some(Left::Checksum { start, offset }) => {
+                match segment::complete_checksum(packet, start, offset) {
+                    Ok(()) => self.packet(packet, holds),
+                    Err(_) => self.shared.traffic.dropped(DropReason::MalformedInner),
+                }
+            }
+            Some(Left::Segments(kind, size)) => self.large(packet, kind, size, holds),
+            None => self.shared.traffic.dropped(DropReason::MalformedInner),
+        }
     }
 
     /// The Child SA for a packet, unless it waits or must not go; then `held` is told so, or it was counted so many times.
@@ -523,58 +506,6 @@ fn covered<'b>(child: &Child, packet: &'b [u8], inner: &Inner) -> Result<Covered
         packet: &packet[..inner.total_len],
         next_header,
         inner_len: inner.total_len,
-    })
-}
-
-/// The way for an inner packet of this traffic class. `None` if there is no socket of the family.
-fn destination(
-    shared: &Shared,
-    worker: usize,
-    child: &Child,
-    outer: &Outer,
-    class: u8,
-) -> Option<Destination> {
-    let mut remote = outer.remote;
-    let socket = |role| {
-        shared
-            .sockets
-            .of(worker)
-            .index(role, outer.remote.is_ipv4())
-    };
-    let exit = match outer.encapsulation {
-        Encapsulation::Udp => Exit::Socket(socket(Role::Nat)?),
-        Encapsulation::None => {
-            // In raw sockets a port would be a protocol.
-            remote.set_port(0);
-            Exit::Socket(socket(Role::Esp)?)
-        }
-        Encapsulation::Tcp(end) => Exit::Tcp(
-            Ends {
-                local: outer.local,
-                remote,
-            },
-            end,
-        ),
-    };
-    Some(Destination {
-        exit,
-        remote,
-        local: outer.local.ip(),
-        traffic_class: match child.transport {
-            None => child.headers.outwards(class),
-            // The header is that of the packet.
-            Some(_) => class,
-        },
-        fragmentable: false,
-    })
-}
-
-/// Without an answer the path is taken to be as wide as the narrowest Ethernet; the next error asks again.
-fn ask_path_mtu(shared: &Shared, path: &Path) -> u32 {
-    let (from, to) = (path.outer.local.ip(), path.outer.remote.ip());
-    shared.sockets.path_mtu(from, to).unwrap_or_else(|error| {
-        tracing::debug!(%to, %error, "path MTU is not known");
-        1500
     })
 }
 

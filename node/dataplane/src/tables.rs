@@ -1,6 +1,6 @@
 //! From packets to Child SAs.
 
-use crate::{ChildSa, PlaneError, child::Child};
+use crate::{ChildSa, PlaneError, child::Child, userspace::Direction};
 use evergate_esp::{Action, Entry, Policies, PolicyId, Sad, Spd, packet::PacketSelectors};
 use std::{
     collections::{BTreeSet, HashMap},
@@ -66,6 +66,18 @@ impl Tables {
     /// The Child SA that receives with this SPI.
     pub(crate) fn inbound(&self, spi: u32) -> Option<Arc<Child>> {
         self.sad.get(spi)
+    }
+
+    /// Has all memory fetched that opening packets with these SPIs takes: see [`Sad::look_ahead`].
+    pub(crate) fn look_ahead_in(&self, spis: &[u32]) {
+        let (fetch, warm) = ahead(Direction::In);
+        self.sad.look_ahead(spis, fetch, warm);
+    }
+
+    /// Has all memory fetched that sending these packets takes.
+    pub(crate) fn look_ahead_out(&self, packets: &[PacketSelectors]) {
+        let (fetch, warm) = ahead(Direction::Out);
+        self.policies.look_ahead(packets, fetch, warm);
     }
 
     /// The Child SA that sends this packet.
@@ -162,6 +174,12 @@ impl Tables {
     fn changing(&self) -> MutexGuard<'_, Changing> {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn ahead(direction: Direction) -> (impl Fn(&Child), impl Fn(&Child)) {
+    let fetch = move |child: &Child| child.fetch(direction);
+    let warm = move |child: &Child| child.warm(direction);
+    (fetch, warm)
 }
 
 impl Changing {

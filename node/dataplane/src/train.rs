@@ -1,6 +1,6 @@
 //! Sealed packets that wait to leave together.
 
-use crate::{child::Child, outbound::Destination};
+use crate::{child::Child, exit::Destination};
 use evergate_esp::{HEADROOM, TAILROOM};
 use std::{ops::Range, sync::Arc};
 
@@ -128,7 +128,7 @@ impl Run {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{child::tests::child_sa, outbound::Exit};
+    use crate::{child::tests::child_sa, exit::Exit};
 
     fn child() -> Arc<Child> {
         Arc::new(Child::new(&child_sa(0x1000)).unwrap())

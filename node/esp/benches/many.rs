@@ -4,8 +4,8 @@
 #![allow(clippy::disallowed_methods, clippy::print_stdout, clippy::unwrap_used)]
 
 use evergate_esp::{
-    Action, Encryption, Entry, HEADROOM, InboundSa, Key, OutboundSa, ReplayWindow, Sad, Selector,
-    Selectors, Spd, TAILROOM, packet, protocol, spi_of,
+    AHEAD, Action, Encryption, Entry, HEADROOM, InboundSa, Key, OutboundSa, ReplayWindow, Sad,
+    Selector, Selectors, Spd, TAILROOM, packet, protocol, spi_of,
 };
 use std::{
     hint::black_box,
@@ -17,16 +17,15 @@ use std::{
 const SIZES: [u32; 4] = [1, 1000, 10_000, 100_000];
 /// Packets of a run: so many that what sending has touched does not wait in the nearest cache when they are opened.
 const PACKETS: usize = 8192;
-/// Packets that come together.
-const BATCH: usize = 32;
 const RUNS: usize = 101;
 /// The length of an inner packet.
 const LEN: usize = 64;
 
 /// Both ends of a Child SA.
+#[repr(C)]
 struct Pair {
-    outbound: OutboundSa,
     inbound: InboundSa,
+    outbound: OutboundSa,
 }
 
 struct Plane {
@@ -75,8 +74,27 @@ impl Plane {
         self.spd.insert(entry);
     }
 
-    /// Sends a packet to each of these peers.
-    fn send(&self, peers: &[u32], packets: &mut [Packet]) {
+    /// Sends a packet to each of these peers; `ahead`: in batches, after all their SAs were looked up.
+    fn send(&self, peers: &[u32], packets: &mut [Packet], ahead: bool) {
+        for (peers, packets) in peers.chunks(AHEAD).zip(packets.chunks_mut(AHEAD)) {
+            if ahead {
+                let of = |n: &u32| packet::parse(&inner_packet(*n)).unwrap().selectors;
+                let mut selectors = [of(&0); AHEAD];
+                for (selectors, n) in selectors.iter_mut().zip(peers) {
+                    *selectors = of(n);
+                }
+                let policies = self.spd.policies();
+                policies.look_ahead(
+                    &selectors[..peers.len()],
+                    |pair| pair.outbound.fetch(),
+                    |pair| pair.outbound.warm(),
+                );
+            }
+            self.send_batch(peers, packets);
+        }
+    }
+
+    fn send_batch(&self, peers: &[u32], packets: &mut [Packet]) {
         for (n, packet) in peers.iter().zip(packets) {
             let inner = HEADROOM..HEADROOM + LEN;
             packet.buffer[inner.clone()].copy_from_slice(&inner_packet(*n));
@@ -93,10 +111,17 @@ impl Plane {
 
     /// Opens packets as they come in batches; `ahead`: after all their SAs were looked up.
     fn receive(&self, packets: &mut [Packet], ahead: bool) {
-        for batch in packets.chunks_mut(BATCH) {
-            for packet in batch.iter().filter(|_| ahead) {
-                let spi = spi_of(&packet.buffer[packet.sealed.clone()]).unwrap();
-                self.sad.get(spi).unwrap().inbound.warm();
+        for batch in packets.chunks_mut(AHEAD) {
+            if ahead {
+                let mut spis = [0; AHEAD];
+                for (spi, packet) in spis.iter_mut().zip(&*batch) {
+                    *spi = spi_of(&packet.buffer[packet.sealed.clone()]).unwrap();
+                }
+                self.sad.look_ahead(
+                    &spis,
+                    |pair| pair.inbound.fetch(),
+                    |pair| pair.inbound.warm(),
+                );
             }
             self.receive_batch(batch);
         }
@@ -160,10 +185,12 @@ fn main() {
         sealed: 0..0,
     };
     let mut packets: Vec<Packet> = (0..PACKETS).map(|_| empty()).collect();
-    let mut times = vec![<[Vec<Duration>; 3]>::default(); planes.len()];
+    let mut times = vec![<[Vec<Duration>; 4]>::default(); planes.len()];
     let mut random = 1_u64;
     for _ in 0..RUNS {
-        for ((plane, size), [sent, received, ahead]) in planes.iter().zip(&mut times) {
+        for ((plane, size), [sent, received, sent_ahead, received_ahead]) in
+            planes.iter().zip(&mut times)
+        {
             let mut next = || {
                 random = random
                     .wrapping_mul(6_364_136_223_846_793_005)
@@ -171,18 +198,17 @@ fn main() {
                 u32::try_from((random >> 33) % u64::from(*size)).unwrap()
             };
             let peers: Vec<u32> = (0..PACKETS).map(|_| next()).collect();
-            sent.push(timed(|| plane.send(&peers, &mut packets)));
+            sent.push(timed(|| plane.send(&peers, &mut packets, false)));
             received.push(timed(|| plane.receive(&mut packets, false)));
-            plane.send(&peers, &mut packets);
-            ahead.push(timed(|| plane.receive(&mut packets, true)));
+            sent_ahead.push(timed(|| plane.send(&peers, &mut packets, true)));
+            received_ahead.push(timed(|| plane.receive(&mut packets, true)));
         }
     }
-    let heads = ["send", "open", "open after a look ahead"];
     println!(
-        "{:>8} {:>16} {:>16} {:>24}",
-        "SAs", heads[0], heads[1], heads[2]
+        "{:>8} {:>16} {:>16} {:>16} {:>16}",
+        "SAs", "send", "open", "send, ahead", "open, ahead"
     );
-    let mut first = [0.0; 3];
+    let mut first = [0.0; 4];
     for ((_, size), runs) in planes.iter().zip(times) {
         print!("{size:>8}");
         for (runs, first) in runs.into_iter().zip(&mut first) {

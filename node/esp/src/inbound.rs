@@ -2,9 +2,10 @@
 
 use crate::{
     ESP_HEADER_LEN, Key, ReplayWindow, Replayed, Selectors, outbound::Aad, packet::PacketSelectors,
-    protocol, table::Table,
+    protocol, selector::First, table::Table,
 };
-use std::{ops::Range, sync::Arc};
+use evergate_crypto::prefetch_some;
+use std::{mem::offset_of, ops::Range, sync::Arc};
 
 /// Why an ESP packet was dropped. Counting is the caller's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -43,11 +44,15 @@ impl Opened {
 
 /// An SA that we receive with. Cheap to make: no key schedule before the first packet.
 #[derive(Debug)]
+#[repr(C)] // what each packet needs lies together
 pub struct InboundSa {
     spi: u32,
-    key: Key,
     esn: bool,
+    key: Key,
+    /// What most packets match.
+    first: Option<First>,
     selectors: Arc<Selectors>,
+    /// Last, as it is long.
     window: ReplayWindow,
 }
 
@@ -60,11 +65,13 @@ impl InboundSa {
         selectors: impl Into<Arc<Selectors>>,
         window: ReplayWindow,
     ) -> Self {
+        let selectors = selectors.into();
         Self {
             spi,
-            key,
             esn,
-            selectors: selectors.into(),
+            key,
+            first: First::of(&selectors),
+            selectors,
             window,
         }
     }
@@ -101,15 +108,21 @@ impl InboundSa {
 
     /// Whether an inner packet may come through this SA (RFC 4301 §5.2, step 4).
     pub fn admits(&self, packet: &PacketSelectors) -> bool {
-        self.selectors.match_inbound(packet)
+        let first = self.first.as_ref();
+        first.is_some_and(|first| first.match_inbound(packet))
+            || self.selectors.match_inbound(packet)
     }
 
-    /// Reads from all places that opening a packet needs, so that they are in the cache when that is done soon. A processor fetches those of several
+    /// Has the memory of this fetched, as far as each packet needs it.
+    pub fn fetch(&self) {
+        prefetch_some(self, offset_of!(Self, window) + ReplayWindow::EDGES_LEN);
+    }
+
+    /// Has all else fetched that opening a packet needs, so that they are in the cache when that is done soon. A processor fetches those of several
     /// SAs at a time, which it cannot while it decrypts.
     pub fn warm(&self) {
         self.key.warm();
-        let Selectors { local, remote } = &*self.selectors;
-        std::hint::black_box((self.window.touch(), local.first(), remote.first().copied()));
+        self.window.warm();
     }
 
     /// Opens an ESP packet (from its SPI on, without a UDP header) in place.
@@ -117,19 +130,19 @@ impl InboundSa {
     /// # Errors
     /// See [`OpenError`].
     pub fn open(&self, packet: &mut [u8]) -> Result<Opened, OpenError> {
-        let cipher = self.key.cipher();
+        let shape = self.key.shape();
         let parsed = Parsed::new(packet).filter(|parsed| parsed.spi == self.spi);
         let parsed = parsed.ok_or(OpenError::Malformed)?;
-        let head_len = ESP_HEADER_LEN + cipher.iv_len();
-        let text_len = packet.len().checked_sub(head_len + cipher.icv_len());
+        let head_len = ESP_HEADER_LEN + shape.iv_len;
+        let text_len = packet.len().checked_sub(head_len + shape.icv_len);
         let text_len = text_len.ok_or(OpenError::Malformed)?;
-        if text_len < 2 || !text_len.is_multiple_of(cipher.block()) {
+        if text_len < 2 || text_len & (shape.block - 1) != 0 {
             return Err(OpenError::Malformed);
         }
         let seq = self.check(parsed.low)?;
         let aad = Aad::new(self.spi, seq, self.esn);
         let (header, rest) = packet.split_at_mut(ESP_HEADER_LEN);
-        let (iv, sealed) = rest.split_at_mut(cipher.iv_len());
+        let (iv, sealed) = rest.split_at_mut(shape.iv_len);
         self.key
             .open(seq, &aad.associated(header), iv, sealed)
             .map_err(|_| OpenError::Integrity)?;
@@ -183,6 +196,9 @@ fn strip(text: &[u8]) -> Option<(usize, u8)> {
     regular.then_some((payload_len, next_header))
 }
 
+/// So many packets are looked at ahead at a time: more than memory can answer for at once, and few enough for the nearest caches.
+pub const AHEAD: usize = 32;
+
 /// Inbound SAs by SPI. `S` is what the data plane keeps for one. Looking one up takes no lock.
 pub struct Sad<S = InboundSa> {
     by_spi: Table<(u32, Arc<S>)>,
@@ -217,6 +233,22 @@ impl<S> Sad<S> {
     pub fn get(&self, spi: u32) -> Option<Arc<S>> {
         let is = |(other, sa): &(u32, Arc<S>)| (*other == spi).then(|| Arc::clone(sa));
         self.by_spi.find(hash(spi), is)
+    }
+
+    /// Has what leads to these SAs fetched into the cache, for all at once: with many SAs, most of the time goes by until memory has answered. Then `fetch` is to
+    /// do the same for their own memory, and at last `warm` for what they point to. At most [`AHEAD`] are looked at.
+    pub fn look_ahead(&self, spis: &[u32], fetch: impl Fn(&S), warm: impl Fn(&S)) {
+        let mut hashes = [0; AHEAD];
+        let spis = &spis[..spis.len().min(AHEAD)];
+        for (hash_of, spi) in hashes.iter_mut().zip(spis) {
+            *hash_of = hash(*spi);
+        }
+        // Equal hashes are equal SPIs.
+        self.by_spi.look_ahead(
+            &hashes[..spis.len()],
+            |(_, sa)| fetch(sa),
+            |(_, sa)| warm(sa),
+        );
     }
 
     /// Removes the SA with this SPI.

@@ -26,7 +26,9 @@ pub mod transport;
 pub mod tunnel;
 pub mod udp;
 
-pub use evergate_crypto::{Cipher, Encryption, Integrity, Key, KeyError, MAX_ICV_LEN, MAX_IV_LEN};
+pub use evergate_crypto::{
+    Cipher, Encryption, Integrity, Key, KeyError, MAX_ICV_LEN, MAX_IV_LEN, prefetch, prefetch_some,
+};
 pub use inbound::*;
 pub use outbound::*;
 pub use replay::*;

@@ -4,8 +4,8 @@ use crate::{
     ESP_HEADER_LEN, Exhausted, Key, RangeError, SequenceNumber, SequenceNumbers, alignment,
     sequence::Allocator,
 };
-use evergate_crypto::Associated;
-use std::ops::Range;
+use evergate_crypto::{Associated, prefetch_some};
+use std::{mem::offset_of, ops::Range};
 
 /// Why a packet could not be sealed: the caller's buffer is the reason, never the packet's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -17,10 +17,11 @@ pub enum SealError {
 
 /// An SA that we send with. Cheap to make: no key schedule before the first packet.
 #[derive(Debug)]
+#[repr(C)] // what each packet needs lies together
 pub struct OutboundSa {
     spi: u32,
-    key: Key,
     esn: bool,
+    key: Key,
     sequence: Allocator,
 }
 
@@ -34,6 +35,16 @@ impl OutboundSa {
             esn,
             sequence,
         }
+    }
+
+    /// Has the memory of this fetched, as far as each packet needs it.
+    pub fn fetch(&self) {
+        prefetch_some(self, offset_of!(Self, sequence) + Allocator::HOT_LEN);
+    }
+
+    /// Has all else fetched that sealing a packet needs, as [`InboundSa::warm`](crate::InboundSa::warm).
+    pub fn warm(&self) {
+        self.key.warm();
     }
 
     /// The peer's SPI.
@@ -69,7 +80,7 @@ impl OutboundSa {
 
     /// Bytes of an ESP packet of this SA before the inner packet: header and IV.
     pub fn head_len(&self) -> usize {
-        ESP_HEADER_LEN + self.key.cipher().iv_len()
+        ESP_HEADER_LEN + self.key.shape().iv_len
     }
 
     /// Adds a reserved range, `start` included and `end` not, for use after what is already there. It may begin
@@ -125,19 +136,21 @@ impl OutboundSa {
         buf: &mut [u8],
         inner: Range<usize>,
     ) -> Result<Range<usize>, SealError> {
-        let cipher = self.key.cipher();
+        let shape = self.key.shape();
         let head_len = self.head_len();
         let start = inner.start.checked_sub(head_len).ok_or(SealError::NoRoom)?;
         let inner_len = inner
             .end
             .checked_sub(inner.start)
             .ok_or(SealError::NoRoom)?;
-        let text_len = (inner_len + 2).next_multiple_of(alignment(cipher.block()));
-        let end = inner.start + text_len + cipher.icv_len();
+        // As `next_multiple_of`, without a division.
+        let mask = alignment(shape.block) - 1;
+        let text_len = (inner_len + 2 + mask) & !mask;
+        let end = inner.start + text_len + shape.icv_len;
         let packet = buf.get_mut(start..end).ok_or(SealError::NoRoom)?;
 
         let (header, rest) = packet.split_at_mut(ESP_HEADER_LEN);
-        let (iv, rest) = rest.split_at_mut(cipher.iv_len());
+        let (iv, rest) = rest.split_at_mut(shape.iv_len);
         let (text, icv) = rest.split_at_mut(text_len);
         header[..4].copy_from_slice(&self.spi.to_be_bytes());
         header[4..].copy_from_slice(&seq.to_be_bytes()[4..]);

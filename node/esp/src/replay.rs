@@ -1,6 +1,10 @@
 //! The anti-replay window (RFC 4303 §3.4.3, Appendix A).
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use evergate_crypto::prefetch;
+use std::{
+    mem::offset_of,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 /// Why a sequence number is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,15 +29,55 @@ pub enum Replayed {
 /// block is an old one. And whoever sets a mark has found it unset in the very word that it is in: no number is accepted twice, however
 /// threads overtake each other.
 #[derive(Debug)]
+#[repr(C)] // the edges lie with what is before them
 pub struct ReplayWindow {
     right_edge: AtomicU64,
     /// All up to here are refused.
     floor: AtomicU64,
-    ring: Box<[AtomicU64]>,
+    ring: Ring,
 }
 
 /// Numbers of one word.
 const BLOCK: u64 = 32;
+/// Words of a window of the usual size. One more than it spans in whole blocks: it may begin in the middle of one.
+const USUAL: usize = ReplayWindow::DEFAULT_SIZE / 32 + 1;
+
+/// The words of a window. That of the usual size is no memory of its own, which would have to be waited for.
+#[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the large one is the usual one, and to be where it is"
+)]
+enum Ring {
+    Usual([AtomicU64; USUAL]),
+    Other(Box<[AtomicU64]>),
+}
+
+impl Ring {
+    fn new(words: usize) -> Self {
+        if words == USUAL {
+            return Self::Usual(std::array::from_fn(|_| AtomicU64::new(0)));
+        }
+        Self::Other((0..words).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Usual(words) => words.len(),
+            Self::Other(words) => words.len(),
+        }
+    }
+
+    /// The word for a block, which later blocks will need too.
+    fn word(&self, block: u64) -> &AtomicU64 {
+        // That the one length is known makes no division of it.
+        let (words, place) = match self {
+            Self::Usual(words) => (&words[..], block % USUAL as u64),
+            Self::Other(words) => (&words[..], block % words.len() as u64),
+        };
+        &words[usize::try_from(place).expect("below the length")]
+    }
+}
 
 /// What becomes of a word, of this block or an older one, when `seq` is marked. It bears its block modulo 2^32: one that is so much older
 /// looks the same, and up to 32 numbers might be refused; never the other way round.
@@ -48,6 +92,8 @@ fn mark(word: u64, seq: u64) -> Result<u64, Replayed> {
 }
 
 impl ReplayWindow {
+    /// What each packet needs of it lies in so many bytes at its beginning; and one word of the ring.
+    pub(crate) const EDGES_LEN: usize = offset_of!(Self, ring);
     /// The size that the configuration has by default.
     pub const DEFAULT_SIZE: usize = 1024;
     /// The smallest size.
@@ -59,11 +105,10 @@ impl ReplayWindow {
     pub fn new(size: usize) -> Self {
         let size = size.clamp(Self::MIN_SIZE, Self::MAX_SIZE);
         let blocks = size.next_multiple_of(64) as u64 / BLOCK;
-        // One more than the window spans in whole blocks: it may begin in the middle of one.
         Self {
             right_edge: AtomicU64::new(0),
             floor: AtomicU64::new(0),
-            ring: (0..=blocks).map(|_| AtomicU64::new(0)).collect(),
+            ring: Ring::new(usize::try_from(blocks).expect("the size is bounded") + 1),
         }
     }
 
@@ -77,9 +122,9 @@ impl ReplayWindow {
         self.right_edge.load(Ordering::Acquire)
     }
 
-    /// Reads where the next number will most probably be marked.
-    pub(crate) fn touch(&self) -> u64 {
-        self.word(self.right_edge()).load(Ordering::Relaxed)
+    /// Has the place fetched where the next number will most probably be marked.
+    pub(crate) fn warm(&self) {
+        prefetch(self.word(self.right_edge()));
     }
 
     /// After a takeover: refuses everything at or below `edge`, seen or not. Never moves backwards.
@@ -118,7 +163,9 @@ impl ReplayWindow {
     /// See [`Replayed`]; another thread may have been faster with a copy.
     pub fn update(&self, seq: u64) -> Result<(), Replayed> {
         self.check_edges(seq)?;
-        self.right_edge.fetch_max(seq, Ordering::AcqRel);
+        if seq > self.right_edge() {
+            self.right_edge.fetch_max(seq, Ordering::AcqRel);
+        }
         let word = self.word(seq);
         let mut before = word.load(Ordering::Acquire);
         loop {
@@ -153,8 +200,7 @@ impl ReplayWindow {
     }
 
     fn word(&self, seq: u64) -> &AtomicU64 {
-        let place = seq / BLOCK % self.ring.len() as u64;
-        &self.ring[usize::try_from(place).expect("below the length")]
+        self.ring.word(seq / BLOCK)
     }
 }
 

@@ -84,6 +84,31 @@ impl Selectors {
     }
 }
 
+/// The first pair of [`Selectors`], where it takes no pointer to look at it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct First {
+    local: Selector,
+    remote: Selector,
+}
+
+impl First {
+    pub(crate) fn of(selectors: &Selectors) -> Option<Self> {
+        Some(Self {
+            local: *selectors.local.first()?,
+            remote: *selectors.remote.first()?,
+        })
+    }
+
+    pub(crate) fn match_inbound(&self, packet: &PacketSelectors) -> bool {
+        let (source_port, destination_port) = packet.ports.unzip();
+        self.remote
+            .matches(packet.source, packet.protocol, source_port)
+            && self
+                .local
+                .matches(packet.destination, packet.protocol, destination_port)
+    }
+}
+
 fn any(side: &[Selector], address: IpAddr, protocol: u8, port: Option<u16>) -> bool {
     side.iter()
         .any(|selector| selector.matches(address, protocol, port))

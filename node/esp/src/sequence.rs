@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    mem::offset_of,
     ops::Range,
     sync::{
         Mutex, MutexGuard, PoisonError,
@@ -89,6 +90,7 @@ pub enum RangeError {
 
 /// Hands out each number of the reserved ranges once, in order, without a lock as long as a range lasts.
 #[derive(Debug)]
+#[repr(C)] // what each packet needs lies together
 pub(crate) struct Allocator {
     /// The next number. Only grows.
     next: AtomicU64,
@@ -107,6 +109,9 @@ struct Waiting {
 }
 
 impl Allocator {
+    /// What each packet needs of it lies in so many bytes at its beginning.
+    pub(crate) const HOT_LEN: usize = offset_of!(Self, waiting);
+
     pub(crate) fn new(esn: bool) -> Self {
         Self {
             next: AtomicU64::new(0),

@@ -1,6 +1,6 @@
 //! The outbound policy database (RFC 4301 §4.4.1): from an inner packet to the SA that protects it.
 
-use crate::{OutboundSa, Selector, Selectors, packet::PacketSelectors, table::Table};
+use crate::{AHEAD, OutboundSa, Selector, Selectors, packet::PacketSelectors, table::Table};
 use arc_swap::ArcSwap;
 use std::{
     collections::{BTreeMap, HashMap, btree_map},
@@ -334,6 +334,35 @@ impl<S> Policies<S> {
             }
         }
         best.map(|(_, found)| found)
+    }
+
+    /// Has what is needed to look up the policies of these packets fetched into the cache, for all at once; `fetch` is to do the same for their SAs' own
+    /// memory, and `warm` for what those point to. Where policies of several kinds may match, those are looked at that have the longest prefixes. At most
+    /// [`AHEAD`] packets are looked at.
+    pub fn look_ahead(&self, packets: &[PacketSelectors], fetch: impl Fn(&S), warm: impl Fn(&S)) {
+        let lengths = self.lengths.load();
+        let mut hashes = [0; AHEAD];
+        let mut count = 0;
+        for packet in packets.iter().take(AHEAD) {
+            let lengths = match packet.destination {
+                IpAddr::V4(_) => &lengths.v4,
+                IpAddr::V6(_) => &lengths.v6,
+            };
+            // They are in order.
+            if let Some(&(remote, local)) = lengths.last() {
+                hashes[count] = self.hash(&Pair {
+                    remote: Prefix::new(packet.destination, remote),
+                    local: Prefix::new(packet.source, local),
+                });
+                count += 1;
+            }
+        }
+        let sa = |rule: &Rule<S>, look: &dyn Fn(&S)| rule.sa.as_deref().map(look);
+        self.rules.look_ahead(
+            &hashes[..count],
+            |rule| _ = sa(rule, &fetch),
+            |rule| _ = sa(rule, &warm),
+        );
     }
 
     fn hash(&self, pair: &Pair) -> u32 {

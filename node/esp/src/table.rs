@@ -5,6 +5,7 @@
 //! beside the old ones: so adding an item costs the same however many there are, taken together.
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use evergate_crypto::prefetch;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Buckets of an empty table.
@@ -69,6 +70,32 @@ impl<T: Clone> Table<T> {
             next = node.next.as_deref();
         }
         None
+    }
+
+    /// Prepares to find items with these hashes: has fetched at once what all of them need, first the buckets, then what is first in them. Of the items there
+    /// `first` is to have fetched what they point to, and then `next` what that points to.
+    pub(crate) fn look_ahead(&self, hashes: &[u32], first: impl Fn(&T), next: impl Fn(&T)) {
+        let buckets = self.buckets.load();
+        for hash in hashes {
+            prefetch(of(&buckets, *hash));
+        }
+        for hash in hashes {
+            if let Some(node) = &*of(&buckets, *hash).load() {
+                prefetch(&**node);
+            }
+        }
+        for stage in [&first as &dyn Fn(&T), &next] {
+            for hash in hashes {
+                let head = of(&buckets, *hash).load();
+                let mut node = head.as_deref();
+                while let Some(n) = node {
+                    if n.hash == *hash {
+                        stage(&n.item);
+                    }
+                    node = n.next.as_deref();
+                }
+            }
+        }
     }
 
     /// Shows all items, in no particular order.
