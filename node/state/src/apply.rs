@@ -100,6 +100,11 @@ impl State {
                 incarnation,
                 level,
             } => self.announce_level(member, *incarnation, *level),
+            Command::AnnounceKeys {
+                member,
+                incarnation,
+                keys,
+            } => self.announce_keys(member, *incarnation, keys),
             Command::SetDraining { member, draining } => self.set_draining(member, *draining),
             Command::AssignGateway {
                 gateway,

@@ -3,6 +3,7 @@
 use crate::abilities::Abilities;
 use crate::carried::Carried;
 use crate::document;
+use crate::keys::KeyId;
 use crate::level::Level;
 use evergate_ike::{
     config::Policy,
@@ -190,6 +191,15 @@ pub enum Command {
         incarnation: u128,
         /// The level.
         level: Level,
+    },
+    /// Which cluster keys a member has. It can open what was sealed with any of them.
+    AnnounceKeys {
+        /// The member's name.
+        member: String,
+        /// Its process, which must be the one that is registered.
+        incarnation: u128,
+        /// The keys; it would seal with the first.
+        keys: Vec<KeyId>,
     },
 }
 

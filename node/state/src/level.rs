@@ -9,7 +9,7 @@
 //!
 //! A new level is a new number in [`Level::LATEST`], and whatever is new belongs to it:
 //! - a command is a new variant at the end of [`Command`](crate::Command), and [`Command::level`](crate::Command::level) says from which level on there is it;
-//! - a field of the state goes into a struct of its own for that level, which follows in the snapshot what earlier levels have (see the module `snapshot`);
+//! - a field of the state goes into the struct of that level (as `Second` for level 2), which follows in the snapshot what earlier levels have;
 //! - a field of the policy has `#[serde(default, skip_serializing_if = …)]`, because the policy names its fields (see the module `document`), and
 //!   [`Command::level`](crate::Command::level) of [`SetPolicy`](crate::Command::SetPolicy) says which level a policy needs that uses it;
 //! - what changes otherwise needs the old form beside the new one, and writing of both.
@@ -31,7 +31,7 @@ impl Level {
     /// The first one, and the oldest that can be read.
     pub const FIRST: Self = Self(1);
     /// The latest that this program understands.
-    pub const LATEST: Self = Self(1);
+    pub const LATEST: Self = Self(2);
 }
 
 impl Default for Level {
@@ -49,7 +49,10 @@ impl fmt::Display for Level {
 impl Command {
     /// The level of the format from which on there is this command.
     pub fn level(&self) -> Level {
-        Level::FIRST
+        match self {
+            Self::AnnounceKeys { .. } => Level(2),
+            _ => Level::FIRST,
+        }
     }
 }
 

@@ -36,3 +36,6 @@ pub const MAX_EXPIRED_PER_ENTRY: usize = 1024;
 /// Sequence numbers that one extension adds at most: seconds at the highest rate, so that what a takeover skips stays far below the
 /// 2^32 that an ESN receiver can bridge (RFC 4303 appendix A2).
 pub const MAX_EXTENSION: u64 = 1 << 26;
+
+/// Cluster keys that a member has at a time: one, and during a rotation the one before.
+pub const MAX_KEYS: usize = 4;

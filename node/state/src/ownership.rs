@@ -53,7 +53,9 @@ impl State {
             return Err(Refusal::HasGateways(name.to_owned()));
         }
         self.body.members.remove(name);
+        self.second.keys.forget(name);
         self.raise_level();
+        self.choose_key();
         Ok(Outcome::Applied)
     }
 

@@ -4,7 +4,7 @@
 
 use crate::{
     level::Level,
-    state::{Body, State},
+    state::{Body, Second, State},
 };
 
 /// What every snapshot begins with.
@@ -38,7 +38,11 @@ impl State {
     pub fn to_snapshot(&self) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
         out.extend(VERSION.to_be_bytes());
-        postcard::to_extend(&self.body, out).expect("plain values into memory")
+        let out = postcard::to_extend(&self.body, out).expect("plain values into memory");
+        if self.level() < Level(2) {
+            return out;
+        }
+        postcard::to_extend(&self.second, out).expect("plain values into memory")
     }
 
     /// The state that a snapshot holds.
@@ -56,10 +60,14 @@ impl State {
         if version != VERSION {
             return Err(SnapshotError::UnknownVersion(version));
         }
-        let (mut body, rest) = postcard::take_from_bytes::<Body>(rest)
-            .map_err(|_| SnapshotError::Damaged("it cannot be decoded"))?;
+        let undecodable = |_| SnapshotError::Damaged("it cannot be decoded");
+        let (mut body, mut rest) = postcard::take_from_bytes::<Body>(rest).map_err(undecodable)?;
         if body.level > Level::LATEST {
             return Err(SnapshotError::UnknownLevel(body.level));
+        }
+        let mut second = Second::default();
+        if body.level >= Level(2) {
+            (second, rest) = postcard::take_from_bytes(rest).map_err(undecodable)?;
         }
         if !rest.is_empty() {
             return Err(SnapshotError::Damaged("bytes follow its end"));
@@ -67,6 +75,7 @@ impl State {
         body.leases.reindex();
         let mut state = Self {
             body,
+            second,
             ..Self::default()
         };
         state.reindex()?;

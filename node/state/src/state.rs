@@ -5,6 +5,7 @@ use crate::{
     carried::{Carried, CarriedTogether},
     command::Refusal,
     document,
+    keys::Keys,
     lease::{Lease, Leases},
     level::Level,
     peers::Peers,
@@ -56,6 +57,7 @@ pub struct Member {
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct State {
     pub(crate) body: Body,
+    pub(crate) second: Second,
     /// Which SA has an SPI of ours, as a Child SA or as an offer under way. Follows from the records.
     pub(crate) spis: BTreeMap<u32, SaId>,
     /// The established SAs between two identities. Follows from the records.
@@ -84,6 +86,12 @@ pub(crate) struct Body {
     pub(crate) policy_version: u64,
     pub(crate) cookie_secrets: Option<CookieSecrets>,
     pub(crate) level: Level,
+}
+
+/// What a snapshot holds besides from level 2 on.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Second {
+    pub(crate) keys: Keys,
 }
 
 impl State {

@@ -2,6 +2,7 @@
 
 mod abilities;
 mod formats;
+mod keys;
 mod leases;
 mod levels;
 mod ownership;
