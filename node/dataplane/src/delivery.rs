@@ -7,6 +7,7 @@ use evergate_esp::{
 };
 use std::{
     io::{self, IoSlice},
+    mem,
     sync::Arc,
 };
 
@@ -21,6 +22,34 @@ const PARTS: usize = 64;
 #[derive(Default)]
 pub(crate) struct Delivery<'p> {
     waiting: Vec<Waiting<'p>>,
+    /// Lists without items, for packets that others follow.
+    spare: Vec<Vec<IoSlice<'p>>>,
+}
+
+/// The memory of a delivery, for the next.
+#[derive(Default)]
+pub(crate) struct Stock {
+    waiting: Vec<Waiting<'static>>,
+    spare: Vec<Vec<IoSlice<'static>>>,
+}
+
+impl Stock {
+    /// A delivery that takes no memory of its own.
+    pub(crate) fn take<'p>(&mut self) -> Delivery<'p> {
+        let spare = mem::take(&mut self.spare);
+        Delivery {
+            waiting: recycle(mem::take(&mut self.waiting)),
+            spare: spare.into_iter().map(recycle).collect(),
+        }
+    }
+}
+
+/// The memory of a list, for items that differ in nothing but what they borrow.
+fn recycle<A, B>(mut list: Vec<A>) -> Vec<B> {
+    list.clear();
+    let none = |_| unreachable!("there are no items");
+    // The library collects into the memory that it iterates over.
+    list.into_iter().map(none).collect()
 }
 
 struct Waiting<'p> {
@@ -49,7 +78,8 @@ impl<'p> Delivery<'p> {
             Some(at) => match self.waiting[at].follow(packet, inner) {
                 Ok(()) => {
                     if self.waiting[at].large.is_complete() {
-                        self.waiting.remove(at).write(shared);
+                        let complete = self.waiting.remove(at);
+                        self.write(shared, complete);
                     }
                     return;
                 }
@@ -67,7 +97,8 @@ impl<'p> Delivery<'p> {
             return count(shared, child, 1, len, shared.tun.write(packet));
         };
         if self.waiting.len() == FLOWS {
-            self.waiting.remove(0).write(shared);
+            let oldest = self.waiting.remove(0);
+            self.write(shared, oldest);
         }
         self.waiting.push(Waiting {
             child: Arc::clone(child),
@@ -75,7 +106,7 @@ impl<'p> Delivery<'p> {
             large,
             bytes: packet.len(),
             first: packet,
-            behind: Vec::new(),
+            behind: self.spare.pop().unwrap_or_default(),
         });
     }
 
@@ -86,20 +117,32 @@ impl<'p> Delivery<'p> {
             ports,
             ..
         } = inner.selectors;
-        let same = |w: &mut Waiting<'_>| {
+        let same = |w: &Waiting<'_>| {
             let s = &w.selectors;
             let hosts = (s.source, s.destination) == (source, destination);
             hosts && (ports.is_none() || s.ports == ports)
         };
-        for waiting in self.waiting.extract_if(.., same) {
-            waiting.write(shared);
+        while let Some(at) = self.waiting.iter().position(same) {
+            let waiting = self.waiting.remove(at);
+            self.write(shared, waiting);
         }
     }
 
-    /// Delivers all that waits for more.
-    pub(crate) fn finish(&mut self, shared: &Shared) {
-        for waiting in self.waiting.drain(..) {
-            waiting.write(shared);
+    fn write(&mut self, shared: &Shared, waiting: Waiting<'p>) {
+        let mut behind = waiting.write(shared);
+        behind.clear();
+        self.spare.push(behind);
+    }
+
+    /// Delivers all that waits for more, and gives the memory back.
+    pub(crate) fn finish(mut self, shared: &Shared) -> Stock {
+        let mut all = mem::take(&mut self.waiting);
+        for waiting in all.drain(..) {
+            self.write(shared, waiting);
+        }
+        Stock {
+            waiting: recycle(all),
+            spare: self.spare.into_iter().map(recycle).collect(),
         }
     }
 }
@@ -118,10 +161,12 @@ impl<'p> Waiting<'p> {
         Ok(())
     }
 
-    fn write(self, shared: &Shared) {
+    /// Yields the list of those behind the first.
+    fn write(self, shared: &Shared) -> Vec<IoSlice<'p>> {
         if self.behind.is_empty() {
             let written = shared.tun.write(self.first);
-            return count(shared, &self.child, 1, self.bytes, written);
+            count(shared, &self.child, 1, self.bytes, written);
+            return self.behind;
         }
         self.large.finish(self.first);
         let header = virtio::of_large(&self.large, self.selectors.source.is_ipv4());
@@ -132,6 +177,7 @@ impl<'p> Waiting<'p> {
         parts[2..end].copy_from_slice(&self.behind);
         let written = shared.tun.write_parts(&parts[..end]);
         count(shared, &self.child, self.large.count(), self.bytes, written);
+        self.behind
     }
 }
 

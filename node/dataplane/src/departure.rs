@@ -4,12 +4,13 @@ use crate::{
     DropReason, TcpEnd, Transport,
     exit::Exit,
     sockets::{OuterSocket, Role},
-    sys::Outgoing,
+    sys::{BATCH, Outgoing},
     tap::{MaybeTapped, Tapped},
     tcp::Ends,
-    train::{Run, Train},
+    train::{MAX_PACKETS, Run, Train},
     userspace::Shared,
 };
+use smallvec::SmallVec;
 use std::{io, net::SocketAddr, ops::Range};
 
 /// Packets of a run that leave as one message.
@@ -54,7 +55,8 @@ pub(crate) fn depart(
         }
         open
     };
-    let runs: Vec<&Run> = train.runs().iter().filter(|run| allowed(run)).collect();
+    let runs = train.runs().iter().filter(|run| allowed(run));
+    let runs: SmallVec<[&Run; MAX_PACKETS]> = runs.collect();
     let sockets = shared.sockets.of(worker);
     for (index, socket) in sockets.all().iter().enumerate() {
         departure.by_socket(socket, |run| run.to.exit == Exit::Socket(index), &runs);
@@ -69,7 +71,7 @@ pub(crate) fn depart(
 impl<'t> Departure<'t> {
     fn by_socket(&self, socket: &OuterSocket, is_meant: impl Fn(&Run) -> bool, runs: &[&'t Run]) {
         let together = socket.role == Role::Nat && socket.cuts();
-        let mut messages = Vec::new();
+        let mut messages = SmallVec::<[Message<'_>; MAX_PACKETS]>::new();
         for &run in runs.iter().filter(|run| is_meant(run)) {
             if together && !run.to.fragmentable {
                 let packets = 0..run.count;
@@ -86,13 +88,15 @@ impl<'t> Departure<'t> {
     }
 
     fn send(&self, socket: &OuterSocket, group: &[Message<'_>]) {
-        let outgoing: Vec<_> = group.iter().map(|m| self.outgoing(m)).collect();
         let mut next = 0;
-        while next < outgoing.len() {
+        while next < group.len() {
             let sent = if group[next].run.to.fragmentable {
-                socket.send_fragmentable(outgoing[next]).map(|()| 1)
+                let outgoing = self.outgoing(&group[next]);
+                socket.send_fragmentable(outgoing).map(|()| 1)
             } else {
-                socket.send(&outgoing[next..])
+                let some = group[next..].iter().take(BATCH);
+                let outgoing: SmallVec<[_; BATCH]> = some.map(|m| self.outgoing(m)).collect();
+                socket.send(&outgoing)
             };
             match sent {
                 Ok(count) => {
@@ -127,7 +131,7 @@ impl<'t> Departure<'t> {
             run,
             packets: i..i + 1,
         });
-        self.send(socket, &alone.collect::<Vec<_>>());
+        self.send(socket, &alone.collect::<SmallVec<[_; MAX_PACKETS]>>());
     }
 
     fn outgoing(&self, message: &Message<'_>) -> Outgoing<'_> {

@@ -4,7 +4,7 @@ use crate::{
     Datagram, DatagramKind, DropReason, Packet, PlaneEvent, Transport,
     child::Child,
     counters::{RateLimit, hand_on_ike},
-    delivery::{Delivery, deliver},
+    delivery::{Delivery, Stock, deliver},
     hold::Holds,
     sockets::{OuterSocket, Role},
     sys::{BATCH, Received, RecvBatch},
@@ -31,6 +31,7 @@ pub(crate) struct Inbound {
     shared: Arc<Shared>,
     worker: usize,
     batch: RecvBatch,
+    stock: Stock,
     limit: RateLimit,
     clock: Clock,
     swept: Instant,
@@ -81,6 +82,7 @@ impl Inbound {
         Self {
             worker,
             batch: RecvBatch::new(),
+            stock: Stock::default(),
             limit: RateLimit::share(clock.instant, shared.workers),
             swept: clock.instant,
             clock,
@@ -117,10 +119,10 @@ impl Inbound {
 
     /// What was held back comes before what the sockets have.
     fn fed(&mut self, holds: &Holds) {
-        let shared = &self.shared;
+        let (shared, stock) = (&self.shared, &mut self.stock);
         shared.outer.empty(BATCH, |mut packets| {
             let mut turn = Turn::new(shared, &mut self.limit, &self.clock, holds);
-            let mut delivery = Delivery::default();
+            let mut delivery = stock.take();
             for packet in &mut packets {
                 let Packet::Outer(datagram) = packet else {
                     continue;
@@ -132,7 +134,7 @@ impl Inbound {
                 };
                 turn.take(datagram.kind, &origin, &mut datagram.bytes, &mut delivery);
             }
-            delivery.finish(shared);
+            *stock = delivery.finish(shared);
         });
     }
 
@@ -151,7 +153,7 @@ impl Inbound {
         self.fed(&holds);
         look_ahead(&shared, socket, self.batch.peek());
         let mut turn = Turn::new(&shared, &mut self.limit, &self.clock, &holds);
-        let mut delivery = Delivery::default();
+        let mut delivery = self.stock.take();
         for (received, bytes) in self.batch.arrived() {
             let origin = origin(socket, &received);
             let each = received.segment.unwrap_or(bytes.len()).max(1);
@@ -161,7 +163,7 @@ impl Inbound {
                 turn.datagram(socket, &origin, datagram, &mut delivery);
             }
         }
-        delivery.finish(&shared);
+        self.stock = delivery.finish(&shared);
     }
 
     fn sweep(&mut self) {

@@ -4,6 +4,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::eventfd::{EfdFlags, EventFd},
 };
+use smallvec::SmallVec;
 use std::{io, os::fd::AsFd, time::Duration};
 
 /// What a plane's threads wait on besides their own.
@@ -23,7 +24,8 @@ impl Stop {
     /// Waits until one of at most 63 descriptors has something to read; which of them, as bits. `None` once the plane stops.
     pub(crate) fn wait(&self, fds: &[&dyn AsFd], timeout: Option<Duration>) -> Option<u64> {
         let poll_in = |fd| PollFd::new(fd, PollFlags::POLLIN);
-        let mut all: Vec<PollFd<'_>> = fds.iter().map(|fd| poll_in(fd.as_fd())).collect();
+        let mut all: SmallVec<[PollFd<'_>; 64]> =
+            fds.iter().map(|fd| poll_in(fd.as_fd())).collect();
         all.push(poll_in(self.0.as_fd()));
         let timeout = timeout.map_or(PollTimeout::NONE, |t| {
             PollTimeout::try_from(t).unwrap_or(PollTimeout::MAX)

@@ -9,7 +9,7 @@ const CAPACITY: usize = 256 << 10;
 /// The largest inner packet.
 pub(crate) const MAX_INNER: usize = 65_535;
 /// Packets that leave together at most.
-const MAX_PACKETS: usize = 256;
+pub(crate) const MAX_PACKETS: usize = 256;
 /// Packets that the kernel takes as one to cut (UDP_MAX_SEGMENTS of older kernels)...
 const MAX_SEGMENTS: usize = 64;
 /// ... and their bytes: a UDP datagram over IPv4.

@@ -151,17 +151,36 @@ pub(super) fn run(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
+impl Options {
+    /// How long handshakes may take.
+    pub(super) fn timeout(&self) -> Duration {
+        Duration::from_secs(self.timeout)
+    }
+
+    fn shared(&self) -> anyhow::Result<Shared> {
+        let end = self.first.checked_add(self.count);
+        Ok(Shared {
+            clock: Clock::new(),
+            next: AtomicU32::new(self.first),
+            end: end.context("the numbers of the clients are too large")?,
+        })
+    }
+}
+
+/// What the only thread of a load is to do.
+///
+/// # Errors
+/// If the options make no load, or one of several threads.
+pub(super) fn one_thread(options: &Options) -> anyhow::Result<(Plan, Shared)> {
+    let mut plans = plans(options)?;
+    ensure!(plans.len() == 1, "this load has one thread");
+    Ok((plans.remove(0), options.shared()?))
+}
+
 /// Runs the load.
 pub(super) fn measure(options: &Options) -> anyhow::Result<Report> {
     let plans = plans(options)?;
-    let shared = Shared {
-        clock: Clock::new(),
-        next: AtomicU32::new(options.first),
-        end: options
-            .first
-            .checked_add(options.count)
-            .context("the numbers of the clients are too large")?,
-    };
+    let shared = options.shared()?;
     let mut loads = plans
         .iter()
         .map(|plan| Load::new(plan, &shared))

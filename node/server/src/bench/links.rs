@@ -82,11 +82,26 @@ impl Link {
         self.nat.socket.send(&[0xff]).map(drop)
     }
 
+    /// Sends ESP in UDP (RFC 3948 §2.1).
+    pub(super) fn send_esp(&self, packet: &[u8]) -> io::Result<()> {
+        self.nat.socket.send(packet).map(drop)
+    }
+
     /// Receives an IKE message if one is there. ESP and keepalives are dropped.
-    pub(super) fn receive(&self, buffer: &mut [u8]) -> Option<Received> {
+    #[cfg(test)]
+    fn receive(&self, buffer: &mut [u8]) -> Option<Received> {
+        self.receive_with(buffer, &mut |_| {})
+    }
+
+    /// Receives an IKE message if one is there. ESP that comes before it is shown, and keepalives are dropped.
+    pub(super) fn receive_with(
+        &self,
+        buffer: &mut [u8],
+        esp: &mut dyn FnMut(&mut [u8]),
+    ) -> Option<Received> {
         self.ike
-            .receive(buffer, false)
-            .or_else(|| self.nat.receive(buffer, true))
+            .receive(buffer, false, esp)
+            .or_else(|| self.nat.receive(buffer, true, esp))
     }
 
     /// What to wait for.
@@ -112,7 +127,12 @@ impl Port {
         })
     }
 
-    fn receive(&self, buffer: &mut [u8], marked: bool) -> Option<Received> {
+    fn receive(
+        &self,
+        buffer: &mut [u8],
+        marked: bool,
+        esp: &mut dyn FnMut(&mut [u8]),
+    ) -> Option<Received> {
         // What is not IKE is passed over, but not for ever: a flood of ESP must not starve the rest.
         const MOST: usize = 64;
         for _ in 0..MOST {
@@ -131,6 +151,7 @@ impl Port {
                     remote: self.remote,
                 });
             }
+            esp(&mut buffer[..end]);
         }
         None
     }

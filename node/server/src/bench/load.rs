@@ -12,7 +12,7 @@ use crate::{
 use anyhow::Context;
 use evergate_ike::{
     env::UnixMillis,
-    record::{CloseReason, GatewayId, Phase, Record, SaId, Transport},
+    record::{Child, CloseReason, GatewayId, Phase, Record, SaId, Transport},
     sa::{Change, Command, Effect, Env, Event, IkeSa, Input, IvCounter, Question, Step, initiate},
     wire::Header,
 };
@@ -193,6 +193,25 @@ impl<'s> Load<'s> {
         }
     }
 
+    /// The Child SAs of those that are connected, and by which pair of sockets each goes.
+    pub(super) fn children(&self) -> impl Iterator<Item = (usize, &Child)> {
+        let up = self.sas.values().filter(|c| c.stage == Stage::Up);
+        up.flat_map(|c| c.sa.record().children().iter().map(|child| (c.link, child)))
+    }
+
+    /// Sends ESP in UDP. What cannot be sent is lost, as anything may be.
+    pub(super) fn send_esp(&mut self, link: usize, packet: &[u8]) {
+        if self.links[link].send_esp(packet).is_err() {
+            self.tally.send_errors += 1;
+        }
+    }
+
+    /// Serves the SAs for a moment, and shows the ESP packets that come meanwhile.
+    pub(super) fn serve(&mut self, esp: &mut dyn FnMut(&mut [u8])) -> anyhow::Result<()> {
+        let soon = Instant::now();
+        self.turn_with(false, soon, esp)
+    }
+
     /// What was counted.
     pub(super) fn into_tally(self) -> Tally {
         self.tally
@@ -256,10 +275,19 @@ impl<'s> Load<'s> {
     }
 
     /// Reads what has come, serves what is due, and sleeps if there was nothing to do.
-    fn turn(&mut self, mut worked: bool, deadline: Instant) -> anyhow::Result<()> {
+    fn turn(&mut self, worked: bool, deadline: Instant) -> anyhow::Result<()> {
+        self.turn_with(worked, deadline, &mut |_| {})
+    }
+
+    fn turn_with(
+        &mut self,
+        mut worked: bool,
+        deadline: Instant,
+        esp: &mut dyn FnMut(&mut [u8]),
+    ) -> anyhow::Result<()> {
         for link in 0..self.links.len() {
             for _ in 0..MESSAGES_PER_TURN {
-                if !self.receive(link)? {
+                if !self.receive(link, esp)? {
                     break;
                 }
                 worked = true;
@@ -272,8 +300,8 @@ impl<'s> Load<'s> {
         Ok(())
     }
 
-    fn receive(&mut self, link: usize) -> anyhow::Result<bool> {
-        let Some(got) = self.links[link].receive(&mut self.buffer) else {
+    fn receive(&mut self, link: usize, esp: &mut dyn FnMut(&mut [u8])) -> anyhow::Result<bool> {
+        let Some(got) = self.links[link].receive_with(&mut self.buffer, esp) else {
             return Ok(false);
         };
         let bytes = self.buffer[got.start..got.end].to_vec();

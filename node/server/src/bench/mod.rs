@@ -6,6 +6,7 @@ mod handshake;
 mod links;
 mod load;
 mod report;
+mod takeover;
 #[cfg(test)]
 mod tests;
 mod usage;
@@ -21,6 +22,8 @@ pub(crate) struct Args {
 enum What {
     /// Set up many IKE SAs with any IKEv2 responder, and say how fast it went
     Handshake(Box<handshake::Options>),
+    /// Send through many IKE SAs, kill a process, and say when each SA passes traffic again
+    Takeover(Box<takeover::Options>),
     /// Send through two data planes of this program, and say how fast it went and what it cost. Needs root and iproute2
     Esp(esp::Options),
     /// One end of that
@@ -35,6 +38,7 @@ enum What {
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     match args.what {
         What::Handshake(options) => handshake::run(&options),
+        What::Takeover(options) => takeover::run(&options),
         What::Esp(options) => esp::run(&options),
         What::EspEnd(options) => esp::run_end(&options),
     }
