@@ -115,11 +115,23 @@ impl Trio {
         gateways: &[Gateway],
         change: impl Fn(&mut Connection),
     ) -> Result<Self> {
+        Self::start_with(pace, esp, gateways, change, &[])
+    }
+
+    /// The same with members that have this environment.
+    pub fn start_with(
+        pace: Pace,
+        esp: Esp,
+        gateways: &[Gateway],
+        change: impl Fn(&mut Connection),
+        env: &[(&str, &str)],
+    ) -> Result<Self> {
         Self::with_peer(
             pace,
             gateways,
             change,
             |_| None,
+            env,
             |lab, connection| {
                 StrongSwan::start(lab, "peer1", esp, std::slice::from_ref(connection))
             },
@@ -133,7 +145,14 @@ impl Trio {
             StrongSwan::start(lab, "peer1", Esp::Kernel, connections)
         };
         let plane = |n: usize| Some(planes[n]);
-        Self::with_peer(Pace::Emulated, &[Gateway::usual()], |_| {}, plane, start)
+        Self::with_peer(
+            Pace::Emulated,
+            &[Gateway::usual()],
+            |_| {},
+            plane,
+            &[],
+            start,
+        )
     }
 }
 
@@ -149,6 +168,7 @@ impl Trio<Member> {
             gateways,
             change,
             |_| None,
+            &[],
             |lab, connection| Member::start(lab, "peer1", std::slice::from_ref(connection), &[]),
         )
     }
@@ -160,6 +180,7 @@ impl<P: Endpoint> Trio<P> {
         gateways: &[Gateway],
         change: impl Fn(&mut Connection),
         plane: impl Fn(usize) -> Option<Plane>,
+        env: &[(&str, &str)],
         start: impl Fn(&Lab, &Connection) -> Result<P>,
     ) -> Result<Self> {
         let mut lab = Lab::new(1500)?;
@@ -177,7 +198,7 @@ impl<P: Endpoint> Trio<P> {
             lab,
         };
         for member in &mut trio.members {
-            member.spawn(&[])?;
+            member.spawn(env)?;
         }
         trio.all_serve()?;
         for gateway in gateways {
@@ -416,7 +437,7 @@ fn configure(
             &format!("{pki}/ca"),
         ])?;
         let mut text = format!(
-            "[member]\nname = \"{name}\"\nstate_dir = \"{{dir}}/state\"\nkey_file = \"{pki}/cluster.key\"\nadmin_socket = \"{{dir}}/admin.sock\"\n{}\
+            "[member]\nname = \"{name}\"\nstate_dir = \"{{dir}}/state\"\nkey_file = \"{{dir}}/cluster.key\"\nadmin_socket = \"{{dir}}/admin.sock\"\n{}\
              [cluster]\nlisten = \"10.77.0.{}:4510\"\nca = \"{pki}/ca/ca.pem\"\ncert = \"{pki}/ca/{name}.pem\"\nkey = \"{pki}/ca/{name}.key\"\n\
              members = [{shared}]\n{}{}",
             connection.member_toml(),
@@ -438,7 +459,12 @@ fn configure(
             );
         }
         text.push_str(&connection.toml());
-        members.push(Member::with_config(lab, &host(n - 1), &text)?);
+        let member = Member::with_config(lab, &host(n - 1), &text)?;
+        std::fs::copy(
+            format!("{pki}/cluster.key"),
+            member.dir().join("cluster.key"),
+        )?;
+        members.push(member);
     }
     ensure!(members.len() == MEMBERS, "{} members", members.len());
     Ok(members)

@@ -19,6 +19,7 @@ mod cluster_takeover;
 mod cluster_tcp;
 mod cluster_transport;
 mod cluster_unique;
+mod cluster_upgrade;
 mod cluster_volume;
 mod cluster_window;
 mod datagrams;

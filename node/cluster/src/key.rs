@@ -1,6 +1,7 @@
 //! The key of a cluster, from which all keys come that seal what leaves memory.
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
+use evergate_state::MAX_KEYS;
 use std::{
     fmt, fs, io,
     io::{Read, Write},
@@ -13,7 +14,7 @@ use zeroize::{Zeroize, Zeroizing};
 const LEN: usize = 32;
 
 /// A file that is longer than this holds something else.
-const MAX_FILE: u64 = 1024;
+const MAX_FILE: usize = 1024;
 
 /// The key of a cluster. Wiped when dropped, never shown.
 #[derive(Clone)]
@@ -40,8 +41,10 @@ pub enum KeyError {
         /// Its mode.
         mode: u32,
     },
-    /// It holds something else than a key.
-    #[error("cluster key {path}: not 32 bytes in hex or base64")]
+    /// It holds something else than keys.
+    #[error(
+        "cluster key {path}: not 32 bytes in hex or base64 on a line, and up to {MAX_KEYS} of them"
+    )]
     Malformed {
         /// The file.
         path: PathBuf,
@@ -69,11 +72,22 @@ impl ClusterKey {
         Self(Zeroizing::new(bytes))
     }
 
-    /// The key that a file holds, in hex or base64; only the file's owner may have access to it.
+    /// The key that a file holds, in hex or base64; only the file's owner may have access to it. If it holds several, the first.
     ///
     /// # Errors
     /// If the file cannot be read, is open to others, or holds something else.
     pub fn from_file(path: &Path) -> Result<Self, KeyError> {
+        let first = Self::all_from_file(path)?.into_iter().next();
+        first.ok_or_else(|| KeyError::Malformed {
+            path: path.to_owned(),
+        })
+    }
+
+    /// The keys that a file holds, one to a line; there is at least one, and no more than [`MAX_KEYS`].
+    ///
+    /// # Errors
+    /// As for [`ClusterKey::from_file`].
+    pub fn all_from_file(path: &Path) -> Result<Vec<Self>, KeyError> {
         let io = |source| KeyError::Io {
             path: path.to_owned(),
             source,
@@ -86,10 +100,14 @@ impl ClusterKey {
                 mode,
             });
         }
-        let mut text = Zeroizing::new(Vec::with_capacity(128));
-        file.take(MAX_FILE).read_to_end(&mut text).map_err(io)?;
-        parse(text.trim_ascii())
-            .map(Self)
+        let mut text = Zeroizing::new(Vec::with_capacity(MAX_FILE));
+        file.take(MAX_FILE as u64)
+            .read_to_end(&mut text)
+            .map_err(io)?;
+        let lines = text.split(|c| *c == b'\n').map(<[u8]>::trim_ascii);
+        let lines = lines.filter(|line| !line.is_empty());
+        let keys: Option<Vec<Self>> = lines.map(|line| parse(line).map(Self)).collect();
+        keys.filter(|keys| (1..=MAX_KEYS).contains(&keys.len()))
             .ok_or_else(|| KeyError::Malformed {
                 path: path.to_owned(),
             })
@@ -100,26 +118,30 @@ impl ClusterKey {
     /// # Errors
     /// If the file exists or cannot be written, or the system has no randomness.
     pub fn create_file(path: &Path) -> Result<Self, KeyError> {
-        let io = |source| KeyError::Io {
-            path: path.to_owned(),
-            source,
-        };
         let key = Self::generate()?;
-        let mut text = Zeroizing::new(String::with_capacity(2 * LEN + 1));
-        for byte in key.0.iter() {
-            text.push(hex_digit(byte >> 4));
-            text.push(hex_digit(byte & 15));
-        }
-        text.push('\n');
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(io)?;
-        file.write_all(text.as_bytes())
-            .and_then(|()| file.sync_all())
-            .map_err(io)?;
+        write_new(path, std::slice::from_ref(&key))?;
+        Ok(key)
+    }
+
+    /// Puts a new key before those that a file has, and leaves out what is older than the one that was the first: the first step of a rotation. The file is
+    /// replaced whole.
+    ///
+    /// # Errors
+    /// As for [`ClusterKey::from_file`]; or if the file cannot be replaced.
+    pub fn add_to_file(path: &Path) -> Result<Self, KeyError> {
+        let former = Self::from_file(path)?;
+        let key = Self::generate()?;
+        replace_file(path, &[key.clone(), former])?;
+        Ok(key)
+    }
+
+    /// Leaves in a file its first key alone: the last step of a rotation. The file is replaced whole.
+    ///
+    /// # Errors
+    /// As for [`ClusterKey::from_file`]; or if the file cannot be replaced.
+    pub fn prune_file(path: &Path) -> Result<Self, KeyError> {
+        let key = Self::from_file(path)?;
+        replace_file(path, std::slice::from_ref(&key))?;
         Ok(key)
     }
 
@@ -133,6 +155,44 @@ impl fmt::Debug for ClusterKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ClusterKey")
     }
+}
+
+/// Writes a file that is not there.
+fn write_new(path: &Path, keys: &[ClusterKey]) -> Result<(), KeyError> {
+    let io = |source| KeyError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let mut text = Zeroizing::new(String::with_capacity(keys.len() * (2 * LEN + 1)));
+    for key in keys {
+        for byte in key.0.iter() {
+            text.push(hex_digit(byte >> 4));
+            text.push(hex_digit(byte & 15));
+        }
+        text.push('\n');
+    }
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(io)?;
+    file.write_all(text.as_bytes())
+        .and_then(|()| file.sync_all())
+        .map_err(io)
+}
+
+/// Writes beside the file, and renames: there is always a whole one.
+fn replace_file(path: &Path, keys: &[ClusterKey]) -> Result<(), KeyError> {
+    let io = |source| KeyError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let beside = PathBuf::from(beside);
+    write_new(&beside, keys)?;
+    fs::rename(&beside, path).map_err(io)
 }
 
 fn hex_digit(nibble: u8) -> char {

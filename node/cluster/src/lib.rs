@@ -7,6 +7,7 @@
 mod entry;
 pub mod failpoint;
 mod key;
+mod keyring;
 pub mod lease;
 mod level;
 pub mod pki;
@@ -21,6 +22,7 @@ pub mod store;
 mod tests;
 
 pub use key::{ClusterKey, KeyError};
+pub use keyring::{KeyRing, RingError};
 pub use plant::Plant;
 pub use queue::ProposeError;
 pub use replica::{Config, Replica, Stats};

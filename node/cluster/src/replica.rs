@@ -1,13 +1,13 @@
 //! The replicated state as a server sees it.
 
 use crate::{
-    key::ClusterKey,
+    keyring::KeyRing,
     level,
     queue::{Proposal, ProposeError, Queue},
-    raft::{self, Cluster, JoinError, Life, RaftConfig},
+    raft::{self, Cluster, JoinError, Life, RaftConfig, Sealed},
 };
 use evergate_ike::env::UnixMillis;
-use evergate_state::{Command, Level, Outcome, State};
+use evergate_state::{Command, KeyId, Level, Outcome, State};
 use std::{
     fmt,
     sync::{
@@ -20,8 +20,8 @@ use tokio::sync::{Semaphore, oneshot, watch};
 
 /// How a replica works.
 pub struct Config {
-    /// Seals what is stored.
-    pub key: ClusterKey,
+    /// Seal what is stored.
+    pub keys: KeyRing,
     /// The time that entries get.
     pub clock: Box<dyn Fn() -> UnixMillis + Send>,
     /// Proposals that may wait; further ones wait for their place. As many lazy ones may wait besides.
@@ -38,9 +38,9 @@ pub struct Config {
 
 impl Config {
     /// The usual values.
-    pub fn new(key: ClusterKey, clock: impl Fn() -> UnixMillis + Send + 'static) -> Self {
+    pub fn new(keys: impl Into<KeyRing>, clock: impl Fn() -> UnixMillis + Send + 'static) -> Self {
         Self {
-            key,
+            keys: keys.into(),
             clock: Box::new(clock),
             // More than the handshakes of a second at full load; a few MB.
             queue: 8192,
@@ -92,10 +92,12 @@ pub(crate) struct Shared {
     pub(crate) snapshots: AtomicU64,
     /// Up to which level the replicated format is understood here.
     pub(crate) level: Level,
+    pub(crate) ring: KeyRing,
+    pub(crate) sealed: Sealed,
 }
 
 impl Shared {
-    pub(crate) fn new(level: Level) -> Self {
+    pub(crate) fn new(level: Level, ring: KeyRing) -> Self {
         Self {
             queue: Queue::new(),
             state: RwLock::new(State::new()),
@@ -105,7 +107,14 @@ impl Shared {
             commits: AtomicU64::new(0),
             snapshots: AtomicU64::new(0),
             level,
+            ring,
+            sealed: Sealed::default(),
         }
+    }
+
+    /// Reads the state as of the last entry that was applied.
+    pub(crate) fn read<R>(&self, read: impl FnOnce(&State) -> R) -> R {
+        read(&self.state.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -228,6 +237,12 @@ impl Replica {
             .push(Proposal::new(commands, None, permit)?, self.0.tick)
     }
 
+    /// The cluster keys of this member, and those without which something that it has could not be opened.
+    pub fn keys(&self) -> (KeyRing, Vec<KeyId>) {
+        let shared = &self.0.shared;
+        (shared.ring.clone(), self.0.cluster.keys_needed(shared))
+    }
+
     /// Up to which level this process understands the replicated format.
     pub fn level(&self) -> Level {
         self.0.shared.level
@@ -245,14 +260,7 @@ impl Replica {
 
     /// Reads the state as of the last entry that was applied here. Nothing is applied meanwhile: be brief.
     pub fn read<R>(&self, read: impl FnOnce(&State) -> R) -> R {
-        read(
-            &self
-                .0
-                .shared
-                .state
-                .read()
-                .unwrap_or_else(PoisonError::into_inner),
-        )
+        self.0.shared.read(read)
     }
 
     /// Becomes the reason when storage has failed. The member must stop serving then: nothing that it would have to commit can be.

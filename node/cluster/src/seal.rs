@@ -6,22 +6,29 @@
 //! A sealed blob is `version (1) | salt (32) | counter (8) | ciphertext | tag (16)`. What it is and its place in the
 //! log are authenticated with it, so that no blob can stand in for another.
 
-use crate::key::ClusterKey;
+use crate::{
+    key::ClusterKey,
+    keyring::{KeyRing, Salt},
+};
 use aws_lc_rs::{
     aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
-    hkdf::{HKDF_SHA256, Salt},
+    hkdf::{self, HKDF_SHA256},
     rand::{SecureRandom, SystemRandom},
 };
+use evergate_state::KeyId;
 use zeroize::Zeroize;
 
 const VERSION: u8 = 1;
-const SALT: usize = 32;
+const SALT: usize = size_of::<Salt>();
 const COUNTER: usize = 8;
 const HEADER: usize = 1 + SALT + COUNTER;
 const TAG: usize = 16;
 
 /// Keys of other incarnations that are kept: one for each member, and some more while members restart.
 const MAX_OPENED: usize = 32;
+
+/// Blobs under one data key; then there is another, with another salt. So no data key is ever one for long.
+const MAX_SEALED: u64 = 1 << 16;
 
 /// What keys are derived for: other uses of the cluster key have other words here.
 const CONTEXT: &[u8] = b"evergate stored data v1";
@@ -75,12 +82,26 @@ pub enum SealError {
 
 /// Seals and opens, for one process incarnation.
 pub struct Sealer {
-    cluster: ClusterKey,
-    salt: [u8; SALT],
+    ring: KeyRing,
+    /// The state of the ring for which the data key was made.
+    version: u64,
+    salt: Salt,
     key: LessSafeKey,
     next: u64,
     /// The keys of what was opened last, the latest at the end: a log has runs of a few incarnations at a time.
-    opened: Vec<([u8; SALT], LessSafeKey)>,
+    opened: Vec<(Salt, LessSafeKey)>,
+}
+
+/// A data key and its salt.
+fn draw(ring: &KeyRing) -> Result<(Salt, LessSafeKey), SealError> {
+    let mut salt = [0; SALT];
+    SystemRandom::new()
+        .fill(&mut salt)
+        .map_err(|_| SealError::NoKey)?;
+    let (id, cluster) = ring.sealing();
+    let key = derive(&cluster, &salt)?;
+    ring.learn(&salt, id);
+    Ok((salt, key))
 }
 
 impl Sealer {
@@ -88,14 +109,14 @@ impl Sealer {
     ///
     /// # Errors
     /// If the system has no randomness.
-    pub fn new(cluster: ClusterKey) -> Result<Self, SealError> {
-        let mut salt = [0; SALT];
-        SystemRandom::new()
-            .fill(&mut salt)
-            .map_err(|_| SealError::NoKey)?;
-        let key = derive(&cluster, &salt)?;
+    pub fn new(ring: impl Into<KeyRing>) -> Result<Self, SealError> {
+        let ring = ring.into();
+        // Looked at before: a change in between is seen with the next blob.
+        let version = ring.version();
+        let (salt, key) = draw(&ring)?;
         Ok(Self {
-            cluster,
+            ring,
+            version,
             salt,
             key,
             next: 0,
@@ -103,16 +124,27 @@ impl Sealer {
         })
     }
 
+    /// Another data key, where there is another cluster key to seal with, or much was sealed.
+    fn renew(&mut self) -> Result<(), SealError> {
+        let version = self.ring.version();
+        if version != self.version || self.next >= MAX_SEALED {
+            (self.salt, self.key) = draw(&self.ring)?;
+            (self.version, self.next) = (version, 0);
+        }
+        Ok(())
+    }
+
     /// Seals what `write` appends to the vector that it is given.
     ///
     /// # Errors
-    /// If the counter is used up.
+    /// If there is no randomness for a data key.
     pub fn seal(
         &mut self,
         kind: Kind,
         place: impl Into<Place>,
         write: impl FnOnce(&mut Vec<u8>),
     ) -> Result<Vec<u8>, SealError> {
+        self.renew()?;
         let counter = self.next;
         self.next = counter.checked_add(1).ok_or(SealError::NoKey)?;
         let mut blob = Vec::with_capacity(HEADER + TAG + 1024);
@@ -139,52 +171,85 @@ impl Sealer {
     /// Opens a blob in place and returns what was sealed. The caller wipes it.
     ///
     /// # Errors
-    /// If it is not a blob, or not of this kind, place and cluster key.
+    /// If it is not a blob, or not of this kind, place and any cluster key that there is.
     pub fn open<'a>(
         &mut self,
         kind: Kind,
         place: impl Into<Place>,
         blob: &'a mut [u8],
     ) -> Result<&'a [u8], SealError> {
-        if blob.len() < HEADER + TAG || blob[0] != VERSION {
-            return Err(SealError::Malformed);
-        }
+        let salt = salt_of(blob).ok_or(SealError::Malformed)?;
         let (header, body) = blob.split_at_mut(HEADER);
-        let salt: [u8; SALT] = header[1..=SALT]
-            .try_into()
-            .map_err(|_| SealError::Malformed)?;
         let counter = header[1 + SALT..]
             .try_into()
             .map_err(|_| SealError::Malformed)?;
-        let key = self.key_for(&salt)?;
-        key.open_in_place(
-            nonce(u64::from_be_bytes(counter)),
-            aad(kind, place.into()),
-            body,
-        )
-        .map(|plain| &*plain)
-        .map_err(|_| SealError::Unauthentic)
-    }
-}
-
-impl Sealer {
-    /// The key of an incarnation; as many are kept as a cluster has proposers at a time.
-    fn key_for(&mut self, salt: &[u8; SALT]) -> Result<&LessSafeKey, SealError> {
-        let found = self.opened.iter().position(|(s, _)| s == salt);
-        let entry = match found {
-            Some(at) => self.opened.remove(at),
-            None => (*salt, derive(&self.cluster, salt)?),
+        let counter = u64::from_be_bytes(counter);
+        let place = place.into();
+        let met = self.opened.iter().position(|(s, _)| *s == salt);
+        let new = match met {
+            Some(at) => {
+                let entry = self.opened.remove(at);
+                self.opened.push(entry);
+                None
+            }
+            None => {
+                let (id, key) = self.find_key(&salt, |key| {
+                    // To try is to overwrite.
+                    let mut copy = body.to_vec();
+                    let opened = key.open_in_place(nonce(counter), aad(kind, place), &mut copy);
+                    let opened = opened.is_ok();
+                    copy.zeroize();
+                    opened
+                })?;
+                if self.opened.len() >= MAX_OPENED {
+                    self.opened.remove(0);
+                }
+                self.opened.push((salt, key));
+                Some(id)
+            }
         };
-        if self.opened.len() >= MAX_OPENED {
-            self.opened.remove(0);
+        let (_, key) = self.opened.last().ok_or(SealError::NoKey)?;
+        let plain = key
+            .open_in_place(nonce(counter), aad(kind, place), body)
+            .map_err(|_| SealError::Unauthentic)?;
+        if let Some(id) = new {
+            self.ring.learn(&salt, id);
         }
-        self.opened.push(entry);
-        self.opened.last().map(|(_, k)| k).ok_or(SealError::NoKey)
+        Ok(plain)
+    }
+
+    /// The data key of a salt that was not met before, and of which cluster key it is.
+    fn find_key(
+        &self,
+        salt: &Salt,
+        opens: impl Fn(&LessSafeKey) -> bool,
+    ) -> Result<(KeyId, LessSafeKey), SealError> {
+        let candidates = self.ring.candidates(salt);
+        for (id, cluster) in &candidates {
+            let key = derive(cluster, salt)?;
+            // Where there is nothing to choose, a blob that does not open says so by itself.
+            if candidates.len() == 1 || opens(&key) {
+                return Ok((*id, key));
+            }
+        }
+        Err(SealError::Unauthentic)
     }
 }
 
-fn derive(cluster: &ClusterKey, salt: &[u8; SALT]) -> Result<LessSafeKey, SealError> {
-    let prk = Salt::new(HKDF_SHA256, salt).extract(cluster.expose());
+fn salt_of(blob: &[u8]) -> Option<Salt> {
+    if blob.len() < HEADER + TAG || blob[0] != VERSION {
+        return None;
+    }
+    blob[1..=SALT].try_into().ok()
+}
+
+/// The cluster key with which a blob was sealed, as far as that is known: whoever sealed or opened something under its data key knows it.
+pub(crate) fn key_of(blob: &[u8], ring: &KeyRing) -> Option<KeyId> {
+    ring.key_of(&salt_of(blob)?)
+}
+
+fn derive(cluster: &ClusterKey, salt: &Salt) -> Result<LessSafeKey, SealError> {
+    let prk = hkdf::Salt::new(HKDF_SHA256, salt).extract(cluster.expose());
     let okm = prk
         .expand(&[CONTEXT], &AES_256_GCM)
         .map_err(|_| SealError::NoKey)?;
@@ -286,9 +351,46 @@ mod tests {
     }
 
     #[test]
-    fn the_last_nonce_ends_it() {
+    fn a_data_key_is_not_one_for_ever() {
         let mut s = sealer(1);
-        s.next = u64::MAX;
-        assert_eq!(s.seal(Kind::Entry, 1, |_| ()), Err(SealError::NoKey));
+        let before = sealed(&mut s, b"some text");
+        s.next = MAX_SEALED;
+        let after = sealed(&mut s, b"some text");
+        assert_ne!(salt_of(&before), salt_of(&after));
+        assert_eq!(s.next, 1);
+        for mut blob in [before, after] {
+            assert_eq!(
+                sealer(1).open(Kind::Entry, 7, &mut blob),
+                Ok(&b"some text"[..])
+            );
+        }
+    }
+
+    #[test]
+    fn another_cluster_key_is_used_at_once_and_the_former_one_still_opens() {
+        let [old, new] = [1, 2].map(|n| ClusterKey::from_bytes([n; 32]));
+        let ring = KeyRing::from(old.clone());
+        let mut s = Sealer::new(ring.clone()).unwrap();
+        let mut before = sealed(&mut s, b"some text");
+        ring.replace(vec![new.clone(), old.clone()], &[]).unwrap();
+        ring.agree(Some(ring.ids()[0]));
+        let mut after = sealed(&mut s, b"some text");
+        assert_eq!(key_of(&before, &ring), Some(ring.ids()[1]));
+        assert_eq!(key_of(&after, &ring), Some(ring.ids()[0]));
+        let open = |key: &ClusterKey, blob: &mut [u8]| {
+            let mut other = Sealer::new(key.clone()).unwrap();
+            other.open(Kind::Entry, 7, blob).map(<[u8]>::to_vec)
+        };
+        assert!(open(&new, &mut after.clone()).is_ok());
+        assert!(open(&old, &mut after.clone()).is_err());
+        assert!(open(&new, &mut before.clone()).is_err());
+        // Who has both opens both, in any order.
+        let both = KeyRing::from(new);
+        both.replace(vec![ClusterKey::from_bytes([2; 32]), old], &[])
+            .unwrap();
+        let mut s = Sealer::new(both).unwrap();
+        for blob in [&mut before, &mut after] {
+            assert_eq!(s.open(Kind::Entry, 7, blob), Ok(&b"some text"[..]));
+        }
     }
 }

@@ -9,6 +9,7 @@ use crate::{
     cluster,
     config::Config,
     dispatch::Dispatcher,
+    keys,
     machine::{Kernel, Machine},
     network,
     node::{Node, Ports, Setup},
@@ -18,7 +19,7 @@ use crate::{
     worker::{self, Message, Worker, worker_of},
 };
 use anyhow::{Context, bail};
-use evergate_cluster::{ClusterKey, Plant, Replica, lease::Timing};
+use evergate_cluster::{KeyRing, Plant, Replica, lease::Timing};
 use evergate_dataplane::{DataPlane, PlaneEvent};
 use evergate_ike::{
     env::Entropy,
@@ -28,7 +29,10 @@ use evergate_ike::{
 };
 use evergate_state::{Command, Outcome, Owner};
 use std::{sync::Arc, thread, time::Duration};
-use tokio::{sync::mpsc, time::interval};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::interval,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
@@ -49,19 +53,30 @@ pub(crate) struct Running {
     keep_closed: bool,
 }
 
-/// Starts a member on this machine.
+/// Starts a member on this machine. Files that may change while it runs are looked at when `reload` is notified, and by themselves now and then.
 ///
 /// # Errors
 /// If its state cannot be opened, or device, ports or socket cannot be had.
-pub(crate) async fn start(config: Config, state_key: ClusterKey) -> anyhow::Result<Running> {
+pub(crate) async fn start(
+    config: Config,
+    keys: KeyRing,
+    reload: Arc<Notify>,
+) -> anyhow::Result<Running> {
     let Some(member) = &config.member else {
         bail!("the configuration has no [member] table");
     };
     let kernel = Kernel::new(&config, member);
-    let running = start_on(&config, state_key, &kernel).await?;
+    let running = start_on(&config, keys, &kernel).await?;
     let (node, stop, tasks) = (&running.node, &running.stop, &running.tasks);
     let tun = config.dataplane.tun.clone();
     tasks.spawn(network::watch(Arc::clone(node), tun, stop.clone()));
+    let key_file = member.key_file.clone();
+    tasks.spawn(keys::watch(
+        Arc::clone(node),
+        key_file,
+        reload,
+        stop.clone(),
+    ));
     admin::serve(Arc::clone(node), &member.admin_socket, stop.clone(), tasks).await?;
     info!(event = "started", member = member.name, "serving");
     Ok(running)
@@ -73,14 +88,14 @@ pub(crate) async fn start(config: Config, state_key: ClusterKey) -> anyhow::Resu
 /// If its state cannot be opened, or the machine refuses something.
 pub(crate) async fn start_on(
     config: &Config,
-    state_key: ClusterKey,
+    keys: KeyRing,
     machine: &dyn Machine,
 ) -> anyhow::Result<Running> {
     let Some(member) = config.member.clone() else {
         bail!("the configuration has no [member] table");
     };
     let clock = Arc::new(Clock::new());
-    let raft = cluster::raft_config(&member, config.cluster.as_ref(), state_key, &clock, machine)?;
+    let raft = cluster::raft_config(&member, config.cluster.as_ref(), keys, &clock, machine)?;
     let replica = Replica::join(raft).await.with_context(|| {
         let directory = member.state_dir.display();
         format!("cannot go on with the state in {directory}")
@@ -321,6 +336,7 @@ pub(crate) fn serve_process(
     tasks.spawn(Dispatcher::new(Arc::clone(node)).run(events, over.clone()));
     tasks.spawn(change_cookies(Arc::clone(node), stop.clone()));
     tasks.spawn(watch_log(Arc::clone(node), stop.clone()));
+    tasks.spawn(keys::announce(Arc::clone(node), stop.clone()));
 }
 
 impl Running {

@@ -23,6 +23,7 @@ mod hooks;
 mod keygen;
 #[cfg(feature = "drills")]
 mod keylog;
+mod keys;
 pub mod machine;
 pub mod member;
 mod network;

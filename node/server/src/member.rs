@@ -24,7 +24,9 @@ pub async fn start(
         Ok(config) => config,
         Err(problems) => bail!("{}", config::render("configuration", &problems)),
     };
-    Ok(Member(gateway::start_on(&config, key, machine).await?))
+    Ok(Member(
+        gateway::start_on(&config, key.into(), machine).await?,
+    ))
 }
 
 impl Member {

@@ -6,13 +6,16 @@ use crate::{
 };
 use anyhow::Context;
 use clap::ValueEnum;
-use evergate_cluster::ClusterKey;
+use evergate_cluster::KeyRing;
 use nix::sys::{
     resource::{Resource, setrlimit},
     stat::{Mode, umask},
 };
-use std::{io::Write, path::PathBuf, process::ExitCode};
-use tokio::signal::unix::{SignalKind, signal};
+use std::{io::Write, path::PathBuf, process::ExitCode, sync::Arc};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::Notify,
+};
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
@@ -38,7 +41,7 @@ enum LogFormat {
     Json,
 }
 
-/// Runs a member until SIGTERM or SIGINT.
+/// Runs a member until SIGTERM or SIGINT. After SIGHUP it looks at once at the files that may change meanwhile.
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     match member(arguments) {
         Ok(()) => ExitCode::SUCCESS,
@@ -84,18 +87,26 @@ fn member(arguments: &Arguments) -> anyhow::Result<()> {
         .as_ref()
         .map(|m| m.key_file.clone())
         .context("the configuration has no [member] table")?;
-    let key = ClusterKey::from_file(&key_file)?;
+    let keys = KeyRing::from_file(&key_file)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(until_stopped(config, key))
+    runtime.block_on(until_stopped(config, keys))
 }
 
-async fn until_stopped(config: Config, key: ClusterKey) -> anyhow::Result<()> {
+async fn until_stopped(config: Config, keys: KeyRing) -> anyhow::Result<()> {
     // Taken first, so that a signal during the start is not lost.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let running = gateway::start(config, key).await?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let reload = Arc::new(Notify::new());
+    let running = gateway::start(config, keys, Arc::clone(&reload)).await?;
+    // Ends with the process.
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            reload.notify_one();
+        }
+    });
     let stop = async {
         tokio::select! {
             _ = terminate.recv() => "SIGTERM",

@@ -3,7 +3,7 @@
 use crate::abilities::Abilities;
 use crate::carried::Carried;
 use crate::document;
-use crate::keys::KeyId;
+use crate::keys::MemberKeys;
 use crate::level::Level;
 use evergate_ike::{
     config::Policy,
@@ -192,14 +192,14 @@ pub enum Command {
         /// The level.
         level: Level,
     },
-    /// Which cluster keys a member has. It can open what was sealed with any of them.
+    /// Which cluster keys a member has.
     AnnounceKeys {
         /// The member's name.
         member: String,
         /// Its process, which must be the one that is registered.
         incarnation: u128,
-        /// The keys; it would seal with the first.
-        keys: Vec<KeyId>,
+        /// The keys.
+        keys: MemberKeys,
     },
 }
 

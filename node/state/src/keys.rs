@@ -27,10 +27,19 @@ impl fmt::Debug for KeyId {
     }
 }
 
+/// The keys of a member.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberKeys {
+    /// It can open what was sealed with any of these, and would seal with the first.
+    pub has: Vec<KeyId>,
+    /// Without these it could not open all that is on its disk.
+    pub needs: Vec<KeyId>,
+}
+
 /// What is replicated of keys.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Keys {
-    by_member: BTreeMap<String, Vec<KeyId>>,
+    by_member: BTreeMap<String, MemberKeys>,
     sealing: Option<KeyId>,
 }
 
@@ -41,13 +50,9 @@ impl Keys {
 }
 
 impl State {
-    /// The keys that a member has; none if it has not said so.
-    pub fn keys_of(&self, member: &str) -> &[KeyId] {
-        self.second
-            .keys
-            .by_member
-            .get(member)
-            .map_or(&[], Vec::as_slice)
+    /// The keys that a member has, if it has said so.
+    pub fn keys_of(&self, member: &str) -> Option<&MemberKeys> {
+        self.second.keys.by_member.get(member)
     }
 
     /// The key with which all members seal; `None` if they never agreed on one: then each uses its first.
@@ -59,14 +64,14 @@ impl State {
         &mut self,
         name: &str,
         incarnation: u128,
-        keys: &[KeyId],
+        keys: &MemberKeys,
     ) -> Result<Outcome, Refusal> {
-        if keys.len() > MAX_KEYS {
+        if keys.has.len() > MAX_KEYS || keys.needs.len() > MAX_KEYS {
             return Err(Refusal::Limit("cluster keys"));
         }
         self.current(name, incarnation)?;
         let known = &mut self.second.keys.by_member;
-        known.insert(name.to_owned(), keys.to_vec());
+        known.insert(name.to_owned(), keys.clone());
         self.choose_key();
         Ok(Outcome::Applied)
     }
@@ -79,7 +84,8 @@ impl State {
     }
 
     fn key_of_all(&self) -> Option<KeyId> {
-        let mut first = self.members().map(|(name, _)| self.keys_of(name).first());
+        let first_of = |name| self.keys_of(name).and_then(|keys| keys.has.first());
+        let mut first = self.members().map(|(name, _)| first_of(name));
         let candidate = first.next()??;
         first
             .all(|other| other == Some(candidate))

@@ -24,7 +24,7 @@ mod tests;
 pub use abilities::Abilities;
 pub use carried::{Carried, CarriedTogether};
 pub use command::*;
-pub use keys::KeyId;
+pub use keys::{KeyId, MemberKeys};
 pub use lease::{Lease, PENDING_LEASE};
 pub use level::Level;
 pub use limits::*;

@@ -3,11 +3,14 @@
 use super::{
     Timing,
     log::LogStore,
+    sealed,
     transport::{ForwardHandler, LeaseHandler, Peers, RelayHandler, Services, take_in},
     types::{Node, NodeId, Raft},
 };
+use crate::replica::Shared;
 use bytes::Bytes;
 use evergate_proto::forward::{CallReply, CallRequest};
+use evergate_state::KeyId;
 use futures::{FutureExt, future::BoxFuture};
 use openraft::{ChangeMembers, Instant as _, async_runtime::WatchReceiver as _};
 use std::{
@@ -146,6 +149,11 @@ impl Cluster {
     #[cfg(test)]
     pub(crate) fn is_purged(&self) -> bool {
         self.0.raft.metrics().borrow_watched().purged.is_some()
+    }
+
+    /// The cluster keys without which something on this member's disk could not be opened.
+    pub(crate) fn keys_needed(&self, shared: &Shared) -> Vec<KeyId> {
+        sealed::needed(&self.0.raft, shared)
     }
 
     /// All members.

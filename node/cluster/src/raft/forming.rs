@@ -7,11 +7,12 @@ use super::{
     transport::{Network, Peers},
     types::{Membership, Node, NodeId, Raft},
 };
-use crate::{ClusterKey, replica::Shared};
+use crate::{KeyRing, replica::Shared};
 use aws_lc_rs::{
-    digest, hmac,
+    digest,
     rand::{SecureRandom, SystemRandom},
 };
+use bytes::Bytes;
 use evergate_proto::cluster::{HelloRequest, JoinRequest};
 use openraft::{ChangeMembers, async_runtime::WatchReceiver as _};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -42,7 +43,7 @@ pub(super) async fn decide(
     config: &RaftConfig,
     identity: Identity,
     peers: Option<&Peers>,
-    key: &ClusterKey,
+    ring: &KeyRing,
 ) -> Result<Role, JoinError> {
     if let Some(node) = identity.node
         && !identity.pristine
@@ -55,7 +56,7 @@ pub(super) async fn decide(
     let members =
         postcard::to_stdvec(&config.members).map_err(|e| JoinError::Config(e.to_string()))?;
     let request = HelloRequest {
-        key_check: key_check(key).to_vec().into(),
+        key_check: key_check(ring),
         members: members.into(),
     };
     let others: Vec<&Node> = config
@@ -94,7 +95,7 @@ struct JoinTask {
     request: JoinRequest,
 }
 
-fn config_for_join(config: &RaftConfig, role: &Role, key: &ClusterKey) -> JoinTask {
+fn config_for_join(config: &RaftConfig, role: &Role, ring: &KeyRing) -> JoinTask {
     let (own, others): (Vec<Node>, Vec<Node>) = config
         .members
         .iter()
@@ -105,7 +106,7 @@ fn config_for_join(config: &RaftConfig, role: &Role, key: &ClusterKey) -> JoinTa
         request: JoinRequest {
             id: role.node,
             address: own.into_iter().map(|n| n.address).collect(),
-            key_check: key_check(key).to_vec().into(),
+            key_check: key_check(ring),
         },
     }
 }
@@ -142,15 +143,9 @@ pub(super) fn random() -> Result<u64, JoinError> {
     Ok(u64::from_be_bytes(bytes))
 }
 
-/// Equal on members with the same key, and tells nothing of it.
-pub(super) fn key_check(key: &ClusterKey) -> [u8; 32] {
-    let tag = hmac::sign(
-        &hmac::Key::new(hmac::HMAC_SHA256, key.expose()),
-        b"evergate cluster key check v1",
-    );
-    let mut out = [0; 32];
-    out.copy_from_slice(tag.as_ref());
-    out
+/// What a member says to show that it has a key that others have, too.
+pub(super) fn key_check(ring: &KeyRing) -> Bytes {
+    Bytes::copy_from_slice(&ring.check())
 }
 
 /// A member that is new asks the others to take it in.
@@ -158,14 +153,14 @@ pub(super) fn ask_to_join(
     tasks: &mut JoinSet<()>,
     config: &RaftConfig,
     role: &Role,
-    key: &ClusterKey,
+    ring: &KeyRing,
     peers: Option<Peers>,
     raft: &Raft,
 ) {
     if role.begin == Begin::Join
         && let Some(peers) = peers
     {
-        let asked = config_for_join(config, role, key);
+        let asked = config_for_join(config, role, ring);
         tasks.spawn(join(asked, peers, raft.clone()));
     }
 }

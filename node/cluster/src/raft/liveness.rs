@@ -2,9 +2,11 @@
 
 use super::{
     Cluster,
+    forming::key_check,
     transport::Peers,
     types::{Node, Raft},
 };
+use crate::KeyRing;
 use bytes::Bytes;
 use evergate_proto::cluster::HelloRequest;
 use openraft::async_runtime::WatchReceiver as _;
@@ -21,23 +23,19 @@ const WARM: Duration = Duration::from_secs(1);
 /// as many the next time, up to the last. A machine that is so slow that it cannot elect anybody must not be kept from working by that.
 const UNANSWERED: (u32, u32) = (10, 320);
 
-/// Starts what goes on as long as the member lives. `key_check` is what members say to each other when they meet.
-pub(super) fn spawn(tasks: &mut JoinSet<()>, cluster: &Cluster, key_check: [u8; 32]) {
+/// Starts what goes on as long as the member lives.
+pub(super) fn spawn(tasks: &mut JoinSet<()>, cluster: &Cluster, ring: KeyRing) {
     // A member that is alone has nobody to talk to.
     let Some(peers) = cluster.0.peers.clone() else {
         return;
     };
-    let request = HelloRequest {
-        key_check: key_check.to_vec().into(),
-        members: Bytes::new(),
-    };
     let raft = &cluster.0.raft;
-    tasks.spawn(keep_connections(raft.clone(), peers, request));
+    tasks.spawn(keep_connections(raft.clone(), peers, ring));
     tasks.spawn(be_quiet(raft.clone(), cluster.clone()));
 }
 
 /// Keeps the connections to all other members open, so that an election needs no handshakes.
-async fn keep_connections(raft: Raft, peers: Peers, request: HelloRequest) {
+async fn keep_connections(raft: Raft, peers: Peers, ring: KeyRing) {
     let mut again = time::interval(WARM);
     again.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -48,6 +46,11 @@ async fn keep_connections(raft: Raft, peers: Peers, request: HelloRequest) {
             let nodes = metrics.membership_config.nodes();
             let others = nodes.filter(|(id, _)| **id != metrics.id);
             others.map(|(_, node)| node.clone()).collect()
+        };
+        // With the key that is used now.
+        let request = HelloRequest {
+            key_check: key_check(&ring),
+            members: Bytes::new(),
         };
         let calls = others.iter().map(|node| peers.warm(node, &request));
         futures::future::join_all(calls).await;

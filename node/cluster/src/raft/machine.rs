@@ -12,7 +12,7 @@ use crate::{
     store::{self, StoreError},
 };
 use bytes::Bytes;
-use evergate_state::{Entry, Level, SnapshotError, State};
+use evergate_state::{Entry, KeyId, Level, SnapshotError, State};
 use futures::{Stream, TryStreamExt};
 use openraft::{
     EntryPayload, OptionalSend, RaftSnapshotBuilder, StoredMembership,
@@ -103,6 +103,7 @@ impl Snapshots {
         let place = place(meta);
         self.store.write(place, bytes)?;
         tracing::debug!(place, bytes = bytes.len(), "snapshot written");
+        self.shared.sealed.snapshot(bytes, &self.shared.ring);
         current.meta = Some(meta.clone());
         self.size.store(bytes.len() as u64, Ordering::Relaxed);
         self.shared.snapshots.fetch_add(1, Ordering::Relaxed);
@@ -144,6 +145,7 @@ impl Snapshots {
             .open(Kind::Snapshot, number, &mut blob)
             .map_err(|source| JoinError::Snapshot { number, source })?;
         let opened = parse(plain);
+        self.shared.sealed.snapshot(&blob, &self.shared.ring);
         blob.zeroize();
         let opened = opened.and_then(|(head, state)| match state.level() {
             level if level > self.shared.level => Err(SnapshotError::UnknownLevel(level)),
@@ -251,6 +253,7 @@ impl Machine {
             .state
             .write()
             .unwrap_or_else(PoisonError::into_inner) = state;
+        self.shared.ring.agree(self.shared.read(State::sealing_key));
         self.head = head;
         self.bytes = 0;
         self.announce();
@@ -287,7 +290,7 @@ impl Machine {
         true
     }
 
-    fn apply_batch(&mut self, batch: &Batch, term: u64) -> io::Result<()> {
+    fn apply_batch(&mut self, batch: &Batch, at: &LogId) -> io::Result<()> {
         if !self.is_next(batch) {
             tracing::debug!(%batch, "not the next one, ignored");
             return Ok(());
@@ -300,22 +303,23 @@ impl Machine {
             Some(entry) => entry,
             None => self.open_batch(batch)?,
         };
+        self.shared
+            .sealed
+            .entry(at.index, &batch.sealed, &self.shared.ring);
         if Plant::Apply.is_there() && own {
             entry.at.0 += 1;
         }
-        let (outcomes, before, level) = {
+        let (outcomes, before) = {
             let mut state = self
                 .shared
                 .state
                 .write()
                 .unwrap_or_else(PoisonError::into_inner);
-            let before = state.level();
-            let outcomes = state.apply_in_term(&entry, Some(term));
-            (outcomes, before, state.level())
+            let before = (state.level(), state.sealing_key());
+            let term = at.leader_id.term;
+            (state.apply_in_term(&entry, Some(term)), before)
         };
-        if level != before {
-            self.level_raised(level)?;
-        }
+        self.follow_format(before)?;
         self.shared.commits.fetch_add(1, Ordering::Relaxed);
         if own {
             self.own.window.applied(batch.number, outcomes);
@@ -323,12 +327,21 @@ impl Machine {
         Ok(())
     }
 
-    /// All members understand a later level of the format: from now on it is written.
-    fn level_raised(&self, level: Level) -> io::Result<()> {
-        tracing::info!(event = "format-raised", %level, "the replicated format is at {level}");
+    /// How things are written may be another matter from now on.
+    fn follow_format(&self, before: (Level, Option<KeyId>)) -> io::Result<()> {
+        let (level, key) = self.shared.read(|s| (s.level(), s.sealing_key()));
+        if level != before.0 {
+            tracing::info!(event = "format-raised", %level, "the replicated format is at {level}");
+        }
         if level > self.shared.level {
             // It is no member, or was taken for another version of the program.
             return Err(io::Error::other(SnapshotError::UnknownLevel(level)));
+        }
+        if let Some(id) = key
+            && key != before.1
+        {
+            tracing::info!(event = "cluster-key-used", key = %id, "all members seal with cluster key {id}");
+            self.shared.ring.agree(key);
         }
         Ok(())
     }
@@ -366,8 +379,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
             match entry.payload {
                 EntryPayload::Blank => {}
                 EntryPayload::Normal(batch) => {
-                    let term = entry.log_id.leader_id.term;
-                    if let Err(error) = self.apply_batch(&batch, term) {
+                    if let Err(error) = self.apply_batch(&batch, &entry.log_id) {
                         let why = format!("log entry {}: {error}", entry.log_id.index);
                         self.shared.failed.set(&why);
                         return Err(error);

@@ -4,11 +4,12 @@ use super::{
     Cluster, JoinError, Leader, RaftConfig,
     cluster::Inner,
     config::LinkSource,
-    forming::{ask_to_join, decide, go_on, key_check, random},
+    forming::{ask_to_join, decide, go_on, random},
     liveness,
     log::{Identity, LogStore, OpenedLog},
     machine::{Machine, Own},
     proposer::{Forwarder, gather},
+    sealed,
     transport::{Handler, Links, Peers, Running, Services, Tcp, Tls, serve},
     types::Raft,
     window::Window,
@@ -82,7 +83,10 @@ type Ready = oneshot::Sender<Result<(Arc<Shared>, Cluster), JoinError>>;
 
 /// The whole life of a member.
 fn live(runtime: Runtime, config: RaftConfig, ready: Ready, abort: &Notify) {
-    let shared = Arc::new(Shared::new(config.replica.level));
+    let shared = Arc::new(Shared::new(
+        config.replica.level,
+        config.replica.keys.clone(),
+    ));
     let OpenedLog {
         log,
         identity,
@@ -150,8 +154,8 @@ async fn begin(
     shared: &Arc<Shared>,
     window: &Arc<Window>,
 ) -> Result<(Member, Cluster), JoinError> {
-    let key = config.replica.key.clone();
-    let sealer = || Sealer::new(key.clone());
+    let ring = shared.ring.clone();
+    let sealer = || Sealer::new(ring.clone());
     let mut tasks = JoinSet::new();
     let tls = match &config.credentials {
         Some(credentials) => Some(credentials.tls(&config.name)?),
@@ -168,14 +172,14 @@ async fn begin(
         level: shared.level,
         services: services.clone(),
         members: config.members.clone(),
-        key_check: key_check(&key),
+        ring: ring.clone(),
         pristine: identity.pristine,
     };
     if let Some((tls, links)) = secured {
         listen(&mut tasks, links, tls, handler);
     }
 
-    let role = decide(&config, identity, peers.as_ref(), &key).await?;
+    let role = decide(&config, identity, peers.as_ref(), &ring).await?;
     log.name(role.node)
         .await
         .map_err(|e| JoinError::System("log", e))?;
@@ -196,11 +200,12 @@ async fn begin(
     running.send_replace(Some(Running { raft: raft.clone() }));
     // Kept alive as long as the tasks are.
     tasks.spawn(async move { running.closed().await });
-    ask_to_join(&mut tasks, &config, &role, &key, peers.clone(), &raft);
+    ask_to_join(&mut tasks, &config, &role, &ring, peers.clone(), &raft);
 
     let (leader_sender, leader) = watch::channel(None);
     tasks.spawn(observe(raft.clone(), leader_sender, Arc::clone(shared)));
     tasks.spawn(make_snapshots(raft.clone(), full));
+    tasks.spawn(sealed::reseal(raft.clone(), Arc::clone(shared)));
     tasks.spawn(
         Forwarder {
             raft: raft.clone(),
@@ -223,7 +228,7 @@ async fn begin(
         log,
         runtime: tokio::runtime::Handle::current(),
     }));
-    liveness::spawn(&mut tasks, &cluster, key_check(&key));
+    liveness::spawn(&mut tasks, &cluster, ring.clone());
     let member = Member {
         raft,
         shared: Arc::clone(shared),

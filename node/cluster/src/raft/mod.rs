@@ -22,6 +22,7 @@ mod machine;
 mod member;
 mod meta;
 mod proposer;
+mod sealed;
 mod transport;
 mod types;
 mod window;
@@ -35,6 +36,7 @@ pub use transport::{
 pub use types::{Node, NodeId};
 
 pub(crate) use member::{Life, start};
+pub(crate) use sealed::Sealed;
 #[cfg(test)]
 pub(crate) use {types::Entry, window::WIDTH};
 

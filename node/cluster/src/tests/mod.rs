@@ -2,6 +2,7 @@
 
 mod damage;
 mod replica;
+mod rotation;
 mod secrecy;
 
 use crate::{

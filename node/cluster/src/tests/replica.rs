@@ -249,7 +249,7 @@ async fn another_key_does_not_open_it() {
     let disk = Disk::new();
     taken(&on_disk(&disk).await).await;
     let other = Config {
-        key: ClusterKey::from_bytes([8; 32]),
+        keys: ClusterKey::from_bytes([8; 32]).into(),
         ..config()
     };
     let error = open(other, Storage::Memory(disk)).await.unwrap_err();

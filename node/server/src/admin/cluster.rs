@@ -7,7 +7,8 @@ use evergate_ike::{
 };
 use evergate_proto::admin::{
     ClusterGateway, DrainMemberRequest, DrainMemberResponse, ListGatewaysResponse,
-    ListMembersResponse, Member, MoveGatewayRequest, MoveGatewayResponse,
+    ListKeysResponse, ListMembersResponse, Member, MemberKey, MoveGatewayRequest,
+    MoveGatewayResponse,
 };
 use evergate_state::{Command, Outcome, Refusal, State};
 use std::{
@@ -45,6 +46,27 @@ pub(super) fn members(node: &Node) -> ListMembersResponse {
     });
     members.sort_by(|a, b| a.name.cmp(&b.name));
     ListMembersResponse { members }
+}
+
+/// The cluster keys.
+pub(super) fn keys(node: &Node) -> ListKeysResponse {
+    let keys = node.read(|state| {
+        let of = |name: &str| {
+            let keys = state.keys_of(name).cloned().unwrap_or_default();
+            let name = name.to_owned();
+            let has = keys.has.into_iter().enumerate();
+            let all = has.map(move |(n, key)| MemberKey {
+                member: name.clone(),
+                key: key.to_string(),
+                used: state.sealing_key() == Some(key),
+                first: n == 0,
+                needed: keys.needs.contains(&key),
+            });
+            all.collect::<Vec<_>>()
+        };
+        state.members().flat_map(|(name, _)| of(name)).collect()
+    });
+    ListKeysResponse { keys }
 }
 
 /// The virtual gateways.

@@ -14,9 +14,9 @@ use anyhow::Context;
 use evergate_proto::admin::{
     ApplyConfigRequest, ApplyConfigResponse, CaptureChunk, CaptureRequest, DrainMemberRequest,
     DrainMemberResponse, GetStatusRequest, GetStatusResponse, IkeSa, InitiateRequest,
-    InitiateResponse, ListGatewaysRequest, ListGatewaysResponse, ListMembersRequest,
-    ListMembersResponse, ListSasRequest, MoveGatewayRequest, MoveGatewayResponse, RekeyRequest,
-    RekeyResponse, TerminateRequest, TerminateResponse,
+    InitiateResponse, ListGatewaysRequest, ListGatewaysResponse, ListKeysRequest, ListKeysResponse,
+    ListMembersRequest, ListMembersResponse, ListSasRequest, MoveGatewayRequest,
+    MoveGatewayResponse, RekeyRequest, RekeyResponse, TerminateRequest, TerminateResponse,
     admin_server::{Admin, AdminServer},
 };
 use evergate_state::Refusal;
@@ -194,6 +194,13 @@ impl Admin for Service {
         _: Request<ListMembersRequest>,
     ) -> Result<Response<ListMembersResponse>, Status> {
         Ok(Response::new(cluster::members(&self.node)))
+    }
+
+    async fn list_keys(
+        &self,
+        _: Request<ListKeysRequest>,
+    ) -> Result<Response<ListKeysResponse>, Status> {
+        Ok(Response::new(cluster::keys(&self.node)))
     }
 
     async fn list_gateways(

@@ -21,7 +21,7 @@ use crate::{
     node::Node,
 };
 use evergate_cluster::{
-    ClusterKey, Replica,
+    KeyRing, Replica,
     lease::{BootTime, Holder, Timing},
     raft::{Cluster, RaftConfig},
 };
@@ -173,12 +173,12 @@ fn now() -> BootTime {
 pub(crate) fn raft_config(
     member: &Member,
     config: Option<&ClusterConfig>,
-    key: ClusterKey,
+    keys: KeyRing,
     clock: &Arc<Clock>,
     machine: &dyn Machine,
 ) -> anyhow::Result<RaftConfig> {
     let clock = Arc::clone(clock);
-    let replica = evergate_cluster::Config::new(key, move || clock.now());
+    let replica = evergate_cluster::Config::new(keys, move || clock.now());
     let storage = machine.storage();
     let (Some(config), Some((links, credentials))) = (config, machine.links()?) else {
         return Ok(RaftConfig::single(replica, storage, &member.name));

@@ -2,7 +2,8 @@
 
 use super::{Arguments, Client, Command, tables::either, timed};
 use evergate_proto::admin::{
-    DrainMemberRequest, ListGatewaysRequest, ListMembersRequest, MoveGatewayRequest,
+    DrainMemberRequest, ListGatewaysRequest, ListKeysRequest, ListMembersRequest,
+    MoveGatewayRequest,
 };
 use serde_json::{Value, json};
 use tonic::Status;
@@ -12,6 +13,7 @@ pub(super) async fn call(client: &mut Client, arguments: &Arguments) -> Result<S
     match &arguments.command {
         Command::Members => members(client, arguments).await,
         Command::Gateways => gateways(client, arguments).await,
+        Command::Keys => keys(client, arguments).await,
         Command::Move { gateway, member } => move_gateway(client, arguments, gateway, member).await,
         Command::Drain { member, undo } => drain(client, arguments, member, *undo).await,
         _ => Err(Status::internal("not about the cluster")),
@@ -49,6 +51,33 @@ async fn members(client: &mut Client, arguments: &Arguments) -> Result<String, S
     });
     let head = ["MEMBER", "ADDRESS", "ROLE", "GATEWAYS", "HEARD", ""];
     let text = table(head, rows.collect());
+    Ok(either(arguments.json, &json, text))
+}
+
+async fn keys(client: &mut Client, arguments: &Arguments) -> Result<String, Status> {
+    let request = timed(arguments, ListKeysRequest {});
+    let all = client.list_keys(request).await?.into_inner().keys;
+    let json: Value = all
+        .iter()
+        .map(|k| {
+            json!({ "member": k.member, "key": k.key, "used": k.used, "first": k.first, "needed": k.needed })
+        })
+        .collect();
+    let rows = all.iter().map(|k| {
+        let use_of = match (k.used, k.first) {
+            (true, _) => "used",
+            (false, true) => "next",
+            (false, false) => "former",
+        };
+        let needed = if k.needed { "needed" } else { "" };
+        [
+            k.member.clone(),
+            k.key.clone(),
+            use_of.to_owned(),
+            needed.to_owned(),
+        ]
+    });
+    let text = table(["MEMBER", "KEY", "", ""], rows.collect());
     Ok(either(arguments.json, &json, text))
 }
 

@@ -95,6 +95,8 @@ enum Command {
         #[arg(long)]
         undo: bool,
     },
+    /// The cluster keys that members have
+    Keys,
     /// The policy document
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -183,9 +185,11 @@ async fn call(arguments: &Arguments) -> Result<String, String> {
         Command::Terminate(target) => terminate(&mut client, arguments, target).await,
         Command::Capture(options) => return capture::run(&mut client, arguments, options).await,
         Command::Rekey(target) => rekey(&mut client, arguments, target).await,
-        Command::Members | Command::Gateways | Command::Move { .. } | Command::Drain { .. } => {
-            cluster::call(&mut client, arguments).await
-        }
+        Command::Members
+        | Command::Gateways
+        | Command::Keys
+        | Command::Move { .. }
+        | Command::Drain { .. } => cluster::call(&mut client, arguments).await,
         Command::Config(ConfigCommand::Apply {
             file,
             expected_version,

@@ -4,7 +4,7 @@
 //! level. They are made once, by this test with `EVERGATE_WRITE_FORMATS=1`, and never again.
 
 use super::*;
-use crate::{Abilities, Carried, Counters, KeyId, Level};
+use crate::{Abilities, Carried, Counters, KeyId, Level, MemberKeys};
 use evergate_ike::{
     config::{GatewayConfig, SharedSecret},
     sa::CookieSecrets,
@@ -146,7 +146,10 @@ fn second_level() -> Vec<Command> {
     vec![Command::AnnounceKeys {
         member: "a".into(),
         incarnation: 1,
-        keys: vec![KeyId([1; 8]), KeyId([2; 8])],
+        keys: MemberKeys {
+            has: vec![KeyId([1; 8]), KeyId([2; 8])],
+            needs: vec![KeyId([2; 8])],
+        },
     }]
 }
 

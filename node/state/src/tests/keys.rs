@@ -1,7 +1,7 @@
 //! Cluster keys, and when a new one is used.
 
 use super::*;
-use crate::{KeyId, Level, MAX_KEYS, Refusal};
+use crate::{KeyId, Level, MAX_KEYS, MemberKeys, Refusal};
 
 const OLD: KeyId = KeyId([1; 8]);
 const NEW: KeyId = KeyId([2; 8]);
@@ -10,7 +10,10 @@ fn announce(member: &str, incarnation: u128, keys: &[KeyId]) -> Command {
     Command::AnnounceKeys {
         member: member.into(),
         incarnation,
-        keys: keys.to_vec(),
+        keys: MemberKeys {
+            has: keys.to_vec(),
+            needs: vec![OLD],
+        },
     }
 }
 
@@ -61,7 +64,8 @@ fn a_member_that_goes_holds_nothing_back() {
         },
     );
     assert_eq!(state.sealing_key(), Some(NEW));
-    assert!(state.keys_of("b").is_empty());
+    assert_eq!(state.keys_of("b"), None);
+    assert_eq!(state.keys_of("a").unwrap().needs, [OLD]);
 }
 
 #[test]

@@ -42,7 +42,10 @@ fn machine(dir: &Path, purged: Option<u64>) -> Result<Machine, JoinError> {
 }
 
 fn machine_on(snapshots: Arc<dyn Snapshots>, purged: Option<u64>) -> Result<Machine, JoinError> {
-    let shared = Arc::new(Shared::new(evergate_state::Level::LATEST));
+    let shared = Arc::new(Shared::new(
+        evergate_state::Level::LATEST,
+        ClusterKey::from_bytes([7; 32]).into(),
+    ));
     let sealer = || Sealer::new(ClusterKey::from_bytes([7; 32])).unwrap();
     let own = Own {
         member: 1,

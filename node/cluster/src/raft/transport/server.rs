@@ -7,7 +7,7 @@ use super::{
     tls::{Tls, names},
 };
 use crate::{
-    entry,
+    KeyRing, entry,
     raft::{
         proposer::log_batches,
         types::{Batch, Node, NodeId, Raft, Snapshot, SnapshotMeta, TypeConfig, Vote},
@@ -77,7 +77,7 @@ pub(crate) struct Handler {
     pub(crate) services: Services,
     /// The configured members.
     pub(crate) members: Vec<Node>,
-    pub(crate) key_check: [u8; 32],
+    pub(crate) ring: KeyRing,
     /// It started with an empty log.
     pub(crate) pristine: bool,
 }
@@ -282,7 +282,7 @@ impl Handler {
     }
 
     fn check_key(&self, given: &[u8]) -> Result<(), Status> {
-        if given == self.key_check {
+        if self.ring.is_checked(given) {
             return Ok(());
         }
         Err(Status::failed_precondition("the cluster keys differ"))
