@@ -30,6 +30,7 @@ use evergate_ike::{
 use evergate_state::{Command, Outcome, Owner};
 use std::{sync::Arc, thread, time::Duration};
 use tokio::{
+    runtime::Handle,
     sync::{Notify, mpsc},
     time::interval,
 };
@@ -256,6 +257,9 @@ pub(crate) fn fresh_cookies(before: Option<&CookieSecrets>) -> CookieSecrets {
     }
 }
 
+/// For so many SAs threads are worth their while: each SA takes some ten microseconds.
+const MANY: usize = 1024;
+
 /// A virtual gateway whose Child SAs are installed, but which is not served yet.
 pub(crate) struct Prepared {
     shared: Arc<Shared>,
@@ -281,15 +285,7 @@ pub(crate) fn prepare(shared: &Arc<Shared>) -> Prepared {
     }
     let channels = shares.iter().map(|_| mpsc::channel(worker::QUEUE));
     let (queues, inboxes): (Vec<_>, Vec<_>) = channels.unzip();
-    let workers = inboxes
-        .into_iter()
-        .zip(shares)
-        .enumerate()
-        .map(|(index, (inbox, records))| {
-            let worker = Worker::resume(Arc::clone(shared), index, records);
-            (worker, inbox)
-        })
-        .collect();
+    let workers = resume(shared, shares).into_iter().zip(inboxes).collect();
     // Set once, here.
     let _ = shared.workers.set(queues);
     shared.node().enlist(shared);
@@ -306,6 +302,33 @@ pub(crate) fn prepare(shared: &Arc<Shared>) -> Prepared {
         shared: Arc::clone(shared),
         workers,
     }
+}
+
+/// The workers with what each has. Many SAs are taken over by all processors at once: until that is done, none of them passes traffic.
+fn resume(shared: &Arc<Shared>, shares: Vec<Vec<Arc<Record>>>) -> Vec<Worker> {
+    let many = shares.iter().map(Vec::len).sum::<usize>() >= MANY;
+    let shares = shares.into_iter().enumerate();
+    if !many {
+        let worker = |(index, records)| Worker::resume(Arc::clone(shared), index, records);
+        return shares.map(worker).collect();
+    }
+    let runtime = Handle::try_current();
+    thread::scope(|scope| {
+        let threads: Vec<_> = shares
+            .map(|(index, records)| {
+                let (shared, runtime) = (Arc::clone(shared), &runtime);
+                scope.spawn(move || {
+                    let _entered = runtime.as_ref().map(Handle::enter);
+                    Worker::resume(shared, index, records)
+                })
+            })
+            .collect();
+        let workers = threads.into_iter().map(|thread| match thread.join() {
+            Ok(worker) => worker,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        workers.collect()
+    })
 }
 
 impl Prepared {
