@@ -21,6 +21,15 @@ pub enum Plane {
 }
 
 impl Plane {
+    /// That of members about which a drill says nothing: `EVERGATE_DRILL_DATAPLANE`, as `cluster-tests/guest-drills` sets it.
+    #[must_use]
+    pub fn usual() -> Self {
+        match std::env::var("EVERGATE_DRILL_DATAPLANE").as_deref() {
+            Ok("xfrm") => Self::Kernel,
+            _ => Self::Userspace,
+        }
+    }
+
     /// A member's `[dataplane]`.
     #[must_use]
     pub fn toml(self) -> &'static str {
@@ -108,6 +117,8 @@ pub struct Connection {
     pub enable_tcp: &'static str,
     /// What a member has as its data plane.
     pub plane: Plane,
+    /// More lines of a member's `[dataplane]`.
+    pub dataplane: &'static str,
     /// `childless` of swanctl.
     pub childless: &'static str,
     /// `unique` of swanctl.
@@ -221,7 +232,8 @@ impl Connection {
             retransmit: String::new(),
             limits: String::new(),
             enable_tcp: "no",
-            plane: Plane::Userspace,
+            plane: Plane::usual(),
+            dataplane: "",
             childless: "allow",
             unique: "no",
             fragment_size: 1280,

@@ -86,7 +86,9 @@ impl Member {
              {more}{dataplane}",
             dir = self.dir.display(),
             more = connections.first().map_or("", Connection::member_toml),
-            dataplane = connections.first().map_or("", |c| c.plane.toml())
+            dataplane = connections.first().map_or_else(String::new, |c| {
+                format!("{}{}", c.plane.toml(), c.dataplane)
+            })
         );
         for connection in connections {
             text.push_str(&connection.toml());

@@ -1,7 +1,7 @@
 //! strongSwan as a peer: charon-systemd and swanctl from Debian packages, run
 //! by hand, with ESP in user space or in the kernel.
 
-use crate::connection::Connection;
+use crate::connection::{Connection, Plane};
 use crate::lab::Lab;
 use crate::process::{Process, output};
 use crate::sa::{ChildSa, Endpoint, IkeSa};
@@ -28,6 +28,7 @@ pub struct StrongSwan {
     process: Process,
     dir: PathBuf,
     vici: String,
+    esp: Esp,
 }
 
 /// An explicit list, so that nothing depends on what else is installed. Where
@@ -76,7 +77,12 @@ impl StrongSwan {
         let conf = dir.join("strongswan.conf");
         let env = [("STRONGSWAN_CONF", conf.to_str().context("path")?)];
         let process = Process::start(&command, &env, &dir.join("charon-out.log"))?;
-        let peer = Self { process, dir, vici };
+        let peer = Self {
+            process,
+            dir,
+            vici,
+            esp,
+        };
         let socket = peer.dir.join("vici.sock");
         // It is there a moment before anything is accepted.
         until(secs(20), "charon listens", || {
@@ -91,6 +97,8 @@ impl StrongSwan {
         let (mut all, mut secrets) = (String::new(), String::new());
         for connection in connections {
             connection.install(&self.dir)?;
+            let mut connection = connection.clone();
+            connection.encap |= self.esp == Esp::InUdp;
             let (connection, secret) = connection.swanctl();
             all.push_str(&connection);
             secrets.push_str(&secret);
@@ -206,9 +214,12 @@ fn conf(dir: &Path, vici: &str, esp: Esp, connections: &[Connection], charon: &[
     let make_before_break = connections.iter().any(|c| c.make_before_break);
     let make_before_break = if make_before_break { "yes" } else { "no" };
     let raw = if esp == Esp::Plain { "yes" } else { "no" };
+    // Where the member's ESP is the kernel's, the peer's is, too; what is on the wire stays.
     let kernel = match esp {
-        Esp::InUdp | Esp::Plain => "kernel-libipsec kernel-netlink",
-        Esp::Kernel => "kernel-netlink",
+        Esp::InUdp | Esp::Plain if Plane::usual() == Plane::Userspace => {
+            "kernel-libipsec kernel-netlink"
+        }
+        _ => "kernel-netlink",
     };
     // Without systemd there is no journal: the log is a file. Retransmissions
     // come fast and for long, so that a drill need not wait for them.

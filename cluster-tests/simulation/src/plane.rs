@@ -310,6 +310,9 @@ impl DataPlane for Plane {
             plain_esp: true,
             transport_mode: true,
             tcp: false,
+            marks: false,
+            outer_mark: 0,
+            offload: false,
         }
     }
 

@@ -1,6 +1,7 @@
 //! The member's ESP is the kernel's, and so is that of strongSwan: these drills run in `cluster-tests/guest`.
 
 use crate::establish::both_families;
+use crate::mobike::{at, relocate};
 use evergate_cluster_tests::connection::{Connection, Plane};
 use evergate_cluster_tests::duo::{C1, Duo, Setup};
 use evergate_cluster_tests::lab::Family::{V4, V6};
@@ -13,7 +14,7 @@ use std::net::UdpSocket;
 /// More datagrams than a Child SA may send without asking for more numbers.
 const MANY: usize = 34_000;
 
-fn in_kernel(c: &mut Connection) {
+pub(crate) fn in_kernel(c: &mut Connection) {
     c.plane = Plane::Kernel;
 }
 
@@ -103,5 +104,37 @@ fn nothing_is_left_of_a_tunnel_in_udp() -> Result<()> {
     assert!(routes.contains("blackhole"), "{routes}");
     let found = duo.finish()?;
     assert!(found.esp_in_udp > 0);
+    Ok(())
+}
+
+/// The peer goes to another address under traffic (RFC 4555). Its kernel has the same states there, and so has ours: the numbers go on.
+#[test]
+#[ignore = "needs a kernel with ESP: runs in cluster-tests/guest"]
+fn states_follow_a_peer_that_moves() -> Result<()> {
+    let mut setup = Setup::new(V4).both(|c| {
+        in_kernel(c);
+        c.mobike = true;
+    });
+    setup.esp = Esp::Kernel;
+    setup.peer.local = "%any".into();
+    (setup.gateway.local, setup.gateway.remote) = ("%any".into(), "%any".into());
+    let duo = Duo::start(&setup)?;
+    // Otherwise it may prefer IPv6.
+    duo.lab.ip("peer1", "addr del 2001:db8::1/64 dev up0")?;
+    duo.peer.initiate(C1, C1)?;
+    let spis = duo.agree(1)?;
+    let flow = duo.traffic(V4, 50)?;
+    flow.runs(20, secs(10))?;
+    for (old, new) in [(1, 101), (101, 102)] {
+        relocate(&duo.lab, "peer1", old, new)?;
+        at(&duo.member, &format!("192.0.2.{new}:4500"))?;
+        flow.runs(20, secs(20))?;
+        let states = duo.lab.exec("gw", &["ip", "xfrm", "state"])?;
+        let (old, new) = (format!("192.0.2.{old}\n"), format!("dst 192.0.2.{new}\n"));
+        assert!(states.contains(&new) && !states.contains(&old), "{states}");
+    }
+    assert_eq!(duo.agree(1)?, spis, "others than before");
+    flow.stop().has_no_duplicate()?;
+    duo.finish()?;
     Ok(())
 }

@@ -31,6 +31,7 @@ mod fragments;
 mod headers;
 mod hooks;
 mod initiation;
+mod kernel_marks;
 mod kernel_peer;
 mod kernel_plane;
 mod liveness;

@@ -22,6 +22,8 @@ pub struct PlaneConfig {
     pub tcp_connections_per_address: usize,
     /// Mark of outer packets: those do not take the routes into the tunnel. Not zero.
     pub mark: u32,
+    /// Which bits of a mark are that one. The others are for the marks of single Child SAs.
+    pub mark_mask: u32,
     /// Routing table for protected prefixes.
     pub route_table: u32,
     /// Priority of the rule that leads to the table.
@@ -52,6 +54,7 @@ impl Default for PlaneConfig {
             tcp_connections: 4096,
             tcp_connections_per_address: 64,
             mark: 0xE6,
+            mark_mask: u32::MAX,
             route_table: 220,
             rule_priority: 220,
             route_metric: 100,

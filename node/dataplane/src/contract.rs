@@ -4,7 +4,8 @@
 //! by its inbound SPI, which is unique in the cluster.
 
 use crate::{
-    Capture, Cipher, Encryption, Ends, Gate, HeaderPolicy, Hold, Packet, Selector, Subjects,
+    Capture, Cipher, Encryption, Ends, Gate, HeaderPolicy, Hold, Marks, Offload, Packet, Selector,
+    Subjects,
 };
 use ipnet::IpNet;
 use std::{
@@ -204,6 +205,12 @@ pub struct Capabilities {
     pub transport_mode: bool,
     /// IKE and ESP in TCP (RFC 9329).
     pub tcp: bool,
+    /// [`ChildSa::marks`].
+    pub marks: bool,
+    /// The bits of the mark of outer packets that a Child SA may set: not those of the plane's own mark.
+    pub outer_mark: u32,
+    /// [`Offload::Crypto`]. What may be left out every plane can.
+    pub offload: bool,
 }
 
 /// A Child SA: a pair of ESP SAs.
@@ -242,6 +249,10 @@ pub struct ChildSa {
     pub reservation: Range<u64>,
     /// What crosses between inner and outer headers. In transport mode there is one header, and this does not count.
     pub headers: HeaderPolicy,
+    /// Firewall marks of its packets. One that the plane cannot do is refused ([`PlaneError::Unsupported`]): marks say which packets may pass.
+    pub marks: Marks,
+    /// Whether the network card encrypts and decrypts.
+    pub offload: Offload,
     /// The address of this host that its own packets into the tunnel should have, see [`crate::local_address_within`]: becomes the
     /// preferred source of routes to protected prefixes that `remote_ts` overlaps and that name none.
     pub source_hint: Option<IpAddr>,

@@ -18,6 +18,7 @@ mod hold;
 mod inbound;
 mod intake;
 mod local;
+mod marks;
 mod netlink;
 mod outbound;
 mod passage;
@@ -54,6 +55,7 @@ pub use evergate_esp::{
 pub use gate::{Gate, boot_time};
 pub use hold::{Datagram, DatagramKind, Hold, Packet};
 pub use local::{host_addresses, local_address_within};
+pub use marks::{Mark, Marks, Offload};
 pub use tap::{
     CAPTURE_QUEUE, CAPTURE_QUEUE_BYTES, Capture, Frame, MAX_CAPTURES, Note, Side as FrameSide,
     Subjects,

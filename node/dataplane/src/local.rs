@@ -60,20 +60,30 @@ pub fn host_addresses(without: &str) -> Vec<IpAddr> {
     addresses(|device| device != without).unwrap_or_default()
 }
 
+/// The number of the device that has this address.
+pub(crate) fn device_with(address: IpAddr) -> Option<u32> {
+    let mut interfaces = nix::ifaddrs::getifaddrs().ok()?;
+    let has = |i: &nix::ifaddrs::InterfaceAddress| of(i) == Some(address);
+    let found = interfaces.find(has)?;
+    nix::net::if_::if_nametoindex(found.interface_name.as_str()).ok()
+}
+
+fn of(interface: &nix::ifaddrs::InterfaceAddress) -> Option<IpAddr> {
+    let address = interface.address?;
+    let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+    let v6 = address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip()));
+    v4.or(v6)
+}
+
 /// All addresses that count.
 fn ask() -> Option<Vec<IpAddr>> {
     addresses(|_| true)
 }
 
-fn addresses(of: impl Fn(&str) -> bool) -> Option<Vec<IpAddr>> {
+fn addresses(device: impl Fn(&str) -> bool) -> Option<Vec<IpAddr>> {
     let interfaces = nix::ifaddrs::getifaddrs().ok()?;
-    let interfaces = interfaces.filter(|i| of(&i.interface_name));
-    let addresses = interfaces.filter_map(|interface| {
-        let address = interface.address?;
-        let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
-        let v6 = address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip()));
-        v4.or(v6)
-    });
+    let interfaces = interfaces.filter(|i| device(&i.interface_name));
+    let addresses = interfaces.filter_map(|interface| of(&interface));
     let counts = |a: &IpAddr| {
         let link_local = match a {
             IpAddr::V4(a) => a.is_link_local(),

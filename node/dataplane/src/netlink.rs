@@ -41,6 +41,7 @@ pub(crate) struct Netlink {
     table: u32,
     rule_priority: u32,
     mark: u32,
+    mark_mask: u32,
     protocol: RouteProtocol,
 }
 
@@ -53,6 +54,7 @@ impl Netlink {
             table: config.route_table,
             rule_priority: config.rule_priority,
             mark: config.mark,
+            mark_mask: config.mark_mask,
             protocol: config.route_protocol.into(),
         })
     }
@@ -170,8 +172,45 @@ impl Netlink {
         Ok(index)
     }
 
-    /// Makes the rules that lead to the protection table, where they are not there yet.
+    /// Makes the rules that lead to the protection table, where they are not there yet, in place of those for another mark.
     pub(crate) fn add_rules(&mut self) -> Result<(), PlaneError> {
+        self.add_these_rules()?;
+        self.remove_rules_of_other_marks()
+    }
+
+    /// A former process may have had another mark, and outer packets of ours are not to go by its rule.
+    fn remove_rules_of_other_marks(&mut self) -> Result<(), PlaneError> {
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut question = RuleMessage::default();
+            question.header.family = family;
+            let found = match self.rtnl.dump(RouteNetlinkMessage::GetRule(question)) {
+                Ok(found) => found,
+                Err(e) if family == AddressFamily::Inet6 && is_absent_family(&e) => continue,
+                Err(e) => return Err(refused("list rules", e)),
+            };
+            for answer in found {
+                if let RouteNetlinkMessage::NewRule(rule) = answer
+                    && self.is_of_another_mark(&rule)
+                {
+                    let removed = self.rtnl.ask(RouteNetlinkMessage::DelRule(rule), 0);
+                    removed.map_err(|e| refused("remove the rule of a former mark", e))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn is_of_another_mark(&self, rule: &RuleMessage) -> bool {
+        let has = |attribute: &RuleAttribute| rule.attributes.contains(attribute);
+        let ours = has(&RuleAttribute::Protocol(self.protocol))
+            && has(&RuleAttribute::Table(self.table))
+            && has(&RuleAttribute::Priority(self.rule_priority));
+        let same =
+            has(&RuleAttribute::FwMark(self.mark)) && has(&RuleAttribute::FwMask(self.mark_mask));
+        ours && !same
+    }
+
+    fn add_these_rules(&mut self) -> Result<(), PlaneError> {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let rule = RouteNetlinkMessage::NewRule(self.rule(family));
             match self.rtnl.ask(rule, NLM_F_CREATE | NLM_F_EXCL) {
@@ -208,7 +247,7 @@ impl Netlink {
             RuleAttribute::Table(self.table),
             RuleAttribute::Priority(self.rule_priority),
             RuleAttribute::FwMark(self.mark),
-            RuleAttribute::FwMask(u32::MAX),
+            RuleAttribute::FwMask(self.mark_mask),
             RuleAttribute::Protocol(self.protocol),
         ];
         rule

@@ -211,10 +211,15 @@ impl DataPlane for Userspace {
             plain_esp: true,
             transport_mode: true,
             tcp: true,
+            marks: false,
+            outer_mark: 0,
+            offload: false,
         }
     }
 
     fn install(&self, child: ChildSa) -> Result<(), PlaneError> {
+        child.marks.within(false, 0)?;
+        child.offload.within(false)?;
         self.shared.tables.install(&child, Instant::now())?;
         // What comes from now on finds it; what came before waits here.
         let waited = self.shared.early().take(child.spi_in);

@@ -4,9 +4,11 @@
 //! whole [`Policy`] is replicated as one versioned document.
 
 mod authentication;
+mod kernel;
 mod rounds;
 
 pub use authentication::*;
+pub use kernel::*;
 pub use rounds::*;
 
 use crate::{
@@ -212,6 +214,10 @@ pub struct ChildConfig {
     pub replay_window: u32,
     /// What crosses between inner and outer headers.
     pub headers: HeaderCopy,
+    /// Firewall marks of its packets.
+    pub marks: Marks,
+    /// Whether the network card encrypts and decrypts.
+    pub hw_offload: HwOffload,
     /// The program that is run when it comes or goes, if any: an absolute path.
     pub updown: Option<String>,
 }

@@ -1,7 +1,7 @@
 //! The policy as far as the data planes of all members can carry it out.
 
 use evergate_dataplane::Capabilities;
-use evergate_ike::config::{EnableTcp, Mode, Policy};
+use evergate_ike::config::{ChildConfig, EnableTcp, HwOffload, Marks, Mode, Policy};
 use evergate_state::Abilities;
 use std::sync::Arc;
 use tracing::warn;
@@ -15,12 +15,14 @@ pub(crate) fn of(plane: &Capabilities) -> Abilities {
         ),
         (Abilities::TRANSPORT_MODE, plane.transport_mode),
         (Abilities::TCP, plane.tcp),
+        (Abilities::MARKS, plane.marks),
+        (Abilities::OFFLOAD, plane.offload),
     ];
     let can = all.into_iter().filter(|(_, can)| *can);
     can.map(|(ability, _)| ability).collect()
 }
 
-/// A policy without what not all members can do. Children that are left without a proposal are left out.
+/// A policy without what not all members can do. Children that cannot be without it are left out.
 pub(crate) fn narrowed(policy: &Arc<Policy>, can: Abilities) -> Arc<Policy> {
     if can.has(Abilities::KNOWN) {
         return Arc::clone(policy);
@@ -32,29 +34,47 @@ pub(crate) fn narrowed(policy: &Arc<Policy>, can: Abilities) -> Arc<Policy> {
         }
         let name = &connection.name;
         connection.children.retain_mut(|child| {
-            if !can.has(Abilities::TRANSPORT_MODE) {
-                child.mode = Mode::Tunnel;
-            }
-            if !can.has(Abilities::IMPLICIT_IV) {
-                for proposal in &mut child.esp_proposals {
-                    proposal.encryption.retain(|e| !e.implicit_iv());
-                }
-                child.esp_proposals.retain(|p| !p.encryption.is_empty());
-            }
-            let possible = !child.esp_proposals.is_empty();
-            if !possible {
+            narrow_child(child, can);
+            let lack = lack(child, can);
+            if let Some(lack) = lack {
                 warn!(
                     event = "not-for-all-planes",
                     connection = name,
                     child = child.name,
-                    "child {} of connection {name} is left out: not all members can do any of its proposals",
+                    "child {} of connection {name} is left out: not all members can do {lack}",
                     child.name
                 );
             }
-            possible
+            lack.is_none()
         });
     }
     Arc::new(narrow)
+}
+
+/// Takes out what a Child SA can be without.
+fn narrow_child(child: &mut ChildConfig, can: Abilities) {
+    if !can.has(Abilities::TRANSPORT_MODE) {
+        child.mode = Mode::Tunnel;
+    }
+    if !can.has(Abilities::IMPLICIT_IV) {
+        for proposal in &mut child.esp_proposals {
+            proposal.encryption.retain(|e| !e.implicit_iv());
+        }
+        child.esp_proposals.retain(|p| !p.encryption.is_empty());
+    }
+}
+
+/// What a child needs and not all members can do. Marks say which packets may pass, so it is not without them.
+fn lack(child: &ChildConfig, can: Abilities) -> Option<&'static str> {
+    if child.esp_proposals.is_empty() {
+        Some("any of its proposals")
+    } else if child.marks != Marks::default() && !can.has(Abilities::MARKS) {
+        Some("its marks")
+    } else if child.hw_offload == HwOffload::Crypto && !can.has(Abilities::OFFLOAD) {
+        Some("its hw_offload")
+    } else {
+        None
+    }
 }
 
 #[cfg(test)]

@@ -3,10 +3,11 @@
 use crate::shared::Shared;
 use evergate_cluster::Plant;
 use evergate_dataplane::{
-    ChildSa, Ends, HeaderPolicy, Mode, Outer, PlaneError, Selector, local_address_within,
+    ChildSa, Ends, HeaderPolicy, Mark, Marks, Mode, Offload, Outer, PlaneError, Selector,
+    local_address_within,
 };
 use evergate_ike::{
-    config::HeaderCopy,
+    config::{self, HeaderCopy, HwOffload},
     record::{self, Child, Fate, Path},
     wire::TrafficSelector,
 };
@@ -45,6 +46,14 @@ pub(crate) fn install(
     let config = policy
         .connection(connection)
         .and_then(|c| c.child(&child.name));
+    // What not all planes can do is left out of the policy that is negotiated by, but an SA that there is must not lose it without a word.
+    let (marks, offload) = shared.read(|state| {
+        let connection = state.policy().connection(connection);
+        let wanted = connection.and_then(|c| c.child(&child.name));
+        wanted.map_or_else(Default::default, |c| {
+            (marks(c.marks), offload(c.hw_offload))
+        })
+    });
     let local_ts = selectors(&child.local_ts);
     shared
         .protection
@@ -69,6 +78,8 @@ pub(crate) fn install(
         gives_way: gives_way(shared, child),
         reservation: reservation.unwrap_or(NOTHING),
         headers: config.map_or_else(HeaderPolicy::default, |c| headers(c.headers)),
+        marks,
+        offload,
         gate: Arc::clone(&shared.gate),
     })
 }
@@ -86,6 +97,28 @@ fn headers(copied: HeaderCopy) -> HeaderPolicy {
         dscp_in,
         ecn,
         df,
+    }
+}
+
+/// Firewall marks, as the plane wants them.
+fn marks(wanted: config::Marks) -> Marks {
+    let mark = |m: config::Mark| Mark {
+        value: m.value,
+        mask: m.mask,
+    };
+    Marks {
+        inbound: mark(wanted.mark_in),
+        outbound: mark(wanted.mark_out),
+        set_inbound: mark(wanted.set_mark_in),
+        set_outbound: mark(wanted.set_mark_out),
+    }
+}
+
+fn offload(wanted: HwOffload) -> Offload {
+    match wanted {
+        HwOffload::No => Offload::No,
+        HwOffload::Auto => Offload::Auto,
+        HwOffload::Crypto => Offload::Crypto,
     }
 }
 

@@ -102,7 +102,8 @@ impl<'a> Kernel<'a> {
             tcp_port: member.listen_tcp.then_some(member.tcp_port),
             tcp_connections: config.limits.tcp_connections,
             tcp_connections_per_address: config.limits.tcp_connections_per_address,
-            mark: config.dataplane.mark,
+            mark: config.dataplane.mark.0.value,
+            mark_mask: config.dataplane.mark.0.mask,
             route_table: config.dataplane.route_table,
             rule_priority: config.dataplane.route_table,
             ..PlaneConfig::default()

@@ -20,8 +20,18 @@ impl Abilities {
     pub const TRANSPORT_MODE: Self = Self(1 << 1);
     /// IKE and ESP in TCP (RFC 9329).
     pub const TCP: Self = Self(1 << 2);
+    /// Firewall marks of single Child SAs.
+    pub const MARKS: Self = Self(1 << 3);
+    /// Having network cards encrypt and decrypt.
+    pub const OFFLOAD: Self = Self(1 << 4);
     /// All that there is a name for here.
-    pub const KNOWN: Self = Self(Self::IMPLICIT_IV.0 | Self::TRANSPORT_MODE.0 | Self::TCP.0);
+    pub const KNOWN: Self = Self(
+        Self::IMPLICIT_IV.0
+            | Self::TRANSPORT_MODE.0
+            | Self::TCP.0
+            | Self::MARKS.0
+            | Self::OFFLOAD.0,
+    );
     /// What is assumed of a member that has not said otherwise.
     pub const ALL: Self = Self(u32::MAX);
 

@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    Encryption, HeaderPolicy, Selector,
+    Encryption, HeaderPolicy, Marks, Offload, Selector,
     path::{MIN_PATH_MTU_V4, PATH_MTU_LIFETIME, Paths},
 };
 use std::net::IpAddr;
@@ -36,6 +36,8 @@ pub(crate) fn child_sa(spi_in: u32) -> ChildSa {
         gives_way: Duration::ZERO,
         reservation: 1..100,
         headers: HeaderPolicy::default(),
+        marks: Marks::default(),
+        offload: Offload::No,
         source_hint: None,
         gate: Arc::default(),
     }

@@ -2,14 +2,14 @@
 
 use super::{
     Tag,
-    flows::{self, Flow},
+    child::Child,
+    flows::Flows,
     gates::Gates,
-    half::Half,
     kernel::{Kernel, Witness},
     kinds::Kinds,
     leftovers::Leftovers,
     numbers::{More, Numbers},
-    policies::Rule,
+    offload::Wish,
     spd::Spd,
     states::{Description, StateId, Told},
 };
@@ -17,55 +17,25 @@ use crate::{ChildSa, Encapsulation, Outer, PlaneError, Selector, netlink::refuse
 use std::{
     collections::{BTreeSet, HashMap},
     io,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     ops::Range,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 /// How many Child SAs there can be: several times what one member is to carry.
 const MAX_CHILDREN: usize = 1 << 18;
-
-/// A Child SA.
-pub(super) struct Child {
-    pub(super) sa: ChildSa,
-    pub(super) flows: Vec<Flow>,
-    reqid: u32,
-    pub(super) numbers: Numbers,
-    pub(super) inbound: Half,
-    pub(super) outbound: Half,
-    /// The highest number received, as far as is known.
-    pub(super) edge: u64,
-    pub(super) last_inbound: Option<SystemTime>,
-    /// And how much had been received then.
-    pub(super) packets_then: u64,
-    pub(super) last_outbound: Option<SystemTime>,
-    /// And how much had been sent then.
-    pub(super) sent_then: u64,
-    /// Where the peer was seen, if elsewhere.
-    pub(super) seen: Option<SocketAddr>,
-    /// May send.
-    pub(super) active: bool,
-    /// Sends only if no other does, until then.
-    pub(super) gives_way: Option<Instant>,
-    /// Only receives any more, and only until then.
-    pub(super) leaving: Option<Instant>,
-    /// Has no states while its addresses are held.
-    held: bool,
-    /// It has asked for numbers, or is about to.
-    asks: bool,
-}
 
 /// All Child SAs.
 pub(super) struct Children {
     pub(super) kernel: Kernel,
     tag: Tag,
     nat_port: u16,
-    all: HashMap<u32, Child>,
+    pub(super) all: HashMap<u32, Child>,
     /// The names of those that send with these states.
     by_outbound: HashMap<StateId, u32>,
     kinds: Kinds,
-    gates: Gates,
+    pub(super) gates: Gates,
     pub(super) spd: Spd,
     leftovers: Leftovers,
     /// When something is to be done with one.
@@ -73,7 +43,7 @@ pub(super) struct Children {
     /// Those that may need more numbers and have not said so.
     needy: BTreeSet<u32>,
     /// The number of the trap for what no Child SA sends.
-    trap: u32,
+    pub(super) trap: u32,
 }
 
 /// The source that the host's own packets to these selectors were to have.
@@ -95,14 +65,6 @@ impl Children {
             needy: BTreeSet::new(),
             trap: 0,
         }
-    }
-
-    /// Sets a trap with this number for what no Child SA sends.
-    pub(super) fn arm(&mut self, number: u32) -> Result<(), PlaneError> {
-        self.trap = number;
-        self.spd
-            .refresh(&[Flow::everything(true), Flow::everything(false)]);
-        self.settle()
     }
 
     /// A Child SA needs more numbers: once until it gets some.
@@ -167,42 +129,25 @@ impl Children {
         if matches!(sa.outer.encapsulation, Encapsulation::Tcp(_)) {
             return Err(NO_TCP);
         }
-        let flows = flows::flows(&sa.local_ts, &sa.remote_ts)?;
+        let flows = Flows::of(&sa)?;
         let numbers = Numbers::new(sa.reservation.clone(), sa.esn, now)
             .map_err(|_| PlaneError::Reservation(sa.reservation.clone()))?;
         let left = self.leftovers.edge(&sa);
         let edge = sa.replay_edge.unwrap_or(0).max(left.unwrap_or(0));
-        let child = Child {
-            reqid: self.kinds.enter(&sa),
-            flows,
-            numbers,
-            inbound: Half::default(),
-            outbound: Half::default(),
-            edge,
-            last_inbound: None,
-            packets_then: 0,
-            last_outbound: None,
-            sent_then: 0,
-            seen: None,
-            active: sa.outbound_active,
-            gives_way: None,
-            leaving: None,
-            held: false,
-            asks: false,
-            sa,
-        };
+        let reqid = self.kinds.enter(&sa);
+        let child = Child::new(sa, flows, reqid, numbers, edge);
         let gives_way = child.sa.gives_way;
-        let (flows, reqid) = (child.flows.clone(), child.reqid);
+        let flows = child.flows.clone();
         self.gates.enter(&child.sa.gate, crate::boot_time());
         self.all.insert(spi_in, child);
         if let Err(error) = self.make_states(spi_in) {
             self.forget(spi_in);
             return Err(error);
         }
-        self.spd.receive(&flows, reqid);
+        self.spd.receive(&flows.received, reqid);
         if self.all[&spi_in].active {
-            let behind = !gives_way.is_zero() && self.spd.is_sent(&flows);
-            self.spd.send(&flows, spi_in, !behind);
+            let behind = !gives_way.is_zero() && self.spd.is_sent(&flows.sent);
+            self.spd.send(&flows.sent, spi_in, !behind);
             if behind {
                 let until = now + gives_way;
                 self.child(spi_in)?.gives_way = Some(until);
@@ -225,8 +170,8 @@ impl Children {
         let flows = child.flows.clone();
         match (was, active) {
             (true, true) if !gave_way => return Ok(()),
-            (_, true) => self.spd.send(&flows, spi_in, true),
-            (_, false) => self.spd.send_no_more(&flows, spi_in),
+            (_, true) => self.spd.send(&flows.sent, spi_in, true),
+            (_, false) => self.spd.send_no_more(&flows.sent, spi_in),
         }
         self.settle()
     }
@@ -252,7 +197,7 @@ impl Children {
         child.seen = None;
         let flows = child.flows.clone();
         let made = self.make_states(spi_in);
-        self.spd.refresh(&flows);
+        self.spd.refresh(&flows.sent);
         self.settle().and(made)
     }
 
@@ -272,7 +217,7 @@ impl Children {
         let source = child.sa.source_hint.filter(|_| before.is_none());
         let hint = source.map(|source| (child.sa.remote_ts.clone(), source));
         let (flows, out) = (child.flows.clone(), StateId::outbound(&child.sa));
-        self.spd.send_no_more(&flows, spi_in);
+        self.spd.send_no_more(&flows.sent, spi_in);
         let settled = self.settle();
         if self.all[&spi_in].outbound.is_there {
             let told = self.kernel.end_state(out);
@@ -327,7 +272,7 @@ impl Children {
             true => self.kernel.remove_state(id),
             false => Ok(()),
         };
-        self.spd.receive_no_more(&flows, reqid);
+        self.spd.receive_no_more(&flows.received, reqid);
         self.forget(spi_in);
         let settled = self.settle();
         removed.map_err(|e| refused("remove a receiving state", e))?;
@@ -367,7 +312,7 @@ impl Children {
         child.numbers.restart(&range);
         let flows = child.flows.clone();
         self.make_outbound(spi_in)?;
-        self.spd.refresh(&flows);
+        self.spd.refresh(&flows.sent);
         self.settle()
     }
 
@@ -403,8 +348,8 @@ impl Children {
         }
         let message = self.description(child).inbound(child.edge)?;
         let id = StateId::inbound(&child.sa);
-        let made = self.kernel.add_state(message);
-        made.map_err(|e| refused("make a receiving state", e))?;
+        let wish = Wish::inbound(&child.sa);
+        wish.add(&mut self.kernel, message)?;
         if let Some(child) = self.all.get_mut(&spi_in) {
             child.inbound.is_there = true;
             child.packets_then = child.inbound.packets;
@@ -434,8 +379,8 @@ impl Children {
             return Err(refused("make a sending state", twice));
         }
         let message = self.description(child).outbound(limits)?;
-        let made = self.kernel.add_state(message);
-        made.map_err(|e| refused("make a sending state", e))?;
+        let wish = Wish::outbound(&child.sa);
+        wish.add(&mut self.kernel, message)?;
         self.by_outbound.insert(id, spi_in);
         if let Some(child) = self.all.get_mut(&spi_in) {
             child.outbound.is_there = true;
@@ -487,7 +432,7 @@ impl Children {
         child.numbers.ended(None);
         let flows = child.flows.clone();
         self.need(spi_in);
-        self.spd.refresh(&flows);
+        self.spd.refresh(&flows.sent);
         self.settle()
     }
 
@@ -513,7 +458,7 @@ impl Children {
             child.held = false;
             let flows = child.flows.clone();
             children.make_states(spi_in)?;
-            children.spd.refresh(&flows);
+            children.spd.refresh(&flows.sent);
             Ok(())
         });
     }
@@ -548,56 +493,11 @@ impl Children {
         for gate in changed {
             let children = self.all.values();
             for child in children.filter(|c| Arc::ptr_eq(&c.sa.gate, &gate)) {
-                self.spd.refresh(&child.flows);
+                self.spd.refresh(&child.flows.sent);
             }
         }
         if let Err(error) = self.settle() {
             tracing::error!(%error, "the kernel did not hear of a lease");
-        }
-    }
-
-    /// Brings the policies in line with the Child SAs. What the kernel refused is tried again with the next change.
-    fn settle(&mut self) -> Result<(), PlaneError> {
-        let mut result = Ok(());
-        for id in self.spd.take_dirty() {
-            let rule = self.rule(&id);
-            if let Err(e) = self.kernel.set_policy(id, rule.as_ref()) {
-                self.spd.try_again(id);
-                result = result.and(Err(refused("set a policy", e)));
-            }
-        }
-        result
-    }
-
-    /// What a policy should be.
-    fn rule(&self, id: &super::policies::PolicyId) -> Option<Rule> {
-        use super::flows::Direction;
-        match id.direction {
-            Direction::Out => {
-                // One that has no state would only be waited for, though another could send.
-                let mut senders = self
-                    .spd
-                    .senders(&id.flow)
-                    .filter_map(|spi| self.all.get(&spi));
-                let Some(child) = senders.find(|c| c.outbound.is_there || c.held) else {
-                    let everything = [Flow::everything(true), Flow::everything(false)];
-                    return everything
-                        .contains(&id.flow)
-                        .then_some(Rule::Trap(self.trap));
-                };
-                if child.held || !self.gates.is_open(&child.sa.gate) {
-                    return Some(Rule::Closed);
-                }
-                Some(Rule::Send {
-                    outer: child.sa.outer,
-                    spi: child.sa.spi_out,
-                    reqid: child.reqid,
-                })
-            }
-            Direction::In | Direction::Forward => {
-                let receivers = self.spd.receivers(&id.flow);
-                (!receivers.is_empty()).then_some(Rule::Receive(receivers))
-            }
         }
     }
 

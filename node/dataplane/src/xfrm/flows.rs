@@ -1,6 +1,6 @@
 //! Traffic selectors as the kernel can match them: prefixes, and ports with a mask.
 
-use crate::{PlaneError, Selector};
+use crate::{ChildSa, Mark, PlaneError, Selector};
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 use netlink_packet_xfrm as xfrm;
 use std::net::IpAddr;
@@ -22,6 +22,26 @@ pub(super) struct Flow {
     pub(super) local_port: Ports,
     /// Of ICMP: the code.
     pub(super) remote_port: Ports,
+    /// What its packets must have.
+    pub(super) mark: Mark,
+}
+
+/// What a Child SA sends and what it receives: the same selectors, but marks of their own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Flows {
+    pub(super) sent: Vec<Flow>,
+    pub(super) received: Vec<Flow>,
+}
+
+impl Flows {
+    pub(super) fn of(sa: &ChildSa) -> Result<Self, PlaneError> {
+        let all = flows(&sa.local_ts, &sa.remote_ts)?;
+        let marked = |mark| all.iter().map(|f| Flow { mark, ..*f }).collect();
+        Ok(Self {
+            sent: marked(sa.marks.outbound),
+            received: marked(sa.marks.inbound),
+        })
+    }
 }
 
 /// Ports that are equal under a mask.
@@ -75,15 +95,17 @@ impl Flow {
             protocol: 0,
             local_port: Ports::ANY,
             remote_port: Ports::ANY,
+            mark: Mark::default(),
         }
     }
 
-    /// The narrower, the lower, which goes first.
+    /// The narrower, the lower, which goes first; a mark counts least.
     pub(super) fn priority(&self) -> u32 {
         let lens = u32::from(self.local.prefix_len()) + u32::from(self.remote.prefix_len());
         let ports = self.local_port.mask.count_ones() + self.remote_port.mask.count_ones();
         let protocol = u32::from(self.protocol != 0);
-        LOWEST_PRIORITY - 1 - (lens * 128 + protocol * 64 + ports)
+        let marked = u32::from(!self.mark.is_none());
+        LOWEST_PRIORITY - 1 - (lens * 256 + protocol * 128 + ports * 2 + marked)
     }
 
     pub(super) fn selector(&self, direction: Direction) -> xfrm::Selector {
@@ -114,7 +136,7 @@ impl Flow {
 }
 
 /// Behind the last that a flow can have: for what no Child SA is there.
-pub(super) const LOWEST_PRIORITY: u32 = 1 << 16;
+pub(super) const LOWEST_PRIORITY: u32 = 1 << 17;
 
 /// The kernel's number of an address family.
 pub(super) fn family(address: IpAddr) -> u16 {
@@ -133,7 +155,7 @@ pub(super) fn address(address: &xfrm::Address, family: u16) -> IpAddr {
 }
 
 /// The flows of these selectors: any of one side together with any of the other.
-pub(super) fn flows(local: &[Selector], remote: &[Selector]) -> Result<Vec<Flow>, PlaneError> {
+fn flows(local: &[Selector], remote: &[Selector]) -> Result<Vec<Flow>, PlaneError> {
     let mut all = Vec::new();
     for ours in local {
         for theirs in remote {
@@ -177,6 +199,7 @@ fn pair(ours: &Selector, theirs: &Selector, all: &mut Vec<Flow>) -> Result<(), P
                     protocol,
                     local_port,
                     remote_port,
+                    mark: Mark::default(),
                 });
             }
         }

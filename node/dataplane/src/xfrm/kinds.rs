@@ -1,22 +1,28 @@
 //! Kinds of Child SAs.
 
-use crate::{ChildSa, Selector};
+use crate::{ChildSa, Marks, Selector};
 use std::collections::{HashMap, hash_map};
 
 /// Our kinds of Child SAs have numbers (`reqid`) from here on, so that people can tell them from those of others.
 const FIRST_KIND: u32 = 0xE600_0001;
 
-/// Child SAs with the same selectors are of one kind: what one receives any may receive.
+type Key = (Vec<Selector>, Vec<Selector>, Marks);
+
+fn key(sa: &ChildSa) -> Key {
+    (sa.local_ts.clone(), sa.remote_ts.clone(), sa.marks)
+}
+
+/// Child SAs with the same selectors and marks are of one kind: what one receives any may receive.
 #[derive(Default)]
 pub(super) struct Kinds {
-    numbers: HashMap<(Vec<Selector>, Vec<Selector>), (u32, usize)>,
+    numbers: HashMap<Key, (u32, usize)>,
     next: u32,
 }
 
 impl Kinds {
     /// The number of a Child SA's kind, which there is until the last of them leaves.
     pub(super) fn enter(&mut self, sa: &ChildSa) -> u32 {
-        let key = (sa.local_ts.clone(), sa.remote_ts.clone());
+        let key = key(sa);
         let next = &mut self.next;
         let (reqid, count) = self.numbers.entry(key).or_insert_with(|| {
             *next += 1;
@@ -27,7 +33,7 @@ impl Kinds {
     }
 
     pub(super) fn leave(&mut self, sa: &ChildSa) {
-        let key = (sa.local_ts.clone(), sa.remote_ts.clone());
+        let key = key(sa);
         if let hash_map::Entry::Occupied(mut entry) = self.numbers.entry(key) {
             entry.get_mut().1 -= 1;
             if entry.get().1 == 0 {

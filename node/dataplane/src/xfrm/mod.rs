@@ -4,13 +4,14 @@
 //! kernel bears the interface's number (`if_id`): only packets that are routed there meet our policies, and nothing else that uses the
 //! kernel's IPsec is touched.
 //!
-//! - [`children`]: the Child SAs, and the states that they have; [`half`]: what these have carried
+//! - [`children`], [`child`]: the Child SAs, and the states that they have; [`half`]: what these have carried; [`offload`]: with a network card
 //! - [`numbers`]: why a state uses no sequence number twice
-//! - [`spd`], [`flows`], [`policies`], [`kinds`]: who sends and receives what; [`gates`]: and who may send now
+//! - [`spd`], [`flows`], [`policies`], [`rules`], [`kinds`]: who sends and receives what; [`gates`]: and who may send now
 //! - [`monitor`]: what the kernel tells by itself
 //! - [`leftovers`]: what a former process left
 
 mod algorithms;
+mod child;
 mod children;
 mod flows;
 mod gates;
@@ -21,15 +22,17 @@ mod kinds;
 mod leftovers;
 mod monitor;
 mod numbers;
+mod offload;
 mod policies;
+mod rules;
 mod spd;
 mod states;
 mod statistics;
 mod trap;
 
 use crate::{
-    Capabilities, ChildSa, ChildStats, DataPlane, DatagramKind, DropReason, Drops, Hold, Outer,
-    Packet, PlaneConfig, PlaneError, PlaneEvent, Protected, TcpEnd, Totals, Transport,
+    Capabilities, ChildSa, ChildStats, DataPlane, DatagramKind, DropReason, Drops, Hold, Mark,
+    Outer, Packet, PlaneConfig, PlaneError, PlaneEvent, Protected, TcpEnd, Totals, Transport,
     counters::{Control, Events, Traffic},
     hold::{Holds, Room},
     local,
@@ -38,7 +41,8 @@ use crate::{
     sockets::{Esp, Sockets},
     stop::Stop,
 };
-use children::{Child, Children};
+use child::Child;
+use children::Children;
 use ipnet::IpNet;
 use kernel::Kernel;
 use leftovers::Leftovers;
@@ -61,7 +65,7 @@ struct Tag {
     /// Of policies and states.
     if_id: u32,
     /// Of packets when they leave: they do not take the routes into the tunnel again.
-    mark: u32,
+    mark: Mark,
 }
 
 /// The plane in the kernel.
@@ -75,6 +79,8 @@ pub struct Xfrm {
     room: Arc<Room>,
     /// What the device had carried before.
     before: Carried,
+    /// Of all outer packets.
+    outer_mark: Mark,
 }
 
 /// What the threads share.
@@ -102,7 +108,10 @@ impl Xfrm {
     ) -> Result<(Arc<Self>, mpsc::Receiver<PlaneEvent>), PlaneError> {
         let tag = Tag {
             if_id: config.mark,
-            mark: config.mark,
+            mark: Mark {
+                value: config.mark,
+                mask: config.mark_mask,
+            },
         };
         let mut netlink = Netlink::open(config)?;
         netlink.add_rules()?;
@@ -134,6 +143,7 @@ impl Xfrm {
             statistics: Mutex::new(statistics.ok()),
             room: Room::new(traffic),
             before,
+            outer_mark: tag.mark,
             shared,
         });
         let monitor = Monitor::open(Arc::clone(&plane.shared));
@@ -179,10 +189,14 @@ impl DataPlane for Xfrm {
             plain_esp: true,
             transport_mode: false,
             tcp: false,
+            marks: true,
+            outer_mark: !self.outer_mark.mask,
+            offload: true,
         }
     }
 
     fn install(&self, child: ChildSa) -> Result<(), PlaneError> {
+        child.marks.within(true, !self.outer_mark.mask)?;
         let hint = child.source_hint.map(|s| (child.remote_ts.clone(), s));
         self.shared.children().install(child, Instant::now())?;
         if let Some((remote, source)) = hint {

@@ -2,7 +2,8 @@
 
 use super::{
     Shared,
-    children::{Child, Children},
+    child::Child,
+    children::Children,
     flows::address,
     policies,
     states::{StateId, Told},

@@ -42,7 +42,7 @@ impl PolicyId {
             Rule::Trap(_) => LOWEST_PRIORITY,
             _ => self.flow.priority(),
         };
-        let mut nlas = vec![XfrmAttrs::IfId(tag.if_id)];
+        let mut nlas = self.identity(tag);
         let templates = rule.templates();
         if !templates.is_empty() {
             nlas.push(XfrmAttrs::Template(templates));
@@ -70,8 +70,19 @@ impl PolicyId {
                 index: 0,
                 direction: self.direction.number(),
             },
-            nlas: vec![XfrmAttrs::IfId(tag.if_id)],
+            nlas: self.identity(tag),
         }
+    }
+
+    /// What it is known by, besides its selector.
+    fn identity(self, tag: Tag) -> Vec<XfrmAttrs> {
+        let mark = self.flow.mark;
+        let mut nlas = vec![XfrmAttrs::IfId(tag.if_id)];
+        nlas.extend((!mark.is_none()).then_some(XfrmAttrs::Mark(xfrm::Mark {
+            value: mark.value,
+            mask: mark.mask,
+        })));
+        nlas
     }
 }
 
@@ -124,13 +135,19 @@ pub(super) fn removal_of_ours(
     tag: Tag,
 ) -> Option<policy::DelGetMessage> {
     let ours = |a: &XfrmAttrs| matches!(a, XfrmAttrs::IfId(id) if *id == tag.if_id);
+    let marks = found
+        .nlas
+        .iter()
+        .filter(|a| matches!(a, XfrmAttrs::Mark(_)));
+    let identity = [XfrmAttrs::IfId(tag.if_id)].into_iter();
+    let nlas = identity.chain(marks.cloned()).collect();
     found.nlas.iter().any(ours).then(|| policy::DelGetMessage {
         user_policy_id: xfrm::UserPolicyId {
             selector: found.user_policy_info.selector,
             index: 0,
             direction: found.user_policy_info.direction,
         },
-        nlas: vec![XfrmAttrs::IfId(tag.if_id)],
+        nlas,
     })
 }
 

@@ -5,7 +5,7 @@ use super::{
     flows::{address, family},
     numbers::Limits,
 };
-use crate::{ChildSa, Encapsulation, Mode, PlaneError};
+use crate::{ChildSa, Encapsulation, Mark, Mode, PlaneError};
 use netlink_packet_xfrm as xfrm;
 use netlink_packet_xfrm::{XfrmAttrs, state};
 use std::net::IpAddr;
@@ -89,6 +89,10 @@ impl Description<'_> {
         let (from, to) = (sa.outer.remote.ip(), sa.outer.local.ip());
         let mut message = self.state(StateId::inbound(sa), from, &sa.key_in)?;
         debug_assert_eq!(StateId::of_info(&message.user_sa_info).destination, to);
+        if sa.headers.dscp_in {
+            message.user_sa_info.flags |= xfrm::XFRM_STATE_DECAP_DSCP;
+        }
+        message.nlas.extend(set_mark(sa.marks.set_inbound));
         let window = sa.replay_window.clamp(1, MAX_WINDOW);
         message.nlas.extend([
             XfrmAttrs::ReplayStateEsn(xfrm::ReplayEsn {
@@ -114,6 +118,9 @@ impl Description<'_> {
     pub(super) fn outbound(&self, limits: Limits) -> Result<state::ModifyMessage, PlaneError> {
         let sa = self.sa;
         let mut message = self.state(StateId::outbound(sa), sa.outer.local.ip(), &sa.key_out)?;
+        if !sa.headers.df {
+            message.user_sa_info.flags |= xfrm::XFRM_STATE_NOPMTUDISC;
+        }
         message.user_sa_info.lifetime_cfg.soft_packet_limit = limits.soft;
         message.user_sa_info.lifetime_cfg.hard_packet_limit = limits.hard;
         message.nlas.extend([
@@ -127,8 +134,8 @@ impl Description<'_> {
             // Nothing is to be told of it but its limits.
             XfrmAttrs::ReplayThreshold(0),
             XfrmAttrs::EventTimeThreshold(0),
-            XfrmAttrs::MarkVal(self.tag.mark),
         ]);
+        message.nlas.extend(set_mark(self.outer_mark()));
         if !sa.headers.dscp_out {
             message
                 .nlas
@@ -161,6 +168,9 @@ impl Description<'_> {
         if self.sa.esn {
             info.flags |= xfrm::XFRM_STATE_ESN;
         }
+        if !self.sa.headers.ecn {
+            info.flags |= xfrm::XFRM_STATE_NOECN;
+        }
         if self.sa.mode != Mode::Tunnel {
             return Err(PlaneError::Unsupported(
                 "the kernel's data plane has no transport mode",
@@ -174,6 +184,22 @@ impl Description<'_> {
         })
     }
 
+    /// The mark of outer packets: ours, by which they take no routes into the tunnel, and beside it what was asked for. The bits of neither are those of the clear
+    /// packet then; else there are none.
+    fn outer_mark(&self) -> Mark {
+        let (Tag { mark: ours, .. }, set) = (self.tag, self.sa.marks.set_outbound);
+        match set.is_none() {
+            true => Mark {
+                value: ours.value,
+                mask: u32::MAX,
+            },
+            false => Mark {
+                value: ours.value | set.value & !ours.mask,
+                mask: ours.mask | set.mask,
+            },
+        }
+    }
+
     fn encapsulation(&self, from: u16, to: u16) -> XfrmAttrs {
         XfrmAttrs::EncapsulationTemplate(xfrm::EncapTmpl {
             encap_type: xfrm::UDP_ENCAP_ESPINUDP,
@@ -181,6 +207,17 @@ impl Description<'_> {
             encap_dport: to,
             encap_oa: xfrm::Address::default(),
         })
+    }
+}
+
+/// Has packets of a state get a mark.
+fn set_mark(mark: Mark) -> Vec<XfrmAttrs> {
+    match mark.is_none() {
+        true => Vec::new(),
+        false => vec![
+            XfrmAttrs::MarkVal(mark.value),
+            XfrmAttrs::MarkMask(mark.mask),
+        ],
     }
 }
 
@@ -219,6 +256,8 @@ pub(super) struct Told {
     pub(super) replayed: u64,
     /// Packets that were not authentic.
     pub(super) forged: u64,
+    /// Whether a network card encrypts or decrypts.
+    pub(super) offloaded: bool,
     /// Keys, as [`ChildSa`] has them; empty where the kernel does not tell.
     pub(super) key: Zeroizing<Vec<u8>>,
 }
@@ -248,6 +287,7 @@ impl Told {
         for attribute in attributes {
             match attribute {
                 XfrmAttrs::IfId(id) => self.if_id = *id,
+                XfrmAttrs::OffloadDevice(_) => self.offloaded = true,
                 XfrmAttrs::ReplayStateEsn(r) => {
                     self.edge = u64::from(r.seq_hi) << 32 | u64::from(r.seq);
                     self.last_sent = u64::from(r.oseq_hi) << 32 | u64::from(r.oseq);

@@ -2,8 +2,8 @@
 
 use crate::hosts::{Host, wire};
 use evergate_dataplane::{
-    ChildSa, ChildStats, Cipher, DataPlane, Encapsulation, Encryption, HeaderPolicy, Mode, Outer,
-    PlaneConfig, PlaneEvent, Protected, Selector, Userspace,
+    ChildSa, ChildStats, Cipher, DataPlane, Encapsulation, Encryption, HeaderPolicy, Marks, Mode,
+    Offload, Outer, PlaneConfig, PlaneEvent, Protected, Selector, Userspace,
 };
 use std::{
     io,
@@ -218,6 +218,8 @@ impl Case {
             gives_way: Duration::ZERO,
             reservation: self.first..self.first + 10_000,
             headers: HeaderPolicy::default(),
+            marks: Marks::default(),
+            offload: Offload::No,
             source_hint: Some(format!("10.{n}.0.1").parse().unwrap()),
             gate: Arc::default(),
         }

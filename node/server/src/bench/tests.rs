@@ -6,7 +6,7 @@ use clap::Parser;
 use evergate_ike::{
     config::{
         ChildConfig, Childless, Connection, EnableTcp, FRAGMENT_SIZE, Fragmentation, HeaderCopy,
-        IkeVolume, Mode, Policy, SharedSecret, StartAction, Unique, Volume,
+        HwOffload, IkeVolume, Marks, Mode, Policy, SharedSecret, StartAction, Unique, Volume,
     },
     env::Entropy,
     proposal::{default_esp, default_ike},
@@ -98,6 +98,8 @@ impl Responder {
             dpd_action: StartAction::None,
             replay_window: 1024,
             headers: HeaderCopy::default(),
+            marks: Marks::default(),
+            hw_offload: HwOffload::No,
             updown: None,
         };
         let connection = Connection {

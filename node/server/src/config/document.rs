@@ -1,13 +1,15 @@
 //! The document as it is written: every key that there is, and its default.
 
 use super::headers::CopyDscp;
+use super::marks::{FirewallMark, SetMark};
 use super::values::{
     Auth, CrlUri, DpdAction, Named, OcspUri, Outer, PoolRange, Proposals, Remote, Rounds, Text,
 };
 use evergate_dataplane::PlaneConfig;
 use evergate_ike::{
     config::{
-        Childless, EnableTcp, Fragmentation, Mode, RevocationPolicy, SendCert, StartAction, Unique,
+        Childless, EnableTcp, Fragmentation, HwOffload, Mark, Mode, RevocationPolicy, SendCert,
+        StartAction, Unique,
     },
     identity::{IdPattern, Identity},
     proposal::{EspProposal, IkeProposal},
@@ -141,7 +143,7 @@ pub(crate) struct Dataplane {
     /// Threads in each direction that packets are spread over.
     pub(crate) workers: usize,
     /// Mark of outer packets: those do not take the routes into the tunnel.
-    pub(crate) mark: u32,
+    pub(crate) mark: FirewallMark,
     /// Routing table for protected prefixes, and priority of the rule that leads to it.
     pub(crate) route_table: u32,
     /// Whether protected prefixes stay closed when the member stops in an orderly way. They always do when it is killed.
@@ -198,7 +200,10 @@ impl Default for Dataplane {
             tun: "evergate0".to_owned(),
             mtu: 1400,
             workers: PlaneConfig::default().workers,
-            mark: 0xe6,
+            mark: FirewallMark(Mark {
+                value: 0xe6,
+                mask: u32::MAX,
+            }),
             route_table: 220,
             keep_closed: true,
         }
@@ -331,6 +336,11 @@ pub(super) struct Child {
     pub(super) copy_ecn: bool,
     #[serde(default = "yes")]
     pub(super) copy_df: bool,
+    pub(super) mark_in: Option<Spanned<FirewallMark>>,
+    pub(super) mark_out: Option<Spanned<FirewallMark>>,
+    pub(super) set_mark_in: Option<Spanned<SetMark>>,
+    pub(super) set_mark_out: Option<Spanned<SetMark>>,
+    pub(super) hw_offload: Option<Spanned<Text<HwOffload>>>,
     pub(super) updown: Option<Spanned<String>>,
 }
 

@@ -8,6 +8,7 @@ mod cluster;
 mod credentials;
 mod document;
 mod headers;
+mod marks;
 mod problem;
 #[cfg(test)]
 mod tests;

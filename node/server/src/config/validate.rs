@@ -3,13 +3,14 @@
 use super::{
     Config, Problem, Severity,
     credentials::Known,
-    document::{self, Document, PlaneKind},
+    document::{self, Dataplane, Document, PlaneKind},
+    marks,
     values::{Named, PoolRange, Proposals, Remote, Text},
 };
 use evergate_ike::{
     config::{
         ChildConfig, Childless, Connection, EnableTcp, FRAGMENT_SIZE, Fragmentation, HeaderCopy,
-        LocalAuth, Mode, Policy, Pool, PrivateKey, RemoteAuth, Retransmit, SharedSecret,
+        HwOffload, LocalAuth, Mode, Policy, Pool, PrivateKey, RemoteAuth, Retransmit, SharedSecret,
         StartAction, Unique,
     },
     identity::{IdPattern, Identity},
@@ -58,6 +59,8 @@ pub(super) fn validate(
     let mut check = Check {
         text,
         directory,
+        plane: None,
+        clustered: document.cluster.is_some(),
         problems: Vec::new(),
     };
     check.local(&document);
@@ -72,6 +75,10 @@ pub(super) fn validate(
         ppks: &ppks,
         authorities: &authorities,
     };
+    // A file of policy alone is for members of any kind.
+    let planes = document.member.is_some() || document.dataplane.is_some();
+    let plane = document.dataplane.as_ref().map(Spanned::get_ref);
+    check.plane = planes.then(|| plane.cloned().unwrap_or_default());
     let connections = check.connections(document.connections.0, &pools, &secrets, &known);
     let retransmit = check.retransmit(document.retransmit);
     let mut problems = check.problems;
@@ -104,6 +111,10 @@ pub(super) fn validate(
 pub(super) struct Check<'a> {
     text: &'a str,
     pub(super) directory: &'a Path,
+    /// The data plane of the member whose file it is.
+    plane: Option<Dataplane>,
+    /// Whether there are other members, which may have others.
+    clustered: bool,
     problems: Vec<Problem>,
 }
 
@@ -137,7 +148,7 @@ impl Check<'_> {
         }
         if let Some(dataplane) = &document.dataplane {
             let (span, d) = (dataplane.span(), dataplane.get_ref());
-            if d.mark == 0 {
+            if d.mark.0.value == 0 {
                 let what = "mark must not be zero: that is the mark of all other packets";
                 self.error(span.clone(), what);
             }
@@ -485,6 +496,8 @@ impl Check<'_> {
 
     fn child(&mut self, name: Spanned<String>, c: document::Child, reachable: bool) -> ChildConfig {
         self.name(&name, "child");
+        self.for_the_plane(&c);
+        let marks = marks::of(&c);
         let rekey_time = c.rekey_time.map_or(Duration::from_secs(3600), |t| t.0);
         let life_time = match c.life_time {
             None => rekey_time * 11 / 10,
@@ -540,7 +553,24 @@ impl Check<'_> {
                 ecn: c.copy_ecn,
                 df: c.copy_df,
             },
+            marks,
+            hw_offload: c.hw_offload.map_or(HwOffload::No, |o| o.into_inner().0),
             updown: c.updown.map(|program| self.program(program)),
+        }
+    }
+
+    /// What the data plane cannot do. In a cluster it may be meant for other members, and is left out while this one is there.
+    fn for_the_plane(&mut self, c: &document::Child) {
+        let found = self.plane.as_ref().map(|plane| marks::problems(c, plane));
+        for (span, what) in found.unwrap_or_default() {
+            match self.clustered {
+                true => self.problem(
+                    span,
+                    Severity::Warning,
+                    format!("{what}; the child is left out while this member is in the cluster"),
+                ),
+                false => self.error(span, what),
+            }
         }
     }
 

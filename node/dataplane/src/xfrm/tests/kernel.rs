@@ -1,12 +1,22 @@
 use super::*;
+use crate::Mark;
 use crate::xfrm::flows::{Direction, Flow};
 use nix::sched::{CloneFlags, unshare};
 
 const OURS: Tag = Tag {
     if_id: 0xe6,
-    mark: 0xe6,
+    mark: Mark {
+        value: 0xe6,
+        mask: u32::MAX,
+    },
 };
-const OTHERS: Tag = Tag { if_id: 7, mark: 7 };
+const OTHERS: Tag = Tag {
+    if_id: 7,
+    mark: Mark {
+        value: 7,
+        mask: u32::MAX,
+    },
+};
 
 /// Runs a test in a network namespace of its own. Without root there is none.
 fn in_namespace(test: impl FnOnce() + Send + 'static) {

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::{
-    ChildSa, Cipher, Encapsulation, Encryption, Gate, HeaderPolicy, Mode, Outer, Selector,
+    ChildSa, Cipher, Encapsulation, Encryption, Gate, HeaderPolicy, Mark, Marks, Mode, Offload,
+    Outer, Selector,
     xfrm::{children::Children, leftovers::Leftovers},
 };
 use netlink_packet_core::NLM_F_REPLACE;
@@ -16,7 +17,10 @@ use std::{
 
 const TAG: Tag = Tag {
     if_id: 0xe6,
-    mark: 0xe6,
+    mark: Mark {
+        value: 0xe6,
+        mask: u32::MAX,
+    },
 };
 const OURS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 
@@ -46,6 +50,8 @@ fn child(n: u32, gate: &Arc<Gate>) -> ChildSa {
         gives_way: Duration::ZERO,
         reservation: 1 << 16..1 << 17,
         headers: HeaderPolicy::default(),
+        marks: Marks::default(),
+        offload: Offload::No,
         source_hint: None,
         gate: Arc::clone(gate),
     }

@@ -1,10 +1,14 @@
 use super::*;
-use crate::{Cipher, Encryption, Gate, HeaderPolicy, Outer, Selector};
+use crate::{Cipher, Encryption, Gate, HeaderPolicy, Marks, Offload, Outer, Selector};
 use std::{sync::Arc, time::Duration};
 
+const OURS: Mark = Mark {
+    value: 0xe6,
+    mask: 0xff,
+};
 const TAG: Tag = Tag {
     if_id: 0xe6,
-    mark: 0xe6,
+    mark: OURS,
 };
 
 fn child(encapsulation: Encapsulation) -> ChildSa {
@@ -31,6 +35,8 @@ fn child(encapsulation: Encapsulation) -> ChildSa {
         gives_way: Duration::ZERO,
         reservation: 1..2,
         headers: HeaderPolicy::default(),
+        marks: Marks::default(),
+        offload: Offload::No,
         source_hint: None,
         gate: Arc::new(Gate::default()),
     }
@@ -154,4 +160,59 @@ fn what_the_kernel_tells_has_its_keys_apart() {
     assert_eq!((told.edge, told.if_id, told.replayed), (41, 0xe6, 5));
     assert_eq!(*told.key, *sa.key_in);
     assert!(algorithms::material(&message.nlas).is_empty(), "wiped");
+}
+
+const LIMITS: Limits = Limits {
+    before: 0,
+    soft: 1,
+    hard: 1,
+};
+
+#[test]
+fn what_headers_are_to_have_alike_is_what_the_kernel_is_told() {
+    let mut sa = child(Encapsulation::None);
+    let flags = |sa: &ChildSa| {
+        let told = [
+            described(sa).inbound(0).unwrap(),
+            described(sa).outbound(LIMITS).unwrap(),
+        ];
+        let headers =
+            xfrm::XFRM_STATE_NOECN | xfrm::XFRM_STATE_DECAP_DSCP | xfrm::XFRM_STATE_NOPMTUDISC;
+        told.map(|m| m.user_sa_info.flags & headers)
+    };
+    assert_eq!(flags(&sa), [0, 0]);
+    sa.headers.dscp_in = true;
+    assert_eq!(flags(&sa), [xfrm::XFRM_STATE_DECAP_DSCP, 0]);
+    (sa.headers.dscp_in, sa.headers.df) = (false, false);
+    assert_eq!(flags(&sa), [0, xfrm::XFRM_STATE_NOPMTUDISC]);
+    (sa.headers.df, sa.headers.ecn) = (true, false);
+    assert_eq!(flags(&sa), [xfrm::XFRM_STATE_NOECN; 2]);
+}
+
+#[test]
+fn outer_packets_keep_the_mark_by_which_routes_know_them() {
+    let mut sa = child(Encapsulation::None);
+    let set = |message: state::ModifyMessage| {
+        let value = message.nlas.iter().find_map(|a| match a {
+            XfrmAttrs::MarkVal(value) => Some(*value),
+            _ => None,
+        });
+        let mask = message.nlas.iter().find_map(|a| match a {
+            XfrmAttrs::MarkMask(mask) => Some(*mask),
+            _ => None,
+        });
+        value.zip(mask)
+    };
+    let out = |sa: &ChildSa| set(described(sa).outbound(LIMITS).unwrap());
+    let inward = |sa: &ChildSa| set(described(sa).inbound(0).unwrap());
+    assert_eq!((out(&sa), inward(&sa)), (Some((0xe6, u32::MAX)), None));
+    let mark = |value, mask| Mark { value, mask };
+    sa.marks.set_outbound = mark(0x3000, 0xf000);
+    sa.marks.set_inbound = mark(0x500, 0xf00);
+    assert_eq!(out(&sa), Some((0x30e6, 0xf0ff)));
+    assert_eq!(inward(&sa), Some((0x500, 0xf00)));
+    assert!(sa.marks.within(true, !TAG.mark.mask).is_ok());
+    sa.marks.set_outbound = mark(1, 0xf001);
+    assert!(sa.marks.within(true, !TAG.mark.mask).is_err());
+    assert!(sa.marks.within(false, 0).is_err());
 }

@@ -3,7 +3,7 @@
 use crate::{
     config::{
         ChildConfig, Childless, Connection, EnableTcp, FRAGMENT_SIZE, Fragmentation, HeaderCopy,
-        IkeVolume, Mode, Policy, SharedSecret, StartAction, Unique, Volume,
+        HwOffload, IkeVolume, Marks, Mode, Policy, SharedSecret, StartAction, Unique, Volume,
     },
     env::{Entropy, UnixMillis},
     identity::{IdPattern, Identity},
@@ -681,6 +681,8 @@ pub(super) fn policy(local: &str, remote: &str, n: u8) -> Policy {
                 dpd_action: StartAction::None,
                 replay_window: 1024,
                 headers: HeaderCopy::default(),
+                marks: Marks::default(),
+                hw_offload: HwOffload::No,
                 updown: None,
             }],
         }],

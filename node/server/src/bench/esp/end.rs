@@ -6,8 +6,8 @@ use super::{
 };
 use anyhow::{Context, ensure};
 use evergate_dataplane::{
-    ChildSa, Cipher, DataPlane, Encapsulation, Encryption, HeaderPolicy, Mode, Outer, PlaneConfig,
-    Protected, Selector, Userspace,
+    ChildSa, Cipher, DataPlane, Encapsulation, Encryption, HeaderPolicy, Marks, Mode, Offload,
+    Outer, PlaneConfig, Protected, Selector, Userspace,
 };
 use nix::sched::{CloneFlags, unshare};
 use serde::{Deserialize, Serialize};
@@ -188,6 +188,8 @@ fn install(options: &EndOptions, plane: &Userspace) -> anyhow::Result<()> {
             gives_way: Duration::ZERO,
             reservation: 1..RESERVATION,
             headers: HeaderPolicy::default(),
+            marks: Marks::default(),
+            offload: Offload::No,
             source_hint: None,
             gate: Arc::default(),
         })?;

@@ -3,7 +3,7 @@ mod errors;
 
 use super::*;
 use evergate_ike::{
-    config::{Childless, Fragmentation, IkeVolume, StartAction, Unique, Volume},
+    config::{Childless, Fragmentation, HwOffload, IkeVolume, StartAction, Unique, Volume},
     identity::{IdPattern, Identity},
 };
 use std::{net::IpAddr, time::Duration};
@@ -148,7 +148,7 @@ fn every_key_arrives() {
     );
     let plane = &config.dataplane;
     assert_eq!(
-        (plane.mark, plane.route_table, plane.keep_closed),
+        (plane.mark.0.value, plane.route_table, plane.keep_closed),
         (7, 99, false)
     );
     let retransmit = config.policy.retransmit;
@@ -368,4 +368,87 @@ fn headers_are_copied_as_swanctl_says() {
     }
     let neither = headers("copy_ecn = false\ncopy_df = false");
     assert!(!neither.ecn && !neither.df);
+}
+
+#[test]
+fn marks_are_those_of_swanctl() {
+    let marks = |lines: &str| {
+        let text = format!(
+            "[dataplane]\nkind = \"xfrm\"\nmark = \"0xe6/0xff\"\n[connections.a.children.net]\n{lines}\n"
+        );
+        let child = good(&text).policy.connections[0].children[0].clone();
+        let [i, o, si, so] = [
+            child.marks.mark_in,
+            child.marks.mark_out,
+            child.marks.set_mark_in,
+            child.marks.set_mark_out,
+        ]
+        .map(|m| (m.value, m.mask));
+        (i, o, si, so, child.hw_offload)
+    };
+    let (none, full) = ((0, 0), u32::MAX);
+    assert_eq!(marks(""), (none, none, none, none, HwOffload::No));
+    assert_eq!(
+        marks("mark_in = 7\nset_mark_in = \"%same\"\nhw_offload = \"yes\""),
+        ((7, full), none, (7, full), none, HwOffload::Crypto)
+    );
+    assert_eq!(
+        marks("mark_out = \"0x700/0xf00\"\nset_mark_out = \"%same/0xf00\"\nhw_offload = \"auto\""),
+        (none, (0x700, 0xf00), none, (0x700, 0xf00), HwOffload::Auto)
+    );
+}
+
+#[test]
+fn marks_that_cannot_be_are_refused_where_they_stand() {
+    let child = |plane: &str, line: &str| {
+        refused(&format!(
+            "[dataplane]\n{plane}\n[connections.a.children.net]\n{line}\n"
+        ))
+    };
+    let kernel = "kind = \"xfrm\"";
+    for (plane, line, expected) in [
+        (
+            kernel,
+            "mark_in = \"%unique\"",
+            "4:11: error: %unique would be another mark on each member",
+        ),
+        (
+            kernel,
+            "mark_in = \"%same\"",
+            "4:11: error: %same is the same as nothing here",
+        ),
+        (
+            kernel,
+            "mark_out = \"0x1f/0xf\"",
+            "4:12: error: mark \"0x1f/0xf\" has bits outside of its mask",
+        ),
+        (
+            kernel,
+            "mark_out = -1",
+            "4:12: error: -1 is not a number of 32 bits",
+        ),
+        (
+            kernel,
+            "set_mark_out = 7",
+            "4:16: error: set_mark_out has bits of the mark of [dataplane], 0xe6/0xffffffff",
+        ),
+        (
+            kernel,
+            "hw_offload = \"packet\"",
+            "4:14: error: \"packet\" leaves the counting",
+        ),
+        (
+            "kind = \"userspace\"",
+            "mark_out = 7",
+            "4:12: error: mark_out needs a data plane of kind xfrm",
+        ),
+        (
+            "kind = \"userspace\"",
+            "hw_offload = \"crypto\"",
+            "4:14: error: hw_offload needs a data plane of kind xfrm",
+        ),
+    ] {
+        let problem = child(plane, line);
+        assert!(problem.starts_with(expected), "{line}: {problem}");
+    }
 }

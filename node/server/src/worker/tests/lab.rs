@@ -135,6 +135,9 @@ impl DataPlane for Plane {
             plain_esp: true,
             transport_mode: true,
             tcp: true,
+            marks: false,
+            outer_mark: 0,
+            offload: false,
         }
     }
     fn install(&self, child: ChildSa) -> Result<(), PlaneError> {
