@@ -14,9 +14,9 @@ use evergate_cluster_tests::{Result, secs, until};
 const FIREWALL: &str = "add table inet marks ; add counter inet marks sent ; add counter inet marks received ; \
     add chain inet marks pre { type filter hook prerouting priority mangle ; } ; \
     add chain inet marks out { type filter hook output priority 0 ; } ; \
-    add chain inet marks fwd { type filter hook forward priority 0 ; } ; \
+    add chain inet marks through { type filter hook forward priority 0 ; } ; \
     add rule inet marks out ip protocol esp meta mark 0x37e6 counter name sent ; \
-    add rule inet marks fwd iifname evergate0 meta mark and 0xf00 == 0x500 counter name received";
+    add rule inet marks through iifname evergate0 meta mark and 0xf00 == 0x500 counter name received";
 
 /// What `mark_out` asks for.
 const MARK: &str = "add rule inet marks pre ip saddr 10.10.2.10 meta mark set 0x700";

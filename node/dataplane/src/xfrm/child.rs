@@ -33,6 +33,8 @@ pub(super) struct Child {
     pub(super) leaving: Option<Instant>,
     /// Has no states while its addresses are held.
     pub(super) held: bool,
+    /// Sends nothing, because its states are being replaced.
+    pub(super) closed: bool,
     /// It has asked for numbers, or is about to.
     pub(super) asks: bool,
 }
@@ -56,6 +58,7 @@ impl Child {
             gives_way: None,
             leaving: None,
             held: false,
+            closed: false,
             asks: false,
             sa,
         }

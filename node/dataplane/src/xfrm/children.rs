@@ -191,14 +191,32 @@ impl Children {
             return Err(NO_TCP);
         }
         self.child(spi_in)?;
-        self.end_states(spi_in, &Witness::open())?;
-        let child = self.child(spi_in)?;
-        child.sa.outer = outer;
-        child.seen = None;
-        let flows = child.flows.clone();
-        let made = self.make_states(spi_in);
-        self.spd.refresh(&flows.sent);
-        self.settle().and(made)
+        self.replace(spi_in, |children| {
+            children.end_states(spi_in, &Witness::open())?;
+            let child = children.child(spi_in)?;
+            child.sa.outer = outer;
+            child.seen = None;
+            children.make_states(spi_in)
+        })
+    }
+
+    /// Has other states take the place of those that a Child SA has. Meanwhile policy lets nothing to it: for a packet the kernel would make a state by itself
+    /// as soon as there is none, and that one would be in the way.
+    fn replace(
+        &mut self,
+        spi_in: u32,
+        work: impl FnOnce(&mut Self) -> Result<(), PlaneError>,
+    ) -> Result<(), PlaneError> {
+        let done = self.close(spi_in, true).and_then(|()| work(self));
+        self.close(spi_in, false).and(done)
+    }
+
+    fn close(&mut self, spi_in: u32, closed: bool) -> Result<(), PlaneError> {
+        if let Some(child) = self.all.get_mut(&spi_in) {
+            child.closed = closed;
+            self.spd.refresh(&child.flows.sent);
+        }
+        self.settle()
     }
 
     pub(super) fn remove(
@@ -302,18 +320,16 @@ impl Children {
             return Ok(());
         }
         // The state is gone or about to go, or the numbers leave a gap: another one begins with what is new.
-        if is_there {
-            let id = StateId::outbound(&self.child(spi_in)?.sa);
-            let told = self.kernel.end_state(id);
-            let told = told.map_err(|e| refused("remove a sending state", e))?;
-            self.half_ended(spi_in, told.as_ref());
-        }
-        let child = self.child(spi_in)?;
-        child.numbers.restart(&range);
-        let flows = child.flows.clone();
-        self.make_outbound(spi_in)?;
-        self.spd.refresh(&flows.sent);
-        self.settle()
+        self.replace(spi_in, |children| {
+            if is_there {
+                let id = StateId::outbound(&children.child(spi_in)?.sa);
+                let told = children.kernel.end_state(id);
+                let told = told.map_err(|e| refused("remove a sending state", e))?;
+                children.half_ended(spi_in, told.as_ref());
+            }
+            children.child(spi_in)?.numbers.restart(&range);
+            children.make_outbound(spi_in)
+        })
     }
 
     /// Tells the state of its new limits; whether it is still there to be told.

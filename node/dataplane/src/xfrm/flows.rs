@@ -105,7 +105,7 @@ impl Flow {
         let ports = self.local_port.mask.count_ones() + self.remote_port.mask.count_ones();
         let protocol = u32::from(self.protocol != 0);
         let marked = u32::from(!self.mark.is_none());
-        LOWEST_PRIORITY - 1 - (lens * 256 + protocol * 128 + ports * 2 + marked)
+        LOWEST_PRIORITY - 1 - (lens * 132 + protocol * 66 + ports * 2 + marked)
     }
 
     pub(super) fn selector(&self, direction: Direction) -> xfrm::Selector {
@@ -136,7 +136,7 @@ impl Flow {
 }
 
 /// Behind the last that a flow can have: for what no Child SA is there.
-pub(super) const LOWEST_PRIORITY: u32 = 1 << 17;
+pub(super) const LOWEST_PRIORITY: u32 = 1 << 16;
 
 /// The kernel's number of an address family.
 pub(super) fn family(address: IpAddr) -> u16 {

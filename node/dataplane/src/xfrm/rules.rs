@@ -38,13 +38,14 @@ impl Children {
                     .spd
                     .senders(&id.flow)
                     .filter_map(|spi| self.all.get(&spi));
-                let Some(child) = senders.find(|c| c.outbound.is_there || c.held) else {
+                let Some(child) = senders.find(|c| c.outbound.is_there || c.held || c.closed)
+                else {
                     let everything = [Flow::everything(true), Flow::everything(false)];
                     return everything
                         .contains(&id.flow)
                         .then_some(Rule::Trap(self.trap));
                 };
-                if child.held || !self.gates.is_open(&child.sa.gate) {
+                if child.held || child.closed || !self.gates.is_open(&child.sa.gate) {
                     return Some(Rule::Closed);
                 }
                 Some(Rule::Send {

@@ -131,6 +131,13 @@ fn narrower_flows_go_first() {
         remote_port: Ports::one(80),
         ..flow("fd00::1/128", "fd00::2/128")
     };
+    let marked = |flow: Flow| Flow {
+        mark: Mark { value: 7, mask: 7 },
+        ..flow
+    };
+    assert!(marked(host).priority() < host.priority());
+    assert!(marked(flow("10.0.0.0/8", "0.0.0.0/0")).priority() < wide);
+    assert!(marked(flow("10.0.0.0/8", "0.0.0.0/0")).priority() > narrow);
     assert!(host.priority() < narrow && narrow < wide);
     assert!(wide < Flow::everything(true).priority());
     assert!(Flow::everything(false).priority() < LOWEST_PRIORITY);
