@@ -311,7 +311,6 @@ impl DataPlane for Plane {
             transport_mode: true,
             tcp: false,
             marks: false,
-            outer_mark: 0,
             offload: false,
         }
     }

@@ -207,8 +207,6 @@ pub struct Capabilities {
     pub tcp: bool,
     /// [`ChildSa::marks`].
     pub marks: bool,
-    /// The bits of the mark of outer packets that a Child SA may set: not those of the plane's own mark.
-    pub outer_mark: u32,
     /// [`Offload::Crypto`]. What may be left out every plane can.
     pub offload: bool,
 }

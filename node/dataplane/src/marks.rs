@@ -32,17 +32,17 @@ pub struct Marks {
 }
 
 impl Marks {
-    /// That a plane with these abilities can do it.
+    /// That a plane can do it which has this mark on all outer packets, and marks of Child SAs beside it; without one it has none.
     ///
     /// # Errors
     /// [`PlaneError::Unsupported`].
-    pub(crate) fn within(self, marks: bool, outer: u32) -> Result<(), PlaneError> {
-        if self != Self::default() && !marks {
+    pub(crate) fn within(self, ours: Option<Mark>) -> Result<(), PlaneError> {
+        if self != Self::default() && ours.is_none() {
             return Err(PlaneError::Unsupported(
                 "packets of this plane have no marks of their Child SAs (mark_in, mark_out, set_mark_in, set_mark_out)",
             ));
         }
-        if self.set_outbound.mask & !outer != 0 {
+        if ours.is_some_and(|ours| self.set_outbound.mask & ours.mask != 0) {
             return Err(PlaneError::Unsupported(
                 "set_mark_out has bits of the mark that [dataplane] puts on all outer packets",
             ));

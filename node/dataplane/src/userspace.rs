@@ -212,13 +212,12 @@ impl DataPlane for Userspace {
             transport_mode: true,
             tcp: true,
             marks: false,
-            outer_mark: 0,
             offload: false,
         }
     }
 
     fn install(&self, child: ChildSa) -> Result<(), PlaneError> {
-        child.marks.within(false, 0)?;
+        child.marks.within(None)?;
         child.offload.within(false)?;
         self.shared.tables.install(&child, Instant::now())?;
         // What comes from now on finds it; what came before waits here.

@@ -215,8 +215,10 @@ pub struct ChildConfig {
     /// What crosses between inner and outer headers.
     pub headers: HeaderCopy,
     /// Firewall marks of its packets.
+    #[serde(default, skip_serializing_if = "Marks::is_none")]
     pub marks: Marks,
     /// Whether the network card encrypts and decrypts.
+    #[serde(default, skip_serializing_if = "HwOffload::is_no")]
     pub hw_offload: HwOffload,
     /// The program that is run when it comes or goes, if any: an absolute path.
     pub updown: Option<String>,

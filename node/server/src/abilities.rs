@@ -1,7 +1,7 @@
 //! The policy as far as the data planes of all members can carry it out.
 
 use evergate_dataplane::Capabilities;
-use evergate_ike::config::{ChildConfig, EnableTcp, HwOffload, Marks, Mode, Policy};
+use evergate_ike::config::{ChildConfig, EnableTcp, HwOffload, Mode, Policy};
 use evergate_state::Abilities;
 use std::sync::Arc;
 use tracing::warn;
@@ -68,7 +68,7 @@ fn narrow_child(child: &mut ChildConfig, can: Abilities) {
 fn lack(child: &ChildConfig, can: Abilities) -> Option<&'static str> {
     if child.esp_proposals.is_empty() {
         Some("any of its proposals")
-    } else if child.marks != Marks::default() && !can.has(Abilities::MARKS) {
+    } else if !child.marks.is_none() && !can.has(Abilities::MARKS) {
         Some("its marks")
     } else if child.hw_offload == HwOffload::Crypto && !can.has(Abilities::OFFLOAD) {
         Some("its hw_offload")
@@ -107,6 +107,22 @@ mod tests {
         assert_eq!((both.name.as_str(), both.mode), ("both", Mode::Tunnel));
         let encryption = &both.esp_proposals[0].encryption;
         assert!(encryption.len() == 1 && !encryption[0].implicit_iv());
+    }
+
+    #[test]
+    fn a_child_is_not_without_its_marks_or_the_card_that_it_requires() {
+        let text = "[dataplane]\nkind = 'xfrm'\nmark = '0xe6/0xff'\n[connections.a.children.plain]\nhw_offload = 'auto'\n\
+                    [connections.a.children.marked]\nset_mark_out = '0x700/0xf00'\n\
+                    [connections.a.children.card]\nhw_offload = 'crypto'\n[secrets.s]\nsecret = 'k'";
+        let policy = Arc::new(parse(text, Path::new(".")).unwrap().policy);
+        let left = |without| {
+            let narrow = narrowed(&policy, Abilities::ALL.without(without));
+            let children = &narrow.connections[0].children;
+            children.iter().map(|c| c.name.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(left(Abilities::NONE), ["plain", "marked", "card"]);
+        assert_eq!(left(Abilities::MARKS), ["plain", "card"]);
+        assert_eq!(left(Abilities::OFFLOAD), ["plain", "marked"]);
     }
 
     #[test]

@@ -51,6 +51,7 @@ impl Command {
     pub fn level(&self) -> Level {
         match self {
             Self::AnnounceKeys { .. } => Level(2),
+            Self::SetPolicy { policy, .. } if policy.asks_the_kernel() => Level(2),
             _ => Level::FIRST,
         }
     }

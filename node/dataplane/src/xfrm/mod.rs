@@ -190,13 +190,12 @@ impl DataPlane for Xfrm {
             transport_mode: false,
             tcp: false,
             marks: true,
-            outer_mark: !self.outer_mark.mask,
             offload: true,
         }
     }
 
     fn install(&self, child: ChildSa) -> Result<(), PlaneError> {
-        child.marks.within(true, !self.outer_mark.mask)?;
+        child.marks.within(Some(self.outer_mark))?;
         let hint = child.source_hint.map(|s| (child.remote_ts.clone(), s));
         self.shared.children().install(child, Instant::now())?;
         if let Some((remote, source)) = hint {

@@ -1,5 +1,6 @@
 //! What a Child SA wants of the kernel: firewall marks, and the help of the network card.
 
+use super::Policy;
 use serde::{Deserialize, Serialize};
 
 /// A firewall mark: some bits of a packet's, and what they are. Without bits it says nothing.
@@ -29,6 +30,28 @@ pub struct Marks {
     pub set_mark_in: Mark,
     /// `set_mark_out`: what packets get when they are encrypted.
     pub set_mark_out: Mark,
+}
+
+impl Marks {
+    /// Whether there are none.
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl HwOffload {
+    /// Whether nothing is asked for.
+    pub fn is_no(&self) -> bool {
+        *self == Self::No
+    }
+}
+
+impl Policy {
+    /// Whether a child has marks, or is to have the help of the network card.
+    pub fn asks_the_kernel(&self) -> bool {
+        let mut children = self.connections.iter().flat_map(|c| &c.children);
+        children.any(|c| !c.marks.is_none() || !c.hw_offload.is_no())
+    }
 }
 
 /// Whether the network card is to encrypt and decrypt.

@@ -211,8 +211,8 @@ fn outer_packets_keep_the_mark_by_which_routes_know_them() {
     sa.marks.set_inbound = mark(0x500, 0xf00);
     assert_eq!(out(&sa), Some((0x30e6, 0xf0ff)));
     assert_eq!(inward(&sa), Some((0x500, 0xf00)));
-    assert!(sa.marks.within(true, !TAG.mark.mask).is_ok());
+    assert!(sa.marks.within(Some(OURS)).is_ok());
     sa.marks.set_outbound = mark(1, 0xf001);
-    assert!(sa.marks.within(true, !TAG.mark.mask).is_err());
-    assert!(sa.marks.within(false, 0).is_err());
+    assert!(sa.marks.within(Some(OURS)).is_err());
+    assert!(sa.marks.within(None).is_err());
 }

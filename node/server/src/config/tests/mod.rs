@@ -376,7 +376,9 @@ fn marks_are_those_of_swanctl() {
         let text = format!(
             "[dataplane]\nkind = \"xfrm\"\nmark = \"0xe6/0xff\"\n[connections.a.children.net]\n{lines}\n"
         );
-        let child = good(&text).policy.connections[0].children[0].clone();
+        let policy = good(&text).policy;
+        assert_eq!(policy.asks_the_kernel(), !lines.is_empty());
+        let child = &policy.connections[0].children[0];
         let [i, o, si, so] = [
             child.marks.mark_in,
             child.marks.mark_out,

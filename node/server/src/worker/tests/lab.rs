@@ -136,7 +136,6 @@ impl DataPlane for Plane {
             transport_mode: true,
             tcp: true,
             marks: false,
-            outer_mark: 0,
             offload: false,
         }
     }
