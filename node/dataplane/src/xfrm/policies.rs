@@ -141,14 +141,18 @@ pub(super) fn removal_of_ours(
         .filter(|a| matches!(a, XfrmAttrs::Mark(_)));
     let identity = [XfrmAttrs::IfId(tag.if_id)].into_iter();
     let nlas = identity.chain(marks.cloned()).collect();
-    found.nlas.iter().any(ours).then(|| policy::DelGetMessage {
-        user_policy_id: xfrm::UserPolicyId {
-            selector: found.user_policy_info.selector,
-            index: 0,
-            direction: found.user_policy_info.direction,
-        },
-        nlas,
-    })
+    found
+        .nlas
+        .iter()
+        .any(ours)
+        .then_some(policy::DelGetMessage {
+            user_policy_id: xfrm::UserPolicyId {
+                selector: found.user_policy_info.selector,
+                index: 0,
+                direction: found.user_policy_info.direction,
+            },
+            nlas,
+        })
 }
 
 /// What an acquire is about: source, destination, protocol and ports of the packet.
