@@ -24,7 +24,9 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fmt::Write;
+use std::fs;
 use std::net::Ipv6Addr;
+use std::os::unix::fs::PermissionsExt;
 
 /// How many members there are.
 pub const MEMBERS: usize = 3;
@@ -85,6 +87,14 @@ impl Pace {
     }
 }
 
+/// How many hosts for members there are, and how many members form the cluster.
+#[derive(Clone, Copy)]
+struct Plan {
+    hosts: usize,
+    forming: usize,
+    pace: Pace,
+}
+
 /// In which direction a member is cut off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OneWay {
@@ -138,6 +148,19 @@ impl Trio {
         )
     }
 
+    /// Starts the first of so many members, which forms a cluster alone. The others are to [`Trio::join`].
+    pub fn start_with_one(pace: Pace, esp: Esp, hosts: usize) -> Result<Self> {
+        let start = |lab: &Lab, connection: &Connection| {
+            StrongSwan::start(lab, "peer1", esp, std::slice::from_ref(connection))
+        };
+        let plan = Plan {
+            hosts,
+            forming: 1,
+            pace,
+        };
+        Self::with_plan(plan, &[Gateway::usual()], |_| {}, |_| None, start, &[])
+    }
+
     /// The same with a data plane of its own for each member, by its number from 0, and the kernel's for the peer: for `cluster-tests/guest`.
     pub fn start_in_kernels(planes: [Plane; MEMBERS]) -> Result<Self> {
         let start = |lab: &Lab, connection: &Connection| {
@@ -183,12 +206,28 @@ impl<P: Endpoint> Trio<P> {
         env: &[(&str, &str)],
         start: impl Fn(&Lab, &Connection) -> Result<P>,
     ) -> Result<Self> {
+        let plan = Plan {
+            hosts: MEMBERS,
+            forming: MEMBERS,
+            pace,
+        };
+        Self::with_plan(plan, gateways, change, plane, start, env)
+    }
+
+    fn with_plan(
+        plan: Plan,
+        gateways: &[Gateway],
+        change: impl Fn(&mut Connection),
+        plane: impl Fn(usize) -> Option<Plane>,
+        start: impl Fn(&Lab, &Connection) -> Result<P>,
+        env: &[(&str, &str)],
+    ) -> Result<Self> {
         let mut lab = Lab::new(1500)?;
         lab.add_peer(1)?;
-        wire(&mut lab)?;
+        wire(&mut lab, plan.hosts)?;
         let mut peer = Connection::peer(1, Family::V4);
         change(&mut peer);
-        let members = configure(&lab, pace, gateways, &peer.mirrored(), plane)?;
+        let members = configure(&lab, plan, gateways, &peer.mirrored(), plane)?;
         let capture = Capture::start(&lab)?;
         let peer = start(&lab, &peer)?;
         let mut trio = Self {
@@ -197,7 +236,7 @@ impl<P: Endpoint> Trio<P> {
             capture,
             lab,
         };
-        for member in &mut trio.members {
+        for member in &mut trio.members[..plan.forming] {
             member.spawn(env)?;
         }
         trio.all_serve()?;
@@ -205,6 +244,36 @@ impl<P: Endpoint> Trio<P> {
             trio.active(&gateway.name)?;
         }
         Ok(trio)
+    }
+
+    /// Lets a member join with a token that another one is asked for: `ctl member ARGUMENTS`.
+    pub fn join(&mut self, n: usize, through: usize, arguments: &[&str]) -> Result<()> {
+        let arguments = [&["member"], arguments].concat();
+        let said = self.members[through].ctl(&arguments)?;
+        let token = said.lines().next().context("no token")?;
+        self.give_token(n, token)?;
+        self.members[n].start_again(&[])
+    }
+
+    /// Puts a token where a member looks for it.
+    pub fn give_token(&self, n: usize, token: &str) -> Result<()> {
+        let path = self.members[n].dir().join("token");
+        fs::write(&path, token)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+        Ok(())
+    }
+
+    /// Waits until a member sees these members and no others, all of them voters, and none on its way.
+    pub fn has_voters(&self, n: usize, names: &[&str]) -> Result<()> {
+        until(secs(30), "the members are as wanted", || {
+            let text = self.members[n].ctl(&["members", "--json"])?;
+            let all: Vec<Value> = serde_json::from_str(&text)?;
+            let voters = all.iter().filter(|m| m["voter"] == true);
+            let voters: Vec<&str> = voters.filter_map(|m| m["name"].as_str()).collect();
+            let settled = all.iter().all(|m| m["way"] == "in" && m["voter"] == true);
+            ensure!(voters == names && settled, "{text}");
+            Ok(true)
+        })
     }
 
     /// Waits until all members that run answer.
@@ -221,8 +290,9 @@ impl<P: Endpoint> Trio<P> {
 
     /// Members that run.
     fn running(&mut self) -> Vec<usize> {
-        let runs = |n: &usize| self.members[*n].process().is_ok();
-        (0..MEMBERS).filter(runs).collect()
+        let runs = self.members.iter_mut().map(|m| m.process().is_ok());
+        let numbered = runs.enumerate().filter(|(_, runs)| *runs);
+        numbered.map(|(n, _)| n).collect()
     }
 
     /// Waits until exactly one member that runs says that it serves a gateway, and returns its number.
@@ -369,7 +439,7 @@ fn speaker(frame: &[u8]) -> Option<String> {
 }
 
 /// Makes the host `gw` of the lab two switches, and adds the members' hosts.
-fn wire(lab: &mut Lab) -> Result<()> {
+fn wire(lab: &mut Lab, hosts: usize) -> Result<()> {
     lab.ip("gw", "link del up0")?;
     lab.ip("gw", "addr flush dev in0")?;
     for bridge in ["inner", "raft"] {
@@ -381,7 +451,7 @@ fn wire(lab: &mut Lab) -> Result<()> {
     }
     lab.ip("gw", "link set in0 master inner")?;
     let switch = lab.namespace("gw");
-    for n in 0..MEMBERS {
+    for n in 0..hosts {
         let number = u8::try_from(11 + n)?;
         let host = lab.add_peer(number)?;
         let namespace = lab.namespace(&host);
@@ -408,7 +478,7 @@ fn wire(lab: &mut Lab) -> Result<()> {
 /// Keys, certificates and configurations of the members.
 fn configure(
     lab: &Lab,
-    pace: Pace,
+    plan: Plan,
     gateways: &[Gateway],
     connection: &Connection,
     plane: impl Fn(usize) -> Option<Plane>,
@@ -418,7 +488,7 @@ fn configure(
     run(&[&binary()?, "keygen", "--out", &format!("{pki}/cluster.key")])?;
     run(&[&binary()?, "pki", "init", &format!("{pki}/ca")])?;
     let mut shared = String::new();
-    for n in 1..=MEMBERS {
+    for n in 1..=plan.forming {
         let _ = write!(
             shared,
             "{{ name = \"m{n}\", address = \"10.77.0.{}:4510\" }},",
@@ -426,7 +496,7 @@ fn configure(
         );
     }
     let mut members = Vec::new();
-    for n in 1..=MEMBERS {
+    for n in 1..=plan.hosts {
         let name = format!("m{n}");
         run(&[
             &binary()?,
@@ -439,10 +509,15 @@ fn configure(
         let mut text = format!(
             "[member]\nname = \"{name}\"\nstate_dir = \"{{dir}}/state\"\nkey_file = \"{{dir}}/cluster.key\"\nadmin_socket = \"{{dir}}/admin.sock\"\n{}\
              [cluster]\nlisten = \"10.77.0.{}:4510\"\nca = \"{pki}/ca/ca.pem\"\ncert = \"{pki}/ca/{name}.pem\"\nkey = \"{pki}/ca/{name}.key\"\n\
-             members = [{shared}]\n{}{}",
+             {}\n{}{}",
             connection.member_toml(),
             10 + n,
-            pace.toml(),
+            if n <= plan.forming {
+                format!("members = [{shared}]")
+            } else {
+                "join = [\"10.77.0.11:4510\", \"10.77.0.12:4510\"]\njoin_token_file = \"{dir}/token\"".to_owned()
+            },
+            plan.pace.toml(),
             plane(n - 1).unwrap_or(connection.plane).toml()
         );
         for gateway in gateways {
@@ -466,6 +541,6 @@ fn configure(
         )?;
         members.push(member);
     }
-    ensure!(members.len() == MEMBERS, "{} members", members.len());
+    ensure!(members.len() == plan.hosts, "{} members", members.len());
     Ok(members)
 }

@@ -57,6 +57,7 @@ impl Cluster {
                 .or_else(|| TcpListener::bind(address).ok())
                 .map(LinkSource::Tcp),
             members: self.members.clone(),
+            entrance: None,
             credentials: Some(Credentials {
                 authority: self.authority.certificate.clone().into_bytes(),
                 certificate: pair.certificate.into_bytes(),

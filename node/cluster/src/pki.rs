@@ -83,15 +83,7 @@ pub fn authority() -> Result<Pair, PkiError> {
 /// # Errors
 /// If the name cannot be one, or the authority cannot be read.
 pub fn issue(authority: &Pair, name: &str) -> Result<Pair, PkiError> {
-    let fits = !name.is_empty()
-        && name.len() <= 63
-        && name
-            .split('.')
-            .all(|label| !label.is_empty() && !label.starts_with('-') && !label.ends_with('-'))
-        && name
-            .bytes()
-            .all(|c| c.is_ascii_alphanumeric() || c == b'-' || c == b'.');
-    if !fits {
+    if !is_name(name) {
         return Err(PkiError::Name(name.to_owned()));
     }
     let issuer =
@@ -111,6 +103,13 @@ pub fn issue(authority: &Pair, name: &str) -> Result<Pair, PkiError> {
         certificate: certificate.pem(),
         key: key.serialize_pem().into(),
     })
+}
+
+/// Whether a member can have this name: it stands in its certificate as a DNS name.
+pub fn is_name(name: &str) -> bool {
+    let label = |l: &str| !l.is_empty() && !l.starts_with('-') && !l.ends_with('-');
+    let allowed = |c: u8| c.is_ascii_alphanumeric() || c == b'-' || c == b'.';
+    !name.is_empty() && name.len() <= 63 && name.split('.').all(label) && name.bytes().all(allowed)
 }
 
 fn validity(params: &mut CertificateParams, days: i64) {

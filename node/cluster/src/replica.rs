@@ -70,9 +70,7 @@ pub struct Replica(Arc<Handle>);
 
 struct Handle {
     shared: Arc<Shared>,
-    eager: Arc<Semaphore>,
     lazy: Arc<Semaphore>,
-    tick: Duration,
     cluster: Cluster,
     #[cfg_attr(
         not(any(test, feature = "drills")),
@@ -94,11 +92,17 @@ pub(crate) struct Shared {
     pub(crate) level: Level,
     pub(crate) ring: KeyRing,
     pub(crate) sealed: Sealed,
+    /// Places for proposals that somebody waits for.
+    eager: Arc<Semaphore>,
+    /// How long a proposal waits for others at most.
+    tick: Duration,
 }
 
 impl Shared {
-    pub(crate) fn new(level: Level, ring: KeyRing) -> Self {
+    pub(crate) fn new(config: &Config) -> Self {
         Self {
+            eager: places(config),
+            tick: config.tick,
             queue: Queue::new(),
             state: RwLock::new(State::new()),
             applied: watch::Sender::new(0),
@@ -106,16 +110,54 @@ impl Shared {
             ended: watch::Sender::new(false),
             commits: AtomicU64::new(0),
             snapshots: AtomicU64::new(0),
-            level,
-            ring,
+            level: config.level,
+            ring: config.keys.clone(),
             sealed: Sealed::default(),
         }
     }
 
-    /// Reads the state as of the last entry that was applied.
+    /// See [`Replica::propose`].
+    pub(crate) async fn propose(
+        &self,
+        commands: Vec<Command>,
+    ) -> Result<Vec<Outcome>, ProposeError> {
+        if commands.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.check_level(&commands)?;
+        let permit = Arc::clone(&self.eager)
+            .acquire_owned()
+            .await
+            .map_err(|_| ProposeError::Closed)?;
+        let (answer, outcome) = oneshot::channel();
+        let proposal = Proposal::new(commands, Some(answer), permit)?;
+        self.queue.push(proposal, self.tick)?;
+        // No proposal is dropped without an answer; should that change, not to know is the safe reading.
+        outcome
+            .await
+            .unwrap_or_else(|_| Err(ProposeError::Failed("the member ended".into())))
+    }
+
+    /// What is newer than the level that is written, an older member could not read.
+    fn check_level(&self, commands: &[Command]) -> Result<(), ProposeError> {
+        let needed = commands.iter().map(Command::level).max();
+        let needed = needed.filter(|level| *level > Level::FIRST);
+        match needed {
+            Some(level) if level > self.read(State::level) => Err(ProposeError::NotYet(level)),
+            _ => Ok(()),
+        }
+    }
+
+    /// See [`Replica::read`].
     pub(crate) fn read<R>(&self, read: impl FnOnce(&State) -> R) -> R {
         read(&self.state.read().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+fn places(config: &Config) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(
+        config.queue.clamp(1, Semaphore::MAX_PERMITS),
+    ))
 }
 
 /// Why nothing can be committed here any more. Clones are the same.
@@ -161,14 +203,11 @@ impl Replica {
     /// If the log cannot be opened, is damaged, is shorter than it was, or is sealed with another key; or if the configuration or the
     /// credentials cannot be used.
     pub async fn join(config: RaftConfig) -> Result<Self, JoinError> {
-        let (queue, tick) = (config.replica.queue, config.replica.tick);
+        let lazy = places(&config.replica);
         let (shared, cluster, life) = raft::start(config).await?;
-        let places = || Arc::new(Semaphore::new(queue.clamp(1, Semaphore::MAX_PERMITS)));
         Ok(Self(Arc::new(Handle {
             shared,
-            eager: places(),
-            lazy: places(),
-            tick,
+            lazy,
             cluster,
             life,
         })))
@@ -199,23 +238,7 @@ impl Replica {
     /// If the commands do not fit into an entry, or not all members understand them yet: then nothing was proposed. Or if the member is stopping or
     /// failed; then it is unknown whether they are durable.
     pub async fn propose(&self, commands: Vec<Command>) -> Result<Vec<Outcome>, ProposeError> {
-        if commands.is_empty() {
-            return Ok(Vec::new());
-        }
-        self.check_level(&commands)?;
-        let permit = Arc::clone(&self.0.eager)
-            .acquire_owned()
-            .await
-            .map_err(|_| ProposeError::Closed)?;
-        let (answer, outcome) = oneshot::channel();
-        self.0
-            .shared
-            .queue
-            .push(Proposal::new(commands, Some(answer), permit)?, self.0.tick)?;
-        // No proposal is dropped without an answer; should that change, not to know is the safe reading.
-        outcome
-            .await
-            .unwrap_or_else(|_| Err(ProposeError::Failed("the member ended".into())))
+        self.0.shared.propose(commands).await
     }
 
     /// Proposes commands that nobody waits for. They keep their order among all proposals, go along with the next batch, and
@@ -227,14 +250,14 @@ impl Replica {
         if commands.is_empty() {
             return Ok(());
         }
-        self.check_level(&commands)?;
+        self.0.shared.check_level(&commands)?;
         let permit = Arc::clone(&self.0.lazy)
             .try_acquire_owned()
             .map_err(|_| ProposeError::Busy)?;
         self.0
             .shared
             .queue
-            .push(Proposal::new(commands, None, permit)?, self.0.tick)
+            .push(Proposal::new(commands, None, permit)?, self.0.shared.tick)
     }
 
     /// The cluster keys of this member, and those without which something that it has could not be opened.
@@ -246,16 +269,6 @@ impl Replica {
     /// Up to which level this process understands the replicated format.
     pub fn level(&self) -> Level {
         self.0.shared.level
-    }
-
-    /// What is newer than the level that is written, an older member could not read.
-    fn check_level(&self, commands: &[Command]) -> Result<(), ProposeError> {
-        let needed = commands.iter().map(Command::level).max();
-        let needed = needed.filter(|level| *level > Level::FIRST);
-        match needed {
-            Some(level) if level > self.read(State::level) => Err(ProposeError::NotYet(level)),
-            _ => Ok(()),
-        }
     }
 
     /// Reads the state as of the last entry that was applied here. Nothing is applied meanwhile: be brief.

@@ -27,7 +27,7 @@ use evergate_ike::{
     sa::CookieSecrets,
     secret::Secret,
 };
-use evergate_state::{Command, Outcome, Owner};
+use evergate_state::{Command, Outcome, Owner, Place};
 use std::{sync::Arc, thread, time::Duration};
 use tokio::{
     runtime::Handle,
@@ -35,13 +35,16 @@ use tokio::{
     time::interval,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 /// The only virtual gateway of a member that is alone.
 pub(crate) const GATEWAY: GatewayId = GatewayId(0);
 
 /// Cookie secrets are changed this often (RFC 7296 §2.6).
 const COOKIE_LIFE: Duration = Duration::from_secs(600);
+
+/// Where a member stands is told again so soon, when not all members understood it.
+const PLACE_AGAIN: Duration = Duration::from_secs(5);
 
 /// Length of a cookie secret in bytes.
 const COOKIE_SECRET: usize = 32;
@@ -134,6 +137,11 @@ pub(crate) async fn start_on(
     node.protection.set_policy(&node.plane, &policy);
     let over = cluster::serve(&node, machine, &stop, &tasks)?;
     serve_process(&node, events, &stop, &over, &tasks);
+    let place = Place {
+        zone: member.zone.clone(),
+        weight: member.weight,
+    };
+    tasks.spawn(put_in_place(Arc::clone(&node), place, stop.clone()));
     Ok(Running {
         node,
         stop,
@@ -411,6 +419,31 @@ impl Running {
             event = "stopped",
             "stopped; tunnels go on with the next start"
         );
+    }
+}
+
+/// Tells all members where this one stands, as soon as all of them understand it.
+async fn put_in_place(node: Arc<Node>, place: Place, stop: CancellationToken) {
+    let me = node.membership.me.clone();
+    while node.read(|s| s.place(&me.member) != place) && !node.failed.is_cancelled() {
+        let told = node.propose(Command::PlaceMember {
+            member: me.member.clone(),
+            incarnation: me.incarnation,
+            place: place.clone(),
+        });
+        match stop.run_until_cancelled(told).await {
+            Some(Ok(Outcome::Refused(refusal))) => {
+                warn!(event = "place-refused", "zone and weight: {refusal}");
+                return;
+            }
+            Some(Err(why)) => debug!(event = "place-waits", "zone and weight: {why}"),
+            Some(Ok(_)) => continue,
+            None => return,
+        }
+        let wait = tokio::time::sleep(PLACE_AGAIN);
+        if stop.run_until_cancelled(wait).await.is_none() {
+            return;
+        }
     }
 }
 

@@ -25,6 +25,9 @@ pub(crate) struct Arguments {
     /// The configuration file
     #[arg(long, default_value = "/etc/evergate/evergate.toml")]
     config: PathBuf,
+    /// The file with the token that a new member joins a cluster with, instead of `join_token_file`
+    #[arg(long)]
+    join_token_file: Option<PathBuf>,
     /// How log lines are written
     #[arg(long, value_enum, default_value_t = LogFormat::Human)]
     log_format: LogFormat,
@@ -76,7 +79,12 @@ fn member(arguments: &Arguments) -> anyhow::Result<()> {
     spare_memory();
     forbid_dumps().context("cannot forbid core dumps")?;
     start_logging(arguments)?;
-    let config = config::load(&arguments.config)?;
+    let mut config = config::load(&arguments.config)?;
+    if let Some(file) = &arguments.join_token_file {
+        let cluster = config.cluster.as_mut();
+        let cluster = cluster.context("--join-token-file is given, but there is no [cluster]")?;
+        cluster.join_token_file = Some(file.clone());
+    }
     for warning in &config.warnings {
         warn!(event = "config", "{}:{warning}", arguments.config.display());
     }

@@ -82,30 +82,6 @@ impl State {
 
     fn carry_out(&mut self, command: &Command) -> Result<Outcome, Refusal> {
         match command {
-            Command::RegisterMember {
-                member,
-                incarnation,
-            } => self.register(member, *incarnation),
-            Command::RemoveMember {
-                member,
-                incarnation,
-            } => self.remove_member(member, *incarnation),
-            Command::DescribePlane {
-                member,
-                incarnation,
-                abilities,
-            } => self.describe(member, *incarnation, *abilities),
-            Command::AnnounceLevel {
-                member,
-                incarnation,
-                level,
-            } => self.announce_level(member, *incarnation, *level),
-            Command::AnnounceKeys {
-                member,
-                incarnation,
-                keys,
-            } => self.announce_keys(member, *incarnation, keys),
-            Command::SetDraining { member, draining } => self.set_draining(member, *draining),
             Command::AssignGateway {
                 gateway,
                 member,
@@ -170,6 +146,64 @@ impl State {
             }
             Command::SetPolicy { expected, policy } => self.set_policy(*expected, policy),
             Command::SetCookieSecrets(secrets) => self.set_cookie_secrets(secrets),
+            Command::RegisterMember { .. }
+            | Command::RemoveMember { .. }
+            | Command::DescribePlane { .. }
+            | Command::AnnounceLevel { .. }
+            | Command::AnnounceKeys { .. }
+            | Command::SetDraining { .. }
+            | Command::Invite { .. }
+            | Command::Admit { .. }
+            | Command::Enrol { .. }
+            | Command::EndEnrolment { .. }
+            | Command::Dismiss { .. }
+            | Command::PlaceMember { .. } => self.change_members(command),
+        }
+    }
+
+    /// What is about members and not about what they serve.
+    fn change_members(&mut self, command: &Command) -> Result<Outcome, Refusal> {
+        match command {
+            Command::RegisterMember {
+                member,
+                incarnation,
+            } => self.register(member, *incarnation),
+            Command::RemoveMember {
+                member,
+                incarnation,
+            } => self.remove_member(member, *incarnation),
+            Command::DescribePlane {
+                member,
+                incarnation,
+                abilities,
+            } => self.describe(member, *incarnation, *abilities),
+            Command::AnnounceLevel {
+                member,
+                incarnation,
+                level,
+            } => self.announce_level(member, *incarnation, *level),
+            Command::AnnounceKeys {
+                member,
+                incarnation,
+                keys,
+            } => self.announce_keys(member, *incarnation, keys),
+            Command::SetDraining { member, draining } => self.set_draining(member, *draining),
+            Command::Invite { member, enrolment } => self.invite(member, enrolment),
+            Command::Admit {
+                member,
+                digest,
+                node,
+            } => self.admit(member, digest, *node),
+            Command::Enrol { member, enrolment } => self.enrol(member, enrolment),
+            Command::EndEnrolment { member, node } => self.end_enrolment(member, *node),
+            Command::Dismiss { member, node } => Ok(self.dismiss(member, *node)),
+            Command::PlaceMember {
+                member,
+                incarnation,
+                place,
+            } => self.put_in_place(member, *incarnation, place),
+            // All others are about what members serve.
+            _ => Ok(Outcome::Applied),
         }
     }
 

@@ -3,6 +3,7 @@
 use crate::abilities::Abilities;
 use crate::carried::Carried;
 use crate::document;
+use crate::enrolment::{Enrolment, Place};
 use crate::keys::MemberKeys;
 use crate::level::Level;
 use evergate_ike::{
@@ -201,6 +202,52 @@ pub enum Command {
         /// The keys.
         keys: MemberKeys,
     },
+    /// An operator lets a member come that bears a token.
+    Invite {
+        /// The member's name.
+        member: String,
+        /// How it comes; it must be invited.
+        enrolment: Enrolment,
+    },
+    /// Uses a token up: its bearer may come as a node of Raft. Again for the same node it changes nothing.
+    Admit {
+        /// The member's name.
+        member: String,
+        /// SHA-256 of the token.
+        digest: [u8; 32],
+        /// The node.
+        node: u64,
+    },
+    /// A member of the cluster comes as another node, because it lost what it had; or its role changes.
+    Enrol {
+        /// The member's name.
+        member: String,
+        /// How it comes.
+        enrolment: Enrolment,
+    },
+    /// An enrolment is over: the member is there, or its token is withdrawn.
+    EndEnrolment {
+        /// The member's name.
+        member: String,
+        /// The node as which it was admitted; `None` if there is but a token.
+        node: Option<u64>,
+    },
+    /// A node of Raft is to go, and its member is forgotten.
+    Dismiss {
+        /// The member's name.
+        member: String,
+        /// The node.
+        node: u64,
+    },
+    /// Where a member's process stands, for the placement of virtual gateways.
+    PlaceMember {
+        /// The member's name.
+        member: String,
+        /// Its process, which must be the one that is registered.
+        incarnation: u128,
+        /// Where.
+        place: Place,
+    },
 }
 
 /// What harmless exchanges moved.
@@ -311,6 +358,21 @@ pub enum Refusal {
         /// The term of the leader that decided it.
         given: u64,
     },
+    /// There is no token for a member.
+    #[error("there is no token for member {0}: it was never made, was used, or was withdrawn")]
+    NotInvited(String),
+    /// The token is another one.
+    #[error("the token for member {0} is another one")]
+    WrongToken(String),
+    /// The token has expired.
+    #[error("the token for member {0} has expired")]
+    TokenExpired(String),
+    /// The token was used.
+    #[error("the token for member {0} was used already")]
+    TokenUsed(String),
+    /// Another member is on its way into the cluster.
+    #[error("another change of the cluster is under way: {0} joins it, or changes its role")]
+    ChangeUnderWay(String),
 }
 
 impl Refusal {

@@ -31,7 +31,9 @@ impl Level {
     /// The first one, and the oldest that can be read.
     pub const FIRST: Self = Self(1);
     /// The latest that this program understands.
-    pub const LATEST: Self = Self(2);
+    pub const LATEST: Self = Self(3);
+    /// Members come and go: the first one with enrolments, and with places of members.
+    pub(crate) const MEMBERS: Self = Self(3);
 }
 
 impl Default for Level {
@@ -52,6 +54,12 @@ impl Command {
         match self {
             Self::AnnounceKeys { .. } => Level(2),
             Self::SetPolicy { policy, .. } if policy.asks_the_kernel() => Level(2),
+            Self::Invite { .. }
+            | Self::Admit { .. }
+            | Self::Enrol { .. }
+            | Self::EndEnrolment { .. }
+            | Self::Dismiss { .. }
+            | Self::PlaceMember { .. } => Level::MEMBERS,
             _ => Level::FIRST,
         }
     }

@@ -39,3 +39,15 @@ pub const MAX_EXTENSION: u64 = 1 << 26;
 
 /// Cluster keys that a member has at a time: one, and during a rotation the one before.
 pub const MAX_KEYS: usize = 4;
+
+/// Tokens with which members may join: a cluster grows by a few.
+pub const MAX_INVITATIONS: usize = 16;
+
+/// Nodes that are remembered as removed, so that they are told when they come back.
+pub const MAX_DISMISSED: usize = 64;
+
+/// Length in bytes of the name, address or zone of a member: names of hosts have at most 255.
+pub const MAX_NAME: usize = 320;
+
+/// The greatest weight of a member: shares finer than that are none.
+pub const MAX_WEIGHT: u32 = 10_000;

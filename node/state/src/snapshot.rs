@@ -3,6 +3,7 @@
 //! The bytes hold secrets in the clear: whoever stores or sends them seals them first, and wipes them afterwards.
 
 use crate::{
+    enrolment::Enrolments,
     level::Level,
     state::{Body, Second, State},
 };
@@ -38,11 +39,14 @@ impl State {
     pub fn to_snapshot(&self) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
         out.extend(VERSION.to_be_bytes());
-        let out = postcard::to_extend(&self.body, out).expect("plain values into memory");
-        if self.level() < Level(2) {
-            return out;
+        let mut out = postcard::to_extend(&self.body, out).expect("plain values into memory");
+        if self.level() >= Level(2) {
+            out = postcard::to_extend(&self.second, out).expect("plain values into memory");
         }
-        postcard::to_extend(&self.second, out).expect("plain values into memory")
+        if self.level() >= Level::MEMBERS {
+            out = postcard::to_extend(&self.enrolments, out).expect("plain values into memory");
+        }
+        out
     }
 
     /// The state that a snapshot holds.
@@ -69,6 +73,10 @@ impl State {
         if body.level >= Level(2) {
             (second, rest) = postcard::take_from_bytes(rest).map_err(undecodable)?;
         }
+        let mut enrolments = Enrolments::default();
+        if body.level >= Level::MEMBERS {
+            (enrolments, rest) = postcard::take_from_bytes(rest).map_err(undecodable)?;
+        }
         if !rest.is_empty() {
             return Err(SnapshotError::Damaged("bytes follow its end"));
         }
@@ -76,6 +84,7 @@ impl State {
         let mut state = Self {
             body,
             second,
+            enrolments,
             ..Self::default()
         };
         state.reindex()?;

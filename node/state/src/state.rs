@@ -5,6 +5,7 @@ use crate::{
     carried::{Carried, CarriedTogether},
     command::Refusal,
     document,
+    enrolment::Enrolments,
     keys::Keys,
     lease::{Lease, Leases},
     level::Level,
@@ -58,6 +59,8 @@ pub struct Member {
 pub struct State {
     pub(crate) body: Body,
     pub(crate) second: Second,
+    /// What a snapshot holds besides from level 3 on.
+    pub(crate) enrolments: Enrolments,
     /// Which SA has an SPI of ours, as a Child SA or as an offer under way. Follows from the records.
     pub(crate) spis: BTreeMap<u32, SaId>,
     /// The established SAs between two identities. Follows from the records.

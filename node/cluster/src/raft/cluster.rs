@@ -4,7 +4,7 @@ use super::{
     Timing,
     log::LogStore,
     sealed,
-    transport::{ForwardHandler, LeaseHandler, Peers, RelayHandler, Services, take_in},
+    transport::{ForwardHandler, LeaseHandler, Peers, RelayHandler, Services, StepDownHandler},
     types::{Node, NodeId, Raft},
 };
 use crate::replica::Shared;
@@ -51,6 +51,17 @@ pub struct MemberStatus {
     pub acknowledged: Option<Duration>,
     /// The next index that it lacks. Only the leader knows.
     pub next_index: Option<u64>,
+    /// How many entries of the leader's log it lacks. Only the leader knows.
+    pub lag: Option<u64>,
+}
+
+impl MemberStatus {
+    pub(super) fn node(&self) -> Node {
+        Node {
+            name: self.name.clone(),
+            address: self.address.clone(),
+        }
+    }
 }
 
 /// Why a change of the cluster failed.
@@ -118,6 +129,11 @@ impl Cluster {
         nodes.map(|(id, _)| *id).eq([self.0.id])
     }
 
+    /// Whether there could be other members: it can talk to some.
+    pub fn has_links(&self) -> bool {
+        self.0.peers.is_some()
+    }
+
     /// When the last message was sent to which most members have answered: until `election_max` after it no other member can lead,
     /// but for a transfer of leadership. `None` if this member does not lead, or has not been answered yet. A member that is alone is
     /// its own majority.
@@ -173,6 +189,7 @@ impl Cluster {
             let matching = metrics.replication.as_ref()?.get(id)?;
             Some(matching.as_ref().map_or(0, |log_id| log_id.index + 1))
         };
+        let end = metrics.last_log_index.map_or(0, |index| index + 1);
         metrics
             .membership_config
             .nodes()
@@ -184,6 +201,7 @@ impl Cluster {
                 leader: metrics.current_leader == Some(*id),
                 acknowledged: heard(id),
                 next_index: matched(id),
+                lag: matched(id).map(|next| end.saturating_sub(next)),
             })
             .collect()
     }
@@ -221,43 +239,57 @@ impl Cluster {
         }
     }
 
-    /// Takes a member in: it first learns, then it votes. Members whose log is empty ask for this by themselves.
-    ///
-    /// # Errors
-    /// If this member does not lead, or the change failed.
-    pub async fn add_member(&self, id: NodeId, node: Node) -> Result<(), ClusterError> {
-        let raft = self.0.raft.clone();
-        self.spawn(async move { take_in(&raft, id, node).await.map_err(failed) })
-            .await
+    /// Whether two configurations count at the moment, because voters come or go.
+    pub fn is_changing(&self) -> bool {
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.get_joint_config().len() > 1
     }
 
-    /// Removes a member. A leader that removes itself gives its leadership away.
+    /// Lets a member learn. Returns when that is committed.
+    pub(super) async fn add_learner(&self, id: NodeId, node: Node) -> Result<(), String> {
+        let raft = self.0.raft.clone();
+        let added = raft.add_learner(id, node, false).await;
+        added.map(drop).map_err(|e| e.to_string())
+    }
+
+    /// Changes who is a member. Returns when that is committed.
+    pub(super) async fn change(&self, change: ChangeMembers<NodeId, Node>) -> Result<(), String> {
+        let raft = self.0.raft.clone();
+        let changed = raft.change_membership(change, false).await;
+        changed.map(drop).map_err(|e| e.to_string())
+    }
+
+    /// Has the voter lead that has most of the log, if this member leads. It has to have no virtual gateways: its leases are granted by itself.
     ///
     /// # Errors
-    /// If this member does not lead, there is no such member, or the change failed.
-    pub async fn remove_member(&self, name: &str) -> Result<(), ClusterError> {
-        if !self.is_leader() {
-            return Err(ClusterError::NotLeader);
+    /// If there is no other voter that answers, or it does not take over; then this member leads on.
+    pub async fn step_down(&self) -> Result<(), String> {
+        let others = self.members().into_iter();
+        let others = others.filter(|m| m.voter && m.id != self.0.id && m.acknowledged.is_some());
+        let next = others.max_by_key(|m| m.next_index);
+        let next = next.ok_or("no other voter answers that could lead")?.name;
+        let grants = self.0.services.step_down.get();
+        if let Some(stop) = &grants {
+            stop(true);
         }
-        let member = self
-            .members()
-            .into_iter()
-            .find(|m| m.name == name)
-            .ok_or_else(|| ClusterError::NoSuchMember(name.to_owned()))?;
-        let removed = BTreeSet::from([member.id]);
-        let raft = self.0.raft.clone();
-        let change = if member.voter {
-            ChangeMembers::RemoveVoters(removed)
-        } else {
-            ChangeMembers::RemoveNodes(removed)
-        };
-        self.spawn(async move {
-            raft.change_membership(change, false)
-                .await
-                .map(drop)
-                .map_err(failed)
-        })
-        .await
+        tracing::info!(
+            event = "stepping-down",
+            member = next,
+            "this member lets {next:?} lead"
+        );
+        let transferred = self.transfer_leader(&next).await;
+        if transferred.is_err()
+            && let Some(stop) = &grants
+        {
+            stop(false);
+        }
+        transferred.map_err(|e| e.to_string())
+    }
+
+    /// Who is told that leadership is about to be transferred.
+    pub fn on_step_down(&self, handler: StepDownHandler) {
+        self.0.services.step_down.set(handler);
     }
 
     /// Returns when everything that was committed anywhere before the call is applied here. Only on the leader, which proves with a

@@ -1,6 +1,9 @@
 //! How a replica of a cluster is set up.
 
-use super::transport::{Credentials, Links};
+use super::{
+    token::JoinToken,
+    transport::{Credentials, Links},
+};
 use crate::{
     Config,
     raft::types::Node,
@@ -22,12 +25,24 @@ pub struct RaftConfig {
     /// Where connections with other members come from; `None` on a member that is alone.
     pub links: Option<LinkSource>,
     /// The members that form the cluster, in the same order and with the same addresses on each of them. A member whose log is empty
-    /// waits until it has asked all others: if none is part of a cluster yet they form one, else it joins theirs.
+    /// waits until it has asked all others: if none is part of a cluster yet they form one, else it joins theirs. Who is a member is Raft's to know
+    /// from then on.
     pub members: Vec<Node>,
+    /// How a member whose log is empty comes into a cluster that it has not been part of.
+    pub entrance: Option<Entrance>,
     /// What members prove themselves with; `None` on a member that is alone.
     pub credentials: Option<Credentials>,
     /// The pace.
     pub timing: Timing,
+}
+
+/// How a member comes into a cluster.
+#[derive(Debug)]
+pub struct Entrance {
+    /// Members to ask, `host:port`.
+    pub addresses: Vec<String>,
+    /// What it may join with. Without one it must have been a member, and have lost what it had.
+    pub token: Option<JoinToken>,
 }
 
 /// Where connections with other members come from.
@@ -95,6 +110,9 @@ pub enum JoinError {
     /// Its configuration contradicts itself, or what is stored.
     #[error("cluster configuration: {0}")]
     Config(String),
+    /// The cluster does not let it in.
+    #[error("the cluster refuses this member: {0}")]
+    Refused(String),
     /// The system refuses something.
     #[error("{0}: {1}")]
     System(&'static str, io::Error),
@@ -115,6 +133,7 @@ impl RaftConfig {
                 name: name.to_owned(),
                 address: String::new(),
             }],
+            entrance: None,
             credentials: None,
             // Nobody listens to its heartbeats, and it elects itself at once: nothing waits for this.
             timing: Timing {
@@ -128,7 +147,14 @@ impl RaftConfig {
     pub(super) fn check(&self) -> Result<(), JoinError> {
         let wrong = |what: String| Err(JoinError::Config(what));
         let own = self.members.iter().filter(|n| n.name == self.name).count();
-        if own != 1 {
+        if let Some(entrance) = &self.entrance {
+            if self.links.is_none() || self.credentials.is_none() {
+                return wrong("to join a cluster needs links and credentials".into());
+            }
+            if entrance.addresses.is_empty() {
+                return wrong("to join a cluster needs the address of a member".into());
+            }
+        } else if own != 1 {
             return wrong(format!("{:?} must be among the members once", self.name));
         }
         let mut names: Vec<_> = self.members.iter().map(|n| &n.name).collect();
@@ -155,7 +181,7 @@ impl RaftConfig {
             max_payload_entries: 1024,
             snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(entries),
             // For members that lag a little.
-            max_in_snapshot_log_to_keep: if self.members.len() > 1 {
+            max_in_snapshot_log_to_keep: if self.credentials.is_some() {
                 entries.min(1000)
             } else {
                 0

@@ -1,10 +1,11 @@
 //! How a member becomes part of a cluster: as the node that it was, with others that are new as well, taken in by others, or alone.
 
 use super::{
-    JoinError, RaftConfig,
+    Entrance, JoinError, JoinToken, RaftConfig,
     log::{Identity, LogStore},
     machine::Machine,
-    transport::{Network, Peers},
+    roster::{Known, Roster},
+    transport::{Network, Peers, decode},
     types::{Membership, Node, NodeId, Raft},
 };
 use crate::{KeyRing, replica::Shared};
@@ -17,6 +18,7 @@ use evergate_proto::cluster::{HelloRequest, JoinRequest};
 use openraft::{ChangeMembers, async_runtime::WatchReceiver as _};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::{task::JoinSet, time};
+use tonic::Code;
 
 /// How often a new member asks the others.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
@@ -33,8 +35,10 @@ enum Begin {
     Restart,
     /// All members are new.
     Form,
-    /// The others are a cluster already.
+    /// The others are a cluster already, of which it was part, and it has to ask them to take it in.
     Join,
+    /// They let it in already.
+    Enter,
 }
 
 /// A member with an empty log may have had another one: it could have voted, and have acknowledged entries. So it asks all others
@@ -44,6 +48,8 @@ pub(super) async fn decide(
     identity: Identity,
     peers: Option<&Peers>,
     ring: &KeyRing,
+    log: &LogStore,
+    known: &Known,
 ) -> Result<Role, JoinError> {
     if let Some(node) = identity.node
         && !identity.pristine
@@ -53,77 +59,158 @@ pub(super) async fn decide(
             begin: Begin::Restart,
         });
     }
+    if let Some(entrance) = &config.entrance
+        && let Some(peers) = peers
+    {
+        // The same node again, as far as it has one: then its token is still good.
+        let node = identity.node.map_or_else(new_node, Ok)?;
+        log.name(node)
+            .await
+            .map_err(|e| JoinError::System("log", e))?;
+        let request = join_request(config, node, entrance.token.as_ref(), ring);
+        enter(entrance, peers, &request, known).await?;
+        let begin = Begin::Enter;
+        return Ok(Role { node, begin });
+    }
+    let begin = meet(config, peers, ring).await?;
+    let node = match begin {
+        Begin::Form => id_of(&config.name),
+        _ => new_node()?,
+    };
+    Ok(Role { node, begin })
+}
+
+/// Asks all others whether there is a cluster.
+async fn meet(
+    config: &RaftConfig,
+    peers: Option<&Peers>,
+    ring: &KeyRing,
+) -> Result<Begin, JoinError> {
     let members =
         postcard::to_stdvec(&config.members).map_err(|e| JoinError::Config(e.to_string()))?;
     let request = HelloRequest {
         key_check: key_check(ring),
         members: members.into(),
+        node: 0,
     };
     let others: Vec<&Node> = config
         .members
         .iter()
         .filter(|n| n.name != config.name)
         .collect();
-    let begin = loop {
-        let mut forming = true;
-        let mut silent = None;
+    loop {
+        let (mut forming, mut silent, mut stranger) = (true, None, None);
         for node in &others {
             let Some(peers) = peers else { continue };
             match peers.peer(node).hello(request.clone()).await {
-                Ok(answer) => forming &= answer,
+                Ok(answer) => forming &= answer.forming,
+                Err(status) if status.code() == Code::PermissionDenied => {
+                    stranger = Some((node, status));
+                }
                 Err(status) => silent = Some((node, status)),
             }
         }
-        match silent {
-            _ if !forming => break Begin::Join,
-            None => break Begin::Form,
-            Some((node, status)) => {
+        match (silent, stranger) {
+            _ if !forming => return Ok(Begin::Join),
+            (None, None) => return Ok(Begin::Form),
+            // They have other members than these.
+            (_, Some((node, status))) => {
+                return Err(JoinError::Refused(format!(
+                    "{:?} says: {}; a member that is new needs a token (`evergate ctl member add`)",
+                    node.name,
+                    status.message()
+                )));
+            }
+            (Some((node, status)), None) => {
                 tracing::info!(member = node.name, %status, "waiting for all members");
             }
         }
         time::sleep(ASK_AGAIN).await;
-    };
-    let node = match begin {
-        Begin::Form => id_of(&config.name),
-        _ => random()? >> 1 | 1 << 62,
-    };
-    Ok(Role { node, begin })
-}
-
-struct JoinTask {
-    others: Vec<Node>,
-    request: JoinRequest,
-}
-
-fn config_for_join(config: &RaftConfig, role: &Role, ring: &KeyRing) -> JoinTask {
-    let (own, others): (Vec<Node>, Vec<Node>) = config
-        .members
-        .iter()
-        .cloned()
-        .partition(|n| n.name == config.name);
-    JoinTask {
-        others,
-        request: JoinRequest {
-            id: role.node,
-            address: own.into_iter().map(|n| n.address).collect(),
-            key_check: key_check(ring),
-        },
     }
 }
 
-/// Asks one member after the other until the leader has taken this one in.
-async fn join(task: JoinTask, peers: Peers, raft: Raft) {
-    while raft.voter_ids().all(|id| id != task.request.id) {
-        for node in &task.others {
-            match peers.peer(node).join(task.request.clone()).await {
-                Ok(()) => return,
+/// Asks members until the leader lets this one in, which does not mean that it has been taken in.
+async fn enter(
+    entrance: &Entrance,
+    peers: &Peers,
+    request: &JoinRequest,
+    known: &Known,
+) -> Result<(), JoinError> {
+    let mut said = String::new();
+    loop {
+        let strangers = entrance.addresses.iter();
+        let strangers = strangers.map(|a| (a.clone(), peers.stranger(a)));
+        let met = known.latest().nodes;
+        let met = met.iter().filter(|n| n.name != request.name);
+        let met = met.map(|n| (n.name.clone(), peers.peer(n)));
+        let all: Vec<_> = strangers.chain(met).collect();
+        for (who, mut peer) in all {
+            match peer.join(request.clone()).await {
+                Ok(reply) => {
+                    let roster = decode::<Roster>(&reply.members);
+                    let roster = roster.map_err(|e| JoinError::Refused(e.message().to_owned()))?;
+                    known.tell(roster);
+                    if reply.admitted {
+                        return Ok(());
+                    }
+                }
                 Err(status) => {
-                    tracing::debug!(member = node.name, %status, "not taken in yet");
+                    let why = format!("{who}: {}", status.message());
+                    if matches!(
+                        status.code(),
+                        Code::PermissionDenied | Code::FailedPrecondition | Code::ResourceExhausted
+                    ) {
+                        return Err(JoinError::Refused(why));
+                    }
+                    if why != said {
+                        tracing::info!(event = "join-waits", "not let in yet: {why}");
+                        said = why;
+                    }
                 }
             }
         }
         time::sleep(ASK_AGAIN).await;
     }
+}
+
+fn join_request(
+    config: &RaftConfig,
+    node: NodeId,
+    token: Option<&JoinToken>,
+    ring: &KeyRing,
+) -> JoinRequest {
+    JoinRequest {
+        id: node,
+        key_check: key_check(ring),
+        name: config.name.clone(),
+        token: token
+            .map(|t| t.expose().to_vec())
+            .unwrap_or_default()
+            .into(),
+    }
+}
+
+/// Asks one member after the other until it has been taken in.
+async fn join(others: Vec<Node>, request: JoinRequest, peers: Peers, raft: Raft) {
+    let taken_in = || {
+        let metrics = raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.get_node(&request.id).is_some()
+    };
+    while !taken_in() {
+        for node in &others {
+            if let Err(status) = peers.peer(node).join(request.clone()).await {
+                tracing::debug!(member = node.name, %status, "not taken in yet");
+            }
+        }
+        time::sleep(ASK_AGAIN).await;
+    }
+}
+
+/// A node that never was.
+fn new_node() -> Result<NodeId, JoinError> {
+    // Those that form a cluster have none of these two bits set.
+    Ok(random()? >> 1 | 1 << 62)
 }
 
 /// The node of a member that forms the cluster: the same on all members, from its name.
@@ -160,8 +247,14 @@ pub(super) fn ask_to_join(
     if role.begin == Begin::Join
         && let Some(peers) = peers
     {
-        let asked = config_for_join(config, role, ring);
-        tasks.spawn(join(asked, peers, raft.clone()));
+        let others = config.members.iter().filter(|n| n.name != config.name);
+        let request = join_request(config, role.node, None, ring);
+        tasks.spawn(join(
+            others.cloned().collect(),
+            request,
+            peers,
+            raft.clone(),
+        ));
     }
 }
 
@@ -203,7 +296,7 @@ pub(super) async fn go_on(
     let stored = log
         .membership()
         .unwrap_or_else(|| machine.membership().clone());
-    let alone = is_alone(config, &stored)?;
+    let alone = is_alone(config, role.node, &stored)?;
     if role.begin == Begin::Restart && !alone {
         // Raft forgets over a restart that it believed in a leader: until that time is over it must not vote for another.
         time::sleep(config.timing.election_max).await;
@@ -219,11 +312,12 @@ pub(super) async fn go_on(
 }
 
 /// Whether this member is all there is: then it waits for nobody.
-fn is_alone(config: &RaftConfig, stored: &Membership) -> Result<bool, JoinError> {
+fn is_alone(config: &RaftConfig, own: NodeId, stored: &Membership) -> Result<bool, JoinError> {
     let names: Vec<&str> = stored.nodes().map(|(_, n)| n.name.as_str()).collect();
     let alone = match names.len() {
-        0 => config.members.len() == 1,
-        n => n == 1,
+        0 => config.members.len() == 1 && config.entrance.is_none(),
+        // Not somebody else, who removed it.
+        _ => stored.nodes().map(|(id, _)| *id).eq([own]),
     };
     if !alone && config.credentials.is_none() {
         return Err(JoinError::Config(format!(
@@ -234,7 +328,7 @@ fn is_alone(config: &RaftConfig, stored: &Membership) -> Result<bool, JoinError>
         )));
     }
     let unreachable = stored.nodes().any(|(_, n)| n.address.is_empty());
-    if unreachable && config.members.len() > 1 {
+    if unreachable && (config.members.len() > 1 || config.entrance.is_some()) {
         return Err(JoinError::Config(format!(
             "what is stored in {} is of a member that was alone, and the configuration of one of several: move the directory away",
             config.storage

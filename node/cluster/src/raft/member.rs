@@ -2,6 +2,7 @@
 
 use super::{
     Cluster, JoinError, Leader, RaftConfig,
+    admission::Admission,
     cluster::Inner,
     config::LinkSource,
     forming::{ask_to_join, decide, go_on, random},
@@ -9,8 +10,9 @@ use super::{
     log::{Identity, LogStore, OpenedLog},
     machine::{Machine, Own},
     proposer::{Forwarder, gather},
-    sealed,
-    transport::{Handler, Links, Peers, Running, Services, Tcp, Tls, serve},
+    roster::{Known, Roster},
+    sealed, steward,
+    transport::{Handler, Links, Peers, Services, Tcp, Tls, serve},
     types::Raft,
     window::Window,
 };
@@ -83,10 +85,7 @@ type Ready = oneshot::Sender<Result<(Arc<Shared>, Cluster), JoinError>>;
 
 /// The whole life of a member.
 fn live(runtime: Runtime, config: RaftConfig, ready: Ready, abort: &Notify) {
-    let shared = Arc::new(Shared::new(
-        config.replica.level,
-        config.replica.keys.clone(),
-    ));
+    let shared = Arc::new(Shared::new(&config.replica));
     let OpenedLog {
         log,
         identity,
@@ -166,8 +165,10 @@ async fn begin(
     let peers = secured.clone().map(|(tls, links)| Peers::new(tls, links));
     let (running, is_running) = watch::channel(None);
     let services = Services::default();
+    let known = Known::new(config.members.clone(), is_running);
     let handler = Handler {
-        running: is_running,
+        known: known.clone(),
+        admission: Admission::new(known.clone(), Arc::clone(shared)),
         opener: Arc::new(Mutex::new(sealer()?)),
         level: shared.level,
         services: services.clone(),
@@ -179,7 +180,7 @@ async fn begin(
         listen(&mut tasks, links, tls, handler);
     }
 
-    let role = decide(&config, identity, peers.as_ref(), &ring).await?;
+    let role = decide(&config, identity, peers.as_ref(), &ring, &log, &known).await?;
     log.name(role.node)
         .await
         .map_err(|e| JoinError::System("log", e))?;
@@ -196,8 +197,10 @@ async fn begin(
         identity.purged,
         config.replica.snapshot_bytes,
     )?;
+    let stored = log.membership();
+    known.tell(Roster::of(stored.as_ref().unwrap_or(machine.membership())));
     let raft = go_on(&config, &role, &log, machine, peers.clone(), shared).await?;
-    running.send_replace(Some(Running { raft: raft.clone() }));
+    running.send_replace(Some(raft.clone()));
     // Kept alive as long as the tasks are.
     tasks.spawn(async move { running.closed().await });
     ask_to_join(&mut tasks, &config, &role, &ring, peers.clone(), &raft);
@@ -228,7 +231,16 @@ async fn begin(
         log,
         runtime: tokio::runtime::Handle::current(),
     }));
-    liveness::spawn(&mut tasks, &cluster, ring.clone());
+    if cluster.0.peers.is_some() {
+        tasks.spawn(steward::run(cluster.clone(), Arc::clone(shared)));
+    }
+    liveness::spawn(
+        &mut tasks,
+        &cluster,
+        ring.clone(),
+        known,
+        Arc::clone(shared),
+    );
     let member = Member {
         raft,
         shared: Arc::clone(shared),

@@ -4,6 +4,7 @@
 //! - `machine`: applies the log to the state; snapshots.
 //! - `window`, `proposer`: the proposals of this process, until they are applied here.
 //! - `transport`: how members talk. `acks`: who has answered. `liveness`: what makes elections short.
+//! - `admission`: who may join, and `token` with what. `steward`: the leader brings members in and lets them go. `roster`: who may talk to this one.
 //! - `member`: from the start of a member to its end. `cluster`: what others see of all this.
 //!
 //! A proposal is done when it is applied *here*, whoever leads. It goes to the leader as part of a sealed, numbered batch, and again
@@ -13,6 +14,7 @@
 //! what is durable on its own disk.
 
 mod acks;
+mod admission;
 mod cluster;
 mod config;
 mod forming;
@@ -22,16 +24,22 @@ mod machine;
 mod member;
 mod meta;
 mod proposer;
+mod roster;
 mod sealed;
+mod steward;
+mod token;
 mod transport;
 mod types;
 mod window;
 mod writer;
 
 pub use cluster::{Cluster, ClusterError, Leader, MemberStatus};
-pub use config::{JoinError, LinkSource, RaftConfig, Timing};
+pub use config::{Entrance, JoinError, LinkSource, RaftConfig, Timing};
+pub use steward::MAX_VOTERS;
+pub use token::{JoinToken, TokenError};
 pub use transport::{
-    BoxStream, Credentials, ForwardHandler, LeaseHandler, Links, RelayHandler, Stream, TlsError,
+    BoxStream, Credentials, ForwardHandler, LeaseHandler, Links, RelayHandler, StepDownHandler,
+    Stream, TlsError,
 };
 pub use types::{Node, NodeId};
 

@@ -1,6 +1,7 @@
 //! What operators ask of the cluster.
 
 use crate::node::Node;
+use evergate_cluster::raft::MemberStatus;
 use evergate_ike::{
     config::GatewayConfig,
     record::{GatewayId, Phase},
@@ -8,9 +9,9 @@ use evergate_ike::{
 use evergate_proto::admin::{
     ClusterGateway, DrainMemberRequest, DrainMemberResponse, ListGatewaysResponse,
     ListKeysResponse, ListMembersResponse, Member, MemberKey, MoveGatewayRequest,
-    MoveGatewayResponse,
+    MoveGatewayResponse, Way,
 };
-use evergate_state::{Command, Outcome, Refusal, State};
+use evergate_state::{Command, Enrolment, Outcome, Place, Refusal, Stage, State};
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -30,19 +31,40 @@ pub(super) fn members(node: &Node) -> ListMembersResponse {
         count(state.gateways().filter(|(_, g)| has(g)).count())
     };
     let mut members: Vec<Member> = node.read(|state| {
-        let all = node.replica.cluster().members().into_iter();
-        all.map(|m| Member {
-            gateways: own(state, &m.name),
-            draining: state.member(&m.name).is_some_and(|known| known.draining),
-            name: m.name,
-            address: m.address,
-            voter: m.voter,
-            leader: m.leader,
-            acknowledged_ms: m
-                .acknowledged
-                .map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
-        })
-        .collect()
+        let all = node.replica.cluster().members();
+        let coming = state
+            .enrolments()
+            .filter(|(name, _)| all.iter().all(|m| m.name != *name));
+        let coming = coming.map(|(name, e)| Member {
+            name: name.to_owned(),
+            address: e.address.clone(),
+            weight: state.place(name).weight,
+            way: match e.stage {
+                Stage::Invited { .. } => Way::Invited.into(),
+                Stage::Admitted { .. } => Way::Joining.into(),
+            },
+            ..Member::default()
+        });
+        let coming: Vec<Member> = coming.collect();
+        let there = all.into_iter().map(|m| {
+            let Place { zone, weight } = state.place(&m.name);
+            Member {
+                gateways: own(state, &m.name),
+                draining: state.member(&m.name).is_some_and(|known| known.draining),
+                way: way(state, &m).into(),
+                name: m.name,
+                address: m.address,
+                voter: m.voter,
+                leader: m.leader,
+                acknowledged_ms: m
+                    .acknowledged
+                    .map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
+                lag: m.lag,
+                zone,
+                weight,
+            }
+        });
+        there.chain(coming).collect()
     });
     members.sort_by(|a, b| a.name.cmp(&b.name));
     ListMembersResponse { members }
@@ -67,6 +89,18 @@ pub(super) fn keys(node: &Node) -> ListKeysResponse {
         state.members().flat_map(|(name, _)| of(name)).collect()
     });
     ListKeysResponse { keys }
+}
+
+/// How far a member of Raft is.
+fn way(state: &State, member: &MemberStatus) -> Way {
+    let joins = |e: &Enrolment| e.stage == Stage::Admitted { node: member.id };
+    if state.dismissed(member.id).is_some() {
+        Way::Leaving
+    } else if state.enrolment(&member.name).is_some_and(joins) {
+        Way::Joining
+    } else {
+        Way::Unspecified
+    }
 }
 
 /// The virtual gateways.
@@ -188,6 +222,6 @@ pub(super) async fn drain(
     }
 }
 
-fn no_member(name: &str) -> Status {
+pub(super) fn no_member(name: &str) -> Status {
     Status::not_found(format!("there is no member {name:?}"))
 }

@@ -1,7 +1,7 @@
 //! Who does what an operator asks for: the member that serves the SA, or the gateway that it will belong to. What another member serves is
 //! forwarded to it, and one hop only: what came from another member is done here or not at all.
 
-use super::{listing, operations};
+use super::{listing, members, operations};
 use crate::node::Node;
 use evergate_cluster::raft::ForwardHandler;
 use evergate_ike::record::{GatewayId, Record, SaId};
@@ -193,6 +193,10 @@ async fn answer(node: &Arc<Node>, from: &str, request: CallRequest) -> Result<An
             done.map(Answer::Rekey)
         }
         Some(Call::Count(request)) => Ok(Answer::Count(count(node, &request))),
+        Some(call @ (Call::AddMember(_) | Call::PromoteMember(_) | Call::RemoveMember(_))) => {
+            said("change the members");
+            members::here(node, call).await
+        }
         None => Err(Status::unimplemented("this member knows no such call")),
     }
 }
@@ -232,18 +236,21 @@ async fn ask(node: &Node, gateway: GatewayId, member: &str, call: Call) -> Resul
     let cluster = &node.membership.cluster;
     let reply = cluster.forward(member, request, ANSWER).await;
     match reply.map_err(|e| silent(&e))?.result {
-        Some(Answer::Refusal(refusal)) => Err(Status::new(
-            match Code::from(refusal.code) {
-                Code::Ok => Code::Unknown,
-                code => code,
-            },
-            refusal.message,
-        )),
+        Some(Answer::Refusal(refusal)) => Err(refused(refusal)),
         Some(answer) => Ok(answer),
         None => Err(nonsense(member)),
     }
 }
 
-fn nonsense(member: &str) -> Status {
+/// What another member refuses, this one refuses.
+pub(super) fn refused(refusal: Refusal) -> Status {
+    let code = match Code::from(refusal.code) {
+        Code::Ok => Code::Unknown,
+        code => code,
+    };
+    Status::new(code, refusal.message)
+}
+
+pub(super) fn nonsense(member: &str) -> Status {
     Status::internal(format!("{member} gave an answer to another question"))
 }

@@ -3,6 +3,7 @@
 mod cluster;
 mod forward;
 mod listing;
+mod members;
 pub(crate) mod operations;
 
 use crate::{
@@ -12,11 +13,13 @@ use crate::{
 };
 use anyhow::Context;
 use evergate_proto::admin::{
-    ApplyConfigRequest, ApplyConfigResponse, CaptureChunk, CaptureRequest, DrainMemberRequest,
-    DrainMemberResponse, GetStatusRequest, GetStatusResponse, IkeSa, InitiateRequest,
-    InitiateResponse, ListGatewaysRequest, ListGatewaysResponse, ListKeysRequest, ListKeysResponse,
-    ListMembersRequest, ListMembersResponse, ListSasRequest, MoveGatewayRequest,
-    MoveGatewayResponse, RekeyRequest, RekeyResponse, TerminateRequest, TerminateResponse,
+    AddMemberRequest, AddMemberResponse, ApplyConfigRequest, ApplyConfigResponse, CaptureChunk,
+    CaptureRequest, DrainMemberRequest, DrainMemberResponse, GetStatusRequest, GetStatusResponse,
+    IkeSa, InitiateRequest, InitiateResponse, ListGatewaysRequest, ListGatewaysResponse,
+    ListKeysRequest, ListKeysResponse, ListMembersRequest, ListMembersResponse, ListSasRequest,
+    MoveGatewayRequest, MoveGatewayResponse, PromoteMemberRequest, PromoteMemberResponse,
+    RekeyRequest, RekeyResponse, RemoveMemberRequest, RemoveMemberResponse, TerminateRequest,
+    TerminateResponse,
     admin_server::{Admin, AdminServer},
 };
 use evergate_state::Refusal;
@@ -224,6 +227,33 @@ impl Admin for Service {
         request: Request<DrainMemberRequest>,
     ) -> Result<Response<DrainMemberResponse>, Status> {
         cluster::drain(self.active()?, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn add_member(
+        &self,
+        request: Request<AddMemberRequest>,
+    ) -> Result<Response<AddMemberResponse>, Status> {
+        members::add(self.active()?, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn promote_member(
+        &self,
+        request: Request<PromoteMemberRequest>,
+    ) -> Result<Response<PromoteMemberResponse>, Status> {
+        members::promote(self.active()?, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn remove_member(
+        &self,
+        request: Request<RemoveMemberRequest>,
+    ) -> Result<Response<RemoveMemberResponse>, Status> {
+        members::remove(self.active()?, request.into_inner())
             .await
             .map(Response::new)
     }

@@ -136,6 +136,11 @@ impl Follower {
 
     async fn look(&mut self) {
         self.adopt().await;
+        let id = self.membership.cluster.id();
+        if self.node.read(|state| state.dismissed(id).is_some()) {
+            self.node
+                .fail(&"this member was removed from the cluster by an operator");
+        }
         let own: BTreeMap<GatewayId, u32> = self
             .node
             .read(|state| self.membership.own(state))

@@ -63,6 +63,18 @@ pub(super) fn answer(node: &Arc<Node>, membership: &Arc<Membership>) {
         futures::future::ready(answered).boxed()
     };
     membership.cluster.on_renew_leases(Arc::new(handler));
+    let of = Arc::downgrade(membership);
+    membership.cluster.on_step_down(Arc::new(move |stop| {
+        let Some(membership) = of.upgrade() else {
+            return;
+        };
+        let mut leading = membership.leading();
+        match leading.as_mut() {
+            Some(leading) if stop => leading.grantor.stop(),
+            // It leads on, and knows nothing of what it granted before.
+            _ => *leading = None,
+        }
+    }));
 }
 
 fn grant(
@@ -415,6 +427,7 @@ impl Leading {
             .filter(|owner| state.is_current(owner));
         live.map(|owner| Candidate {
             owner: owner.clone(),
+            place: state.place(&owner.member),
             draining: self.leaving.contains(owner)
                 || state.member(&owner.member).is_some_and(|m| m.draining),
         })

@@ -23,7 +23,7 @@ use crate::{
 use evergate_cluster::{
     KeyRing, Replica,
     lease::{BootTime, Holder, Timing},
-    raft::{Cluster, RaftConfig},
+    raft::{Cluster, Entrance, JoinToken, RaftConfig, TokenError},
 };
 use evergate_dataplane::boot_time;
 use evergate_ike::record::GatewayId;
@@ -31,6 +31,7 @@ use evergate_state::{Owner, State};
 use leader::Leading;
 use message::{Ask, HandOver, encode};
 use std::{
+    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -39,7 +40,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::info;
+use tracing::{debug, info};
 
 pub(crate) use front::open as open_front;
 
@@ -69,6 +70,8 @@ pub(crate) struct Membership {
     changed: Notify,
     /// The leader should look again who should have what.
     plan: Notify,
+    /// One change of the members is made at a time.
+    pub(crate) changing: tokio::sync::Mutex<()>,
 }
 
 impl Membership {
@@ -88,6 +91,7 @@ impl Membership {
             silence: Mutex::default(),
             changed: Notify::new(),
             plan: Notify::new(),
+            changing: tokio::sync::Mutex::default(),
         }
     }
 
@@ -117,6 +121,11 @@ impl Membership {
         let ask = encode(ask)?;
         let asked = self.cluster.renew_leases(&leader, ask, PATIENCE).await;
         asked.map(drop).map_err(|e| e.to_string())
+    }
+
+    /// Whether this member leads, and most members have answered it just now.
+    pub(crate) fn has_majority(&self) -> bool {
+        self.leads() && self.quorum_until().is_some_and(|until| until > now())
     }
 
     /// Until when nobody else can be the leader, if this process is: the boot-time clock. `None` if it may not be any more.
@@ -195,9 +204,29 @@ pub(crate) fn raft_config(
         name: member.name.clone(),
         links: Some(links),
         members: config.members.clone(),
+        entrance: entrance(config)?,
         credentials: Some(credentials),
         timing: config.pace,
     })
+}
+
+/// How a member comes into a cluster that is there. Its token may be gone once it is in.
+fn entrance(config: &ClusterConfig) -> anyhow::Result<Option<Entrance>> {
+    if config.join.is_empty() {
+        return Ok(None);
+    }
+    let file = config.join_token_file.as_deref();
+    let token = match file.map(JoinToken::from_file).transpose() {
+        Err(TokenError::Io { path, source }) if source.kind() == io::ErrorKind::NotFound => {
+            debug!(event = "join-token", "there is no {}", path.display());
+            None
+        }
+        read => read?,
+    };
+    Ok(Some(Entrance {
+        addresses: config.join.clone(),
+        token,
+    }))
 }
 
 /// Serves whatever virtual gateways this process gets, until told to stop. What this yields is cancelled when everything is given up.

@@ -6,12 +6,16 @@ use super::{
 };
 use evergate_cluster::{
     lease,
-    raft::{self, Node},
+    raft::{self, MAX_VOTERS, Node},
 };
 use evergate_ike::{config::GatewayConfig, record::GatewayId};
+use evergate_state::MAX_WEIGHT;
 use ipnet::IpNet;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use toml::Spanned;
+
+/// Length of a zone's name, as of other names.
+const MAX_ZONE: usize = 64;
 
 /// The other members, and how they are talked to.
 #[derive(Clone, Debug)]
@@ -24,8 +28,12 @@ pub(crate) struct ClusterConfig {
     pub(crate) cert: PathBuf,
     /// Its private key.
     pub(crate) key: PathBuf,
-    /// All members, in the order of their names.
+    /// The members that form the cluster, in the order of their names.
     pub(crate) members: Vec<Node>,
+    /// Members of the cluster that this one joins.
+    pub(crate) join: Vec<String>,
+    /// The file with the token that it joins with.
+    pub(crate) join_token_file: Option<PathBuf>,
     /// The pace of leases.
     pub(crate) lease: lease::Timing,
     /// The pace of elections.
@@ -77,6 +85,21 @@ impl Check<'_> {
         done
     }
 
+    /// Where a member stands.
+    pub(super) fn place(&mut self, member: Option<&Spanned<Member>>) {
+        let Some(member) = member else { return };
+        let Member { zone, weight, .. } = member.get_ref();
+        if !(1..=MAX_WEIGHT).contains(weight) {
+            let what = format!("weight is {weight}, expected 1 to {MAX_WEIGHT}");
+            self.error(member.span(), what);
+        }
+        if zone.len() > MAX_ZONE || zone.chars().any(char::is_control) {
+            let what =
+                format!("zone is not a name, expected up to {MAX_ZONE} printable characters");
+            self.error(member.span(), what);
+        }
+    }
+
     /// `[cluster]`, which needs virtual gateways, and which they need.
     pub(super) fn cluster(
         &mut self,
@@ -111,15 +134,24 @@ impl Check<'_> {
         let own = member
             .map(|m| m.get_ref().name.as_str())
             .unwrap_or_default();
-        if members.iter().all(|m| m.name != own) {
+        if members.is_empty() == cluster.join.is_empty() {
+            let what = "there are both members and join, or none of them, expected the members that form a cluster, or some to ask of the cluster that this one joins";
+            wrong.push(what.to_owned());
+        } else if cluster.join.is_empty() && members.iter().all(|m| m.name != own) {
             wrong.push(format!(
                 "members does not have this member, expected {own:?} among them"
             ));
         }
-        if let Some(bad) = members.iter().find(|m| !is_endpoint(&m.address)) {
+        let voters = members.len();
+        if voters > MAX_VOTERS {
             wrong.push(format!(
-                "{:?} is not where a member is reached, expected a host and a port",
-                bad.address
+                "{voters} members vote, expected at most {MAX_VOTERS}: others can join later as learners"
+            ));
+        }
+        let mut addresses = members.iter().map(|m| &m.address).chain(&cluster.join);
+        if let Some(bad) = addresses.find(|address| !is_endpoint(address)) {
+            wrong.push(format!(
+                "{bad:?} is not where a member is reached, expected a host and a port"
             ));
         }
         if gateways.is_empty() {
@@ -156,6 +188,8 @@ impl Check<'_> {
             cert: self.directory.join(cluster.cert),
             key: self.directory.join(cluster.key),
             members,
+            join: cluster.join,
+            join_token_file: cluster.join_token_file.map(|f| self.directory.join(f)),
             lease,
             pace,
         })
@@ -187,7 +221,8 @@ fn of(gateway: &GatewayConfig) -> impl Iterator<Item = std::net::IpAddr> + '_ {
     gateway.outer.iter().chain(&gateway.inner).map(IpNet::addr)
 }
 
-fn is_endpoint(address: &str) -> bool {
+/// Whether it is a host and a port.
+pub(crate) fn is_endpoint(address: &str) -> bool {
     let parts = address.rsplit_once(':');
     parts.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p != 0))
 }

@@ -81,6 +81,16 @@ pub(crate) struct Member {
     pub(crate) outer_interface: Option<String>,
     /// Interface of their inner addresses; the one whose network they are in unless given.
     pub(crate) inner_interface: Option<String>,
+    /// What fails together with it: gateways are spread over zones.
+    #[serde(default)]
+    pub(crate) zone: String,
+    /// Its share of the virtual gateways, in proportion to that of others.
+    #[serde(default = "weight")]
+    pub(crate) weight: u32,
+}
+
+fn weight() -> u32 {
+    evergate_state::Place::USUAL_WEIGHT
 }
 
 /// `[cluster]`: the other members, and how they are talked to.
@@ -95,8 +105,14 @@ pub(super) struct Cluster {
     pub(super) cert: PathBuf,
     /// Its private key.
     pub(super) key: PathBuf,
-    /// All members, this one included; the same on each.
+    /// The members that form the cluster, this one included; the same on each.
+    #[serde(default)]
     pub(super) members: Vec<ClusterMember>,
+    /// Members of the cluster that this one joins: hosts and ports.
+    #[serde(default)]
+    pub(super) join: Vec<String>,
+    /// The file with the token that it joins with.
+    pub(super) join_token_file: Option<PathBuf>,
     /// How long a lease lasts.
     pub(super) lease: Option<Text<Duration>>,
     /// How often it is renewed.

@@ -17,13 +17,13 @@ mod validate;
 mod values;
 mod volumes;
 
-pub(crate) use cluster::ClusterConfig;
+pub(crate) use cluster::{ClusterConfig, is_endpoint};
 pub(crate) use document::{Dataplane, Limits, Member, PlaneKind};
 pub(crate) use problem::{Problem, Severity, render};
 
 use document::Document;
 use evergate_ike::config::Policy;
-use std::{fs, io, path::Path};
+use std::{fs, io, path::Path, time::Duration};
 
 /// A configuration that is free of errors.
 #[derive(Clone, Debug)]
@@ -78,6 +78,14 @@ pub(crate) fn load(path: &Path) -> Result<Config, LoadError> {
         path: name,
         problems,
     })
+}
+
+/// Reads a duration as it stands in a configuration.
+///
+/// # Errors
+/// If it is none.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    <Duration as values::Textual>::read(text)
 }
 
 /// Reads a configuration from text. Relative paths of secrets count from `directory`.

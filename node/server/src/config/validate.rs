@@ -65,6 +65,7 @@ pub(super) fn validate(
     };
     check.local(&document);
     let gateways = check.gateways(document.gateways.0);
+    check.place(document.member.as_ref());
     let cluster = check.cluster(document.cluster, document.member.as_ref(), &gateways);
     let pools = check.pools(document.pools.0);
     let (secrets, private_keys) = check.secrets(document.secrets.0);

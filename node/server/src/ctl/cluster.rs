@@ -2,16 +2,153 @@
 
 use super::{Arguments, Client, Command, tables::either, timed};
 use evergate_proto::admin::{
-    DrainMemberRequest, ListGatewaysRequest, ListKeysRequest, ListMembersRequest,
-    MoveGatewayRequest,
+    AddMemberRequest, AddMemberResponse, DrainMemberRequest, ListGatewaysRequest, ListKeysRequest,
+    ListMembersRequest, MoveGatewayRequest, PromoteMemberRequest, RemoveMemberRequest,
+    RemoveMemberResponse, Way,
 };
 use serde_json::{Value, json};
+use std::time::Duration;
 use tonic::Status;
+
+/// `evergate ctl member`
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum MemberCommand {
+    /// Make a token with which a new member may join, once
+    Add {
+        /// Its name, as in its certificate
+        name: String,
+        /// Where other members reach it: host and port
+        address: String,
+        /// It does not vote
+        #[arg(long)]
+        learner: bool,
+        /// How long the token is good, as in 30m or 1d; an hour if left out
+        #[arg(long, value_parser = duration)]
+        valid_for: Option<Duration>,
+    },
+    /// Let a learner vote; wait until it does
+    Promote {
+        /// The member
+        name: String,
+    },
+    /// Hand its virtual gateways over and remove a member, or withdraw a token; wait until it is gone
+    Remove {
+        /// The member
+        name: String,
+        /// Also if nobody takes its gateways, or too few others answer
+        #[arg(long)]
+        force: bool,
+    },
+    /// Make a token for a new member that takes the place of another one
+    Replace {
+        /// The member that goes
+        old: String,
+        /// The name of the new one
+        new: String,
+        /// Where other members reach the new one: host and port
+        address: String,
+        /// How long the token is good, as in 30m or 1d; an hour if left out
+        #[arg(long, value_parser = duration)]
+        valid_for: Option<Duration>,
+    },
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let read = crate::config::duration(text)?;
+    match read.as_secs() {
+        0 => Err("expected a second at least".to_owned()),
+        _ => Ok(read),
+    }
+}
+
+async fn member(
+    client: &mut Client,
+    arguments: &Arguments,
+    command: &MemberCommand,
+) -> Result<String, Status> {
+    match command {
+        MemberCommand::Add {
+            name,
+            address,
+            learner,
+            valid_for,
+        } => {
+            let request = AddMemberRequest {
+                name: name.clone(),
+                address: address.clone(),
+                learner: *learner,
+                valid_for: valid_for.map_or(0, |d| d.as_secs()),
+                replaces: String::new(),
+            };
+            add(client, arguments, request).await
+        }
+        MemberCommand::Replace {
+            old,
+            new,
+            address,
+            valid_for,
+        } => {
+            let request = AddMemberRequest {
+                name: new.clone(),
+                address: address.clone(),
+                learner: false,
+                valid_for: valid_for.map_or(0, |d| d.as_secs()),
+                replaces: old.clone(),
+            };
+            add(client, arguments, request).await
+        }
+        MemberCommand::Promote { name } => {
+            let request = PromoteMemberRequest { name: name.clone() };
+            let done = client.promote_member(timed(arguments, request)).await?;
+            let warnings = done.into_inner().warnings;
+            let value = json!({ "member": name, "voter": true, "warnings": warnings });
+            let text = format!("{name} votes\n{}", warned(&warnings));
+            Ok(either(arguments.json, &value, text))
+        }
+        MemberCommand::Remove { name, force } => {
+            let request = RemoveMemberRequest {
+                name: name.clone(),
+                force: *force,
+            };
+            let done = client.remove_member(timed(arguments, request)).await?;
+            let RemoveMemberResponse {
+                moved,
+                withdrawn,
+                warnings,
+            } = done.into_inner();
+            let text = match withdrawn {
+                true => format!("the token for {name} is good no more\n"),
+                false => format!("{name} is removed, {moved} gateways moved\n"),
+            };
+            let value = json!({ "member": name, "moved": moved, "withdrawn": withdrawn, "warnings": warnings });
+            Ok(either(arguments.json, &value, text + &warned(&warnings)))
+        }
+    }
+}
+
+/// The token alone goes to the standard output's first line.
+async fn add(
+    client: &mut Client,
+    arguments: &Arguments,
+    request: AddMemberRequest,
+) -> Result<String, Status> {
+    let name = request.name.clone();
+    let made = client.add_member(timed(arguments, request)).await?;
+    let AddMemberResponse { token, warnings } = made.into_inner();
+    let value = json!({ "member": name, "token": token, "warnings": warnings });
+    let text = format!("{token}\n{}", warned(&warnings));
+    Ok(either(arguments.json, &value, text))
+}
+
+fn warned(warnings: &[String]) -> String {
+    warnings.iter().map(|w| format!("warning: {w}\n")).collect()
+}
 
 /// Carries such a command out.
 pub(super) async fn call(client: &mut Client, arguments: &Arguments) -> Result<String, Status> {
     match &arguments.command {
         Command::Members => members(client, arguments).await,
+        Command::Member(command) => member(client, arguments, command).await,
         Command::Gateways => gateways(client, arguments).await,
         Command::Keys => keys(client, arguments).await,
         Command::Move { gateway, member } => move_gateway(client, arguments, gateway, member).await,
@@ -27,14 +164,17 @@ async fn members(client: &mut Client, arguments: &Arguments) -> Result<String, S
         .iter()
         .map(|m| {
             json!({ "name": m.name, "address": m.address, "voter": m.voter, "leader": m.leader, "draining": m.draining,
-                    "gateways": m.gateways, "acknowledged_ms": m.acknowledged_ms })
+                    "gateways": m.gateways, "acknowledged_ms": m.acknowledged_ms, "lag": m.lag, "zone": m.zone, "weight": m.weight,
+                    "way": way(m.way()) })
         })
         .collect();
     let rows = all.iter().map(|m| {
-        let role = match (m.leader, m.voter) {
-            (true, _) => "leader",
-            (false, true) => "follower",
-            (false, false) => "learner",
+        let role = match (m.leader, m.voter, m.way()) {
+            (true, ..) => "leader",
+            (false, _, Way::Leaving) => "leaving",
+            (false, true, _) => "follower",
+            (false, false, Way::Invited | Way::Joining) => way(m.way()),
+            (false, false, _) => "learner",
         };
         let heard = m
             .acknowledged_ms
@@ -46,10 +186,15 @@ async fn members(client: &mut Client, arguments: &Arguments) -> Result<String, S
             role.to_owned(),
             m.gateways.to_string(),
             heard,
+            m.lag.map_or_else(|| "-".to_owned(), |lag| lag.to_string()),
+            shown(&m.zone),
+            m.weight.to_string(),
             draining.to_owned(),
         ]
     });
-    let head = ["MEMBER", "ADDRESS", "ROLE", "GATEWAYS", "HEARD", ""];
+    let head = [
+        "MEMBER", "ADDRESS", "ROLE", "GATEWAYS", "HEARD", "LAG", "ZONE", "WEIGHT", "",
+    ];
     let text = table(head, rows.collect());
     Ok(either(arguments.json, &json, text))
 }
@@ -81,6 +226,20 @@ async fn keys(client: &mut Client, arguments: &Arguments) -> Result<String, Stat
     Ok(either(arguments.json, &json, text))
 }
 
+fn shown(text: &str) -> String {
+    if text.is_empty() { "-" } else { text }.to_owned()
+}
+
+/// How far a member is, in a word.
+fn way(way: Way) -> &'static str {
+    match way {
+        Way::Unspecified => "in",
+        Way::Invited => "invited",
+        Way::Joining => "joining",
+        Way::Leaving => "leaving",
+    }
+}
+
 async fn gateways(client: &mut Client, arguments: &Arguments) -> Result<String, Status> {
     let request = timed(arguments, ListGatewaysRequest {});
     let all = client.list_gateways(request).await?.into_inner().gateways;
@@ -92,7 +251,6 @@ async fn gateways(client: &mut Client, arguments: &Arguments) -> Result<String, 
         })
         .collect();
     let rows = all.iter().map(|g| {
-        let shown = |text: &str| if text.is_empty() { "-" } else { text }.to_owned();
         [
             shown(&g.name),
             shown(&g.member),

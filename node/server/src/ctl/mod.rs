@@ -78,6 +78,9 @@ enum Command {
     Capture(capture::Options),
     /// The members of the cluster
     Members,
+    /// Let members come and go
+    #[command(subcommand)]
+    Member(cluster::MemberCommand),
     /// The virtual gateways, and who has them
     Gateways,
     /// Move a virtual gateway to another member; wait until it is there
@@ -186,6 +189,7 @@ async fn call(arguments: &Arguments) -> Result<String, String> {
         Command::Capture(options) => return capture::run(&mut client, arguments, options).await,
         Command::Rekey(target) => rekey(&mut client, arguments, target).await,
         Command::Members
+        | Command::Member(_)
         | Command::Gateways
         | Command::Keys
         | Command::Move { .. }

@@ -4,7 +4,7 @@
 //! level. They are made once, by this test with `EVERGATE_WRITE_FORMATS=1`, and never again.
 
 use super::*;
-use crate::{Abilities, Carried, Counters, KeyId, Level, MemberKeys};
+use crate::{Abilities, Carried, Counters, Enrolment, KeyId, Level, MemberKeys, Place, Stage};
 use evergate_ike::{
     config::{GatewayConfig, SharedSecret},
     sa::CookieSecrets,
@@ -153,9 +153,54 @@ fn second_level() -> Vec<Command> {
     }]
 }
 
+fn third_level() -> Vec<Command> {
+    let enrolment = |stage| Enrolment {
+        address: "198.51.100.4:4510".into(),
+        learner: true,
+        replaces: Some("a".into()),
+        stage,
+    };
+    let invite = |member: &str| Command::Invite {
+        member: member.into(),
+        enrolment: enrolment(Stage::Invited {
+            digest: [7; 32],
+            until: UnixMillis(9_000_000),
+        }),
+    };
+    vec![
+        invite("c"),
+        invite("d"),
+        Command::Admit {
+            member: "c".into(),
+            digest: [7; 32],
+            node: 77,
+        },
+        Command::EndEnrolment {
+            member: "c".into(),
+            node: Some(77),
+        },
+        Command::Enrol {
+            member: "e".into(),
+            enrolment: enrolment(Stage::Admitted { node: 78 }),
+        },
+        Command::PlaceMember {
+            member: "a".into(),
+            incarnation: 1,
+            place: Place {
+                zone: "z".into(),
+                weight: 50,
+            },
+        },
+        Command::Dismiss {
+            member: "f".into(),
+            node: 79,
+        },
+    ]
+}
+
 /// Something of everything that there is.
 fn history() -> Vec<Entry> {
-    let entries = [begin(), sas(), reports(), second_level()];
+    let entries = [begin(), sas(), reports(), second_level(), third_level()];
     let entries = entries.into_iter().zip(1u64..);
     let entry = |(commands, n)| Entry {
         at: UnixMillis(n * 1000),
@@ -222,6 +267,12 @@ fn each_command_of_the_latest_level_is_in_its_file() {
         Command::AssignInTerm { .. } => 16,
         Command::AnnounceLevel { .. } => 17,
         Command::AnnounceKeys { .. } => 18,
+        Command::Invite { .. } => 19,
+        Command::Admit { .. } => 20,
+        Command::Enrol { .. } => 21,
+        Command::EndEnrolment { .. } => 22,
+        Command::Dismiss { .. } => 23,
+        Command::PlaceMember { .. } => 24,
     };
     let entries = history();
     let mut seen: Vec<i32> = entries
@@ -230,5 +281,5 @@ fn each_command_of_the_latest_level_is_in_its_file() {
         .collect();
     seen.sort_unstable();
     seen.dedup();
-    assert_eq!(seen, (0..19).collect::<Vec<_>>());
+    assert_eq!(seen, (0..25).collect::<Vec<_>>());
 }

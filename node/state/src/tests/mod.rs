@@ -1,6 +1,7 @@
 //! Rules one by one, and properties over random histories.
 
 mod abilities;
+mod enrolments;
 mod formats;
 mod keys;
 mod leases;

@@ -2,7 +2,7 @@
 
 use crate::{
     ClusterKey, Config, Replica, pki,
-    raft::{Credentials, JoinError, LinkSource, Node, RaftConfig, Timing},
+    raft::{Credentials, Entrance, JoinError, JoinToken, LinkSource, Node, RaftConfig, Timing},
     store::Storage,
 };
 use evergate_ike::{env::UnixMillis, record::GatewayId};
@@ -77,12 +77,29 @@ impl Lab {
             name: format!("m{n}"),
             links: Some(LinkSource::Tcp(listener)),
             members: self.members.clone(),
+            entrance: None,
             credentials: Some(self.credentials(&format!("m{n}"))),
             timing: Timing {
                 heartbeat: Duration::from_millis(50),
                 election_min: Duration::from_millis(200),
                 election_max: Duration::from_millis(400),
             },
+        }
+    }
+
+    /// One of a cluster that is formed by the first alone: it asks the members with these numbers, with a token.
+    pub(super) fn joiner(
+        &mut self,
+        n: usize,
+        ask: &[usize],
+        token: Option<JoinToken>,
+    ) -> RaftConfig {
+        let addresses = ask.iter().map(|m| self.members[*m].address.clone());
+        let addresses = addresses.collect();
+        RaftConfig {
+            members: Vec::new(),
+            entrance: Some(Entrance { addresses, token }),
+            ..self.config(n)
         }
     }
 

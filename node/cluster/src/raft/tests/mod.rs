@@ -4,4 +4,5 @@ mod changes;
 mod failures;
 mod forward;
 mod lab;
+mod membership;
 mod storage;

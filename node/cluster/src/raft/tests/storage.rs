@@ -1,7 +1,7 @@
 //! What Raft asks of a store, and what the store refuses.
 
 use crate::{
-    ClusterKey, entry,
+    ClusterKey, Config, entry,
     raft::{
         JoinError,
         log::{Identity, LogEnd, LogStore, OpenedLog},
@@ -42,10 +42,10 @@ fn machine(dir: &Path, purged: Option<u64>) -> Result<Machine, JoinError> {
 }
 
 fn machine_on(snapshots: Arc<dyn Snapshots>, purged: Option<u64>) -> Result<Machine, JoinError> {
-    let shared = Arc::new(Shared::new(
-        evergate_state::Level::LATEST,
-        ClusterKey::from_bytes([7; 32]).into(),
-    ));
+    let shared = Arc::new(Shared::new(&Config::new(
+        ClusterKey::from_bytes([7; 32]),
+        || UnixMillis(1),
+    )));
     let sealer = || Sealer::new(ClusterKey::from_bytes([7; 32])).unwrap();
     let own = Own {
         member: 1,

@@ -7,8 +7,8 @@ use crate::raft::{
 };
 use bytes::Bytes;
 use evergate_proto::cluster::{
-    HelloRequest, JoinRequest, Payload, SnapshotPart, member_client::MemberClient,
-    snapshot_part::Part,
+    HelloReply, HelloRequest, JoinReply, JoinRequest, Payload, SnapshotPart,
+    member_client::MemberClient, snapshot_part::Part,
 };
 use futures::{Stream, StreamExt, stream};
 use hyper_util::rt::TokioIo;
@@ -22,7 +22,7 @@ use openraft::{
         TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
     },
 };
-use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, pki_types::ServerName};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     collections::HashMap,
@@ -59,8 +59,14 @@ const APPEND: Duration = Duration::from_secs(2);
 const SNAPSHOT_STALL: Duration = Duration::from_secs(5);
 const SNAPSHOT_INSTALL: Duration = Duration::from_secs(60);
 
+/// How long the leader may take to decide whether somebody may join: it commits that.
+const JOIN: Duration = Duration::from_secs(10);
+
 /// Back-off after failures: from the first to the last.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(160));
+
+/// Stands for a name that is not known.
+const STRANGER: &str = "member.invalid";
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -127,7 +133,7 @@ impl Peers {
         // Removed members leave theirs behind, which is a few of them in the life of a process; they cost nothing when nobody calls.
         channels
             .entry(key)
-            .or_insert_with(|| connect(node, &self.tls, &self.links))
+            .or_insert_with(|| connect(node, &self.tls.client, &self.links))
             .clone()
     }
 
@@ -147,6 +153,20 @@ impl Peers {
         Peer(self.client(node, Purpose::Lease))
     }
 
+    /// Somebody at this address who has a certificate of the authority, for any name. The connection is not kept.
+    pub(crate) fn stranger(&self, address: &str) -> Peer {
+        let node = Node {
+            name: STRANGER.to_owned(),
+            address: address.to_owned(),
+        };
+        let channel = connect(&node, &self.tls.stranger, &self.links);
+        Peer(
+            MemberClient::new(channel)
+                .max_decoding_message_size(MAX_MESSAGE)
+                .max_encoding_message_size(MAX_MESSAGE),
+        )
+    }
+
     /// For proposals.
     pub(crate) fn proposals(&self, node: &Node) -> Peer {
         Peer(self.client(node, Purpose::Propose))
@@ -157,24 +177,31 @@ impl Peers {
         Peer(self.client(node, Purpose::Relay))
     }
 
-    /// Makes the connections to a member that are not there, by asking it something of no consequence.
-    pub(crate) async fn warm(&self, node: &Node, request: &HelloRequest) {
+    /// Makes the connections to a member that are not there, by asking it how it is. Yields one of its answers.
+    pub(crate) async fn warm(
+        &self,
+        node: &Node,
+        request: &HelloRequest,
+    ) -> Result<HelloReply, Status> {
         let calls = WARM.map(|purpose| {
             let mut peer = Peer(self.client(node, purpose));
             let request = request.clone();
             async move { peer.hello(request).await }
         });
+        let mut last = Err(Status::unavailable("nothing was asked"));
         for (purpose, answer) in WARM.iter().zip(futures::future::join_all(calls).await) {
-            if let Err(status) = answer {
+            if let Err(status) = &answer {
                 tracing::debug!(member = node.name, ?purpose, %status, "no connection");
             }
+            last = answer;
         }
+        last
     }
 }
 
-fn connect(node: &Node, tls: &Tls, links: &Arc<dyn Links>) -> Channel {
+fn connect(node: &Node, tls: &Arc<ClientConfig>, links: &Arc<dyn Links>) -> Channel {
     let (address, name, links) = (node.address.clone(), node.name.clone(), Arc::clone(links));
-    let connector = TlsConnector::from(Arc::clone(&tls.client));
+    let connector = TlsConnector::from(Arc::clone(tls));
     let dial = service_fn(move |_| {
         let (dialled, name, connector) =
             (links.dial(address.clone()), name.clone(), connector.clone());
@@ -214,16 +241,15 @@ impl Peer {
     }
 
     /// Asks how far it is.
-    pub(crate) async fn hello(&mut self, request: HelloRequest) -> Result<bool, Status> {
+    pub(crate) async fn hello(&mut self, request: HelloRequest) -> Result<HelloReply, Status> {
         let reply = within(CONNECT, self.0.hello(request)).await?;
-        Ok(reply.into_inner().forming)
+        Ok(reply.into_inner())
     }
 
     /// Asks to be taken in.
-    pub(crate) async fn join(&mut self, request: JoinRequest) -> Result<(), Status> {
-        within(SNAPSHOT_INSTALL, self.0.join(request))
-            .await
-            .map(drop)
+    pub(crate) async fn join(&mut self, request: JoinRequest) -> Result<JoinReply, Status> {
+        let reply = within(JOIN, self.0.join(request)).await?;
+        Ok(reply.into_inner())
     }
 
     /// Sends packets of a gateway to it, in order. Yields once it expects them; what it yields ends when the other takes no more.

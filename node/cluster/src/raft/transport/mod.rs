@@ -14,9 +14,9 @@ pub(crate) use client::{Network, Peers};
 pub use forward::ForwardHandler;
 pub(crate) use links::Tcp;
 pub use links::{BoxStream, Links, Stream};
-pub(crate) use server::{Handler, Running, serve, take_in};
+pub(crate) use server::{Handler, serve};
 pub(crate) use services::Services;
-pub use services::{LeaseHandler, RelayHandler};
+pub use services::{LeaseHandler, RelayHandler, StepDownHandler};
 pub(crate) use tls::Tls;
 pub use tls::{Credentials, TlsError};
 
@@ -28,6 +28,9 @@ pub(crate) const MAX_MESSAGE: usize = 16 << 20;
 
 /// Metadata of every message of Raft's own: the id of the node that is meant.
 const TO_NODE: &str = "to-node";
+
+/// Metadata of the refusal of a member that was removed.
+pub(crate) const REMOVED: &str = "removed";
 
 /// A part of a snapshot.
 pub(crate) const SNAPSHOT_PART: usize = 256 * 1024;
@@ -41,7 +44,7 @@ fn encode<T: Serialize>(value: &T) -> Result<bytes::Bytes, Status> {
         .map_err(|e| Status::internal(format!("cannot be encoded: {e}")))
 }
 
-fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Status> {
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Status> {
     match postcard::take_from_bytes(bytes) {
         Ok((value, [])) => Ok(value),
         _ => Err(Status::invalid_argument("cannot be understood")),

@@ -1,7 +1,7 @@
 //! The answering side.
 
 use super::{
-    MAX_MESSAGE, MAX_SNAPSHOT, TO_NODE, decode, encode, forward,
+    MAX_MESSAGE, MAX_SNAPSHOT, REMOVED, TO_NODE, decode, encode, forward,
     links::{BoxStream as Link, Links},
     services::Services,
     tls::{Tls, names},
@@ -9,7 +9,9 @@ use super::{
 use crate::{
     KeyRing, entry,
     raft::{
+        admission::{Admission, Answer},
         proposer::log_batches,
+        roster::Known,
         types::{Batch, Node, NodeId, Raft, Snapshot, SnapshotMeta, TypeConfig, Vote},
     },
     seal::{Kind, Sealer},
@@ -20,7 +22,7 @@ use evergate_proto::cluster::{
     member_server::{Member, MemberServer},
     snapshot_part::Part,
 };
-use evergate_state::Level;
+use evergate_state::{Level, State};
 use futures::{
     Stream, StreamExt,
     stream::{self, BoxStream},
@@ -40,7 +42,7 @@ use std::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    sync::{Semaphore, mpsc, watch},
+    sync::{Semaphore, mpsc},
     time,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
@@ -49,7 +51,7 @@ use tonic::{
     Request, Response, Status, Streaming,
     transport::{Server, server::Connected},
 };
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 /// Handshakes under way at once, and how long one may take: strangers can start them.
 const HANDSHAKES: usize = 64;
@@ -67,25 +69,21 @@ const STALL: Duration = Duration::from_secs(10);
 /// What answers.
 #[derive(Clone)]
 pub(crate) struct Handler {
-    /// Raft, once it runs.
-    pub(crate) running: watch::Receiver<Option<Running>>,
+    /// Raft, once it runs, and who is a member.
+    pub(crate) known: Known,
+    /// Who may become one.
+    pub(crate) admission: Admission,
     /// Looks at proposals before they are logged.
     pub(crate) opener: Arc<Mutex<Sealer>>,
     /// Up to which level the replicated format is understood here.
     pub(crate) level: Level,
     /// What it does besides.
     pub(crate) services: Services,
-    /// The configured members.
+    /// The configured members, which form the cluster.
     pub(crate) members: Vec<Node>,
     pub(crate) ring: KeyRing,
     /// It started with an empty log.
     pub(crate) pristine: bool,
-}
-
-/// Raft as it runs.
-#[derive(Clone)]
-pub(crate) struct Running {
-    pub(crate) raft: Raft,
 }
 
 /// The other end's certificate.
@@ -214,10 +212,8 @@ fn failed(error: impl std::fmt::Display) -> Status {
 
 impl Handler {
     fn raft(&self) -> Result<Raft, Status> {
-        self.running
-            .borrow()
-            .as_ref()
-            .map(|r| r.raft.clone())
+        self.known
+            .raft()
             .ok_or_else(|| Status::unavailable("this member is starting"))
     }
 
@@ -235,26 +231,33 @@ impl Handler {
         Ok(raft)
     }
 
-    /// The member at the other end, which must be one of the cluster, or configured.
+    /// The member at the other end, which must be one of the cluster, or of those that form it.
     pub(super) fn caller<T>(&self, request: &Request<T>) -> Result<String, Status> {
         let refused = || Status::permission_denied("the certificate names no member");
-        let certificate = request
-            .extensions()
-            .get::<PeerCertificate>()
-            .ok_or_else(refused)?;
-        let configured = self.members.iter().map(|n| n.name.clone());
-        let membership = self
-            .raft()
-            .ok()
-            .map(|raft| Arc::clone(&raft.server_metrics().borrow_watched().membership_config));
-        let current: Vec<String> = membership
-            .iter()
-            .flat_map(|m| m.nodes().map(|(_, n)| n.name.clone()))
-            .collect();
-        configured
-            .chain(current)
-            .find(|name| names(&certificate.0, name))
+        let certificate = certificate(request)?;
+        let members = self.known.latest().nodes.into_iter().map(|n| n.name);
+        members
+            .into_iter()
+            .find(|name| names(certificate, name))
             .ok_or_else(refused)
+    }
+
+    /// The refusal of a stranger, who may be a member that was removed and does not know.
+    fn stranger(&self, request: &Request<HelloRequest>, refusal: Status) -> Status {
+        let node = request.get_ref().node;
+        let dismissed = |state: &State| state.dismissed(node).map(str::to_owned);
+        let removed = self.admission.shared.read(dismissed).is_some_and(|name| {
+            certificate(request).is_ok_and(|certificate| names(certificate, &name))
+        });
+        let mut refusal = match removed {
+            true => Status::permission_denied("this member was removed from the cluster"),
+            false => refusal,
+        };
+        if removed {
+            let yes = tonic::metadata::MetadataValue::from_static("yes");
+            refusal.metadata_mut().insert(REMOVED, yes);
+        }
+        refusal
     }
 
     /// A batch that its proposer made itself, and that every member will understand.
@@ -433,8 +436,12 @@ impl Member for Handler {
     }
 
     async fn hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
-        self.caller(&request)?;
-        let HelloRequest { key_check, members } = request.into_inner();
+        if let Err(refusal) = self.caller(&request) {
+            return Err(self.stranger(&request, refusal));
+        }
+        let HelloRequest {
+            key_check, members, ..
+        } = request.into_inner();
         self.check_key(&key_check)?;
         let forming = match self.raft() {
             Err(_) => self.pristine,
@@ -445,21 +452,39 @@ impl Member for Handler {
                 "the members are configured differently here",
             ));
         }
-        Ok(Response::new(HelloReply { forming }))
+        let members = encode(&self.known.latest())?;
+        Ok(Response::new(HelloReply { forming, members }))
     }
 
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinReply>, Status> {
-        let name = self.caller(&request)?;
+        let named = names(certificate(&request)?, &request.get_ref().name);
         let JoinRequest {
             id,
-            address,
             key_check,
+            name,
+            token,
         } = request.into_inner();
+        if !named {
+            return Err(Status::permission_denied(format!(
+                "the certificate does not name {name:?}"
+            )));
+        }
         self.check_key(&key_check)?;
-        let raft = self.raft()?;
-        take_in(&raft, id, Node { name, address }).await?;
-        Ok(Response::new(JoinReply {}))
+        let token = Zeroizing::new(Vec::from(token));
+        let (admitted, roster) = match self.admission.join(&name, id, &token).await? {
+            Answer::Admitted(roster) => (true, roster),
+            Answer::Ask(roster) => (false, roster),
+        };
+        let members = encode(&roster)?;
+        Ok(Response::new(JoinReply { admitted, members }))
     }
+}
+
+/// The certificate of the other end.
+fn certificate<T>(request: &Request<T>) -> Result<&CertificateDer<'static>, Status> {
+    let certificate = request.extensions().get::<PeerCertificate>();
+    let none = || Status::permission_denied("there is no certificate");
+    certificate.map(|c| &c.0).ok_or_else(none)
 }
 
 async fn next_part(parts: &mut Streaming<SnapshotPart>) -> Result<Option<Part>, Status> {
@@ -488,38 +513,4 @@ pub(crate) fn is_forming(raft: &Raft) -> bool {
     let metrics = raft.metrics();
     let metrics = metrics.borrow_watched();
     metrics.current_leader.is_none() && metrics.last_log_index.is_none_or(|index| index == 0)
-}
-
-/// Takes a member in: first it learns, then it votes, in the place of whoever had its name before.
-pub(crate) async fn take_in(raft: &Raft, id: NodeId, node: Node) -> Result<(), Status> {
-    use openraft::ChangeMembers;
-    use std::collections::{BTreeMap, BTreeSet};
-
-    if !raft.is_leader() {
-        return Err(Status::failed_precondition("this member is not the leader"));
-    }
-    let membership = Arc::clone(&raft.server_metrics().borrow_watched().membership_config);
-    let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
-    let (replaced, leftover): (BTreeSet<NodeId>, BTreeSet<NodeId>) = membership
-        .nodes()
-        .filter(|(other, n)| **other != id && n.name == node.name)
-        .map(|(other, _)| *other)
-        .partition(|other| voters.contains(other));
-    if voters.contains(&id) {
-        return Ok(());
-    }
-    tracing::info!(id, name = node.name, ?replaced, "a member joins");
-    raft.add_learner(id, node.clone(), true)
-        .await
-        .map_err(failed)?;
-    let change = ChangeMembers::Batch(vec![
-        ChangeMembers::AddVoters(BTreeMap::from([(id, node)])),
-        // They are not kept as learners.
-        ChangeMembers::RemoveVoters(replaced),
-        ChangeMembers::RemoveNodes(leftover),
-    ]);
-    raft.change_membership(change, false)
-        .await
-        .map_err(failed)?;
-    Ok(())
 }

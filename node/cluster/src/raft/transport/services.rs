@@ -16,6 +16,9 @@ pub type RelayHandler = Arc<
         + Sync,
 >;
 
+/// Stops (`true`) granting what leases there are, because leadership is about to be transferred; or goes on after that failed.
+pub type StepDownHandler = Arc<dyn Fn(bool) + Send + Sync>;
+
 /// Something that is set later, and shared by its clones.
 pub(crate) struct Later<T>(Arc<RwLock<Option<T>>>);
 
@@ -49,4 +52,5 @@ pub(crate) struct Services {
     /// Does what operators asked other members for.
     pub(crate) forwarded: Later<ForwardHandler>,
     pub(crate) relays: Later<RelayHandler>,
+    pub(crate) step_down: Later<StepDownHandler>,
 }

@@ -1,8 +1,12 @@
 //! Certificates and TLS of members.
 
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig,
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+    ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
+    client::{
+        WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
     server::WebPkiClientVerifier,
     version::TLS13,
 };
@@ -45,6 +49,8 @@ pub enum TlsError {
 pub(crate) struct Tls {
     pub(crate) server: Arc<ServerConfig>,
     pub(crate) client: Arc<ClientConfig>,
+    /// Of a client that does not know the name of whom it calls, only that the authority gave it one.
+    pub(crate) stranger: Arc<ClientConfig>,
 }
 
 impl Credentials {
@@ -78,18 +84,77 @@ impl Credentials {
             .with_client_cert_verifier(verifier)
             .with_single_cert(chain.clone(), key()?)
             .map_err(|e| tls(&e))?;
-        let mut client = ClientConfig::builder_with_provider(provider)
+        let mut client = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&TLS13])
             .map_err(|e| tls(&e))?
-            .with_root_certificates(roots)
+            .with_root_certificates(Arc::clone(&roots))
+            .with_client_auth_cert(chain.clone(), key()?)
+            .map_err(|e| tls(&e))?;
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider))
+            .build()
+            .map_err(|e| tls(&e))?;
+        let mut stranger = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&TLS13])
+            .map_err(|e| tls(&e))?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(AnyMember(verifier)))
             .with_client_auth_cert(chain, key()?)
             .map_err(|e| tls(&e))?;
+        stranger.alpn_protocols = vec![b"h2".to_vec()];
         server.alpn_protocols = vec![b"h2".to_vec()];
         client.alpn_protocols = vec![b"h2".to_vec()];
         Ok(Tls {
             server: Arc::new(server),
             client: Arc::new(client),
+            stranger: Arc::new(stranger),
         })
+    }
+}
+
+/// Believes whoever has a certificate of the authority for some name: who joins knows addresses only. What it then says is worth as much as the
+/// word of a member.
+#[derive(Debug)]
+struct AnyMember(Arc<WebPkiServerVerifier>);
+
+impl ServerCertVerifier for AnyMember {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let unnamed = || rustls::Error::General("the certificate has no name".into());
+        let certificate = webpki::EndEntityCert::try_from(end_entity).map_err(|_| unnamed())?;
+        let name = certificate.valid_dns_names().next().ok_or_else(unnamed)?;
+        let name = ServerName::try_from(name).map_err(|_| unnamed())?;
+        self.0
+            .verify_server_cert(end_entity, intermediates, &name, ocsp, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0
+            .verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0
+            .verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
     }
 }
 
