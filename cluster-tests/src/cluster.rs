@@ -535,7 +535,7 @@ fn configure(
         }
         text.push_str(&connection.toml());
         let member = Member::with_config(lab, &host(n - 1), &text)?;
-        std::fs::copy(
+        fs::copy(
             format!("{pki}/cluster.key"),
             member.dir().join("cluster.key"),
         )?;

@@ -184,6 +184,16 @@ impl Member {
         Ok(())
     }
 
+    /// Waits until the process has ended by itself.
+    pub fn wait_for_end(&mut self) -> Result<()> {
+        let process = self.process.as_mut().context("the member is not running")?;
+        until(secs(20), "the member ends", || {
+            Ok(process.ended()?.is_some())
+        })?;
+        self.process = None;
+        Ok(())
+    }
+
     /// Waits until the process killed itself at a failure point.
     pub fn wait_for_failpoint(&mut self) -> Result<()> {
         let process = self.process.as_mut().context("the member is not running")?;

@@ -35,9 +35,7 @@ fn refused(trio: &Trio, n: usize, arguments: &[&str], why: &str) -> Result<()> {
 
 /// Waits until a member's process has ended, and said why.
 fn ends_with(trio: &mut Trio, n: usize, why: &str) -> Result<()> {
-    until(secs(20), "the member ends", || {
-        Ok(trio.members[n].process()?.ended()?.is_some())
-    })?;
+    trio.members[n].wait_for_end()?;
     let log = trio.members[n].log()?;
     ensure!(log.contains(why), "{why:?} is not in {log}");
     Ok(())

@@ -112,13 +112,12 @@ impl Admission {
         });
         if !raft.is_leader() {
             // Only who bears a good token is told who there is; whether it is none is for the leader to say.
-            return match checked {
-                _ if known => Ok(Answer::Ask(roster)),
-                Ok(()) => Ok(Answer::Ask(roster)),
-                Err(_) => Err(Status::unavailable(
-                    "this member does not lead, and knows no such token",
-                )),
-            };
+            if known || checked.is_ok() {
+                return Ok(Answer::Ask(roster));
+            }
+            return Err(Status::unavailable(
+                "this member does not lead, and knows no such token",
+            ));
         }
         raft.ensure_linearizable(openraft::ReadPolicy::ReadIndex)
             .await

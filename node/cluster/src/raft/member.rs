@@ -13,10 +13,10 @@ use super::{
     roster::{Known, Roster},
     sealed, steward,
     transport::{Handler, Links, Peers, Services, Tcp, Tls, serve},
-    types::Raft,
+    types::{NodeId, Raft},
     window::Window,
 };
-use crate::{queue::ProposeError, replica::Shared, seal::Sealer, store};
+use crate::{KeyRing, queue::ProposeError, replica::Shared, seal::Sealer, store};
 use openraft::async_runtime::WatchReceiver as _;
 use std::{
     sync::{Arc, Mutex},
@@ -184,11 +184,7 @@ async fn begin(
     log.name(role.node)
         .await
         .map_err(|e| JoinError::System("log", e))?;
-    let own = Own {
-        member: role.node,
-        incarnation: u128::from(identity.starts) << 64 | u128::from(random()?),
-        window: Arc::clone(window),
-    };
+    let own = own(role.node, identity, window)?;
     let (machine, full) = Machine::open(
         snapshots,
         Arc::clone(shared),
@@ -231,16 +227,7 @@ async fn begin(
         log,
         runtime: tokio::runtime::Handle::current(),
     }));
-    if cluster.0.peers.is_some() {
-        tasks.spawn(steward::run(cluster.clone(), Arc::clone(shared)));
-    }
-    liveness::spawn(
-        &mut tasks,
-        &cluster,
-        ring.clone(),
-        known,
-        Arc::clone(shared),
-    );
+    look_after(&mut tasks, &cluster, ring, known, shared);
     let member = Member {
         raft,
         shared: Arc::clone(shared),
@@ -250,6 +237,29 @@ async fn begin(
         gathered,
     };
     Ok((member, cluster))
+}
+
+/// Who this process is among the proposers.
+fn own(member: NodeId, identity: Identity, window: &Arc<Window>) -> Result<Own, JoinError> {
+    Ok(Own {
+        member,
+        incarnation: u128::from(identity.starts) << 64 | u128::from(random()?),
+        window: Arc::clone(window),
+    })
+}
+
+/// Starts what looks after other members.
+fn look_after(
+    tasks: &mut JoinSet<()>,
+    cluster: &Cluster,
+    ring: KeyRing,
+    known: Known,
+    shared: &Arc<Shared>,
+) {
+    if cluster.has_links() {
+        tasks.spawn(steward::run(cluster.clone(), Arc::clone(shared)));
+    }
+    liveness::spawn(tasks, cluster, ring, known, Arc::clone(shared));
 }
 
 fn open_links(source: LinkSource) -> Result<Arc<dyn Links>, JoinError> {

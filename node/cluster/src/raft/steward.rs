@@ -39,7 +39,7 @@ enum Step {
     /// A member is to have no gateways: it will be replaced.
     Drain(String),
     /// The leader itself is to go: another one has to lead.
-    StepDown,
+    Transfer,
     /// A node is told that it goes.
     Dismiss(NodeId, String),
     /// Members come and go in one change.
@@ -90,7 +90,7 @@ impl View<'_> {
             .iter()
             .find(|m| self.state.dismissed(m.id).is_some() && replaced != Some(m.name.as_str()))?;
         if gone.id == self.own {
-            return Some(Step::StepDown);
+            return Some(Step::Transfer);
         }
         Some(Step::Change {
             voters: BTreeMap::new(),
@@ -162,7 +162,7 @@ impl View<'_> {
             return Some((!drains).then(|| Step::Drain(old.name.clone())));
         }
         if old.id == self.own {
-            return Some(Some(Step::StepDown));
+            return Some(Some(Step::Transfer));
         }
         Some(Some(Step::Dismiss(old.id, old.name.clone())))
     }
@@ -224,7 +224,7 @@ async fn take(cluster: &Cluster, shared: &Shared, step: Step) -> Result<(), Stri
             );
             cluster.add_learner(id, node).await
         }
-        Step::StepDown => cluster.step_down().await,
+        Step::Transfer => cluster.step_down().await,
         Step::Drain(member) => {
             propose(
                 shared,
