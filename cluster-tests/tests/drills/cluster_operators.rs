@@ -117,6 +117,86 @@ fn an_operator_is_told_who_does_not_answer() -> Result<()> {
     trio.finish().map(drop)
 }
 
+/// What is found to be wrong: subject, member and text.
+fn found(trio: &Trio, n: usize) -> Result<Vec<[String; 3]>> {
+    let told: Value = serde_json::from_str(&trio.members[n].ctl(&["doctor", "--json"])?)?;
+    let all = told["findings"].as_array().context("no findings")?.iter();
+    let text = |f: &Value, key: &str| f[key].as_str().unwrap_or_default().to_owned();
+    Ok(all
+        .map(|f| ["subject", "member", "text"].map(|key| text(f, key)))
+        .collect())
+}
+
+/// Waits until a member says this of another, or of the cluster.
+fn is_told(trio: &Trio, n: usize, subject: &str, member: &str, part: &str) -> Result<()> {
+    until(secs(20), "the doctor says what is wrong", || {
+        let all = found(trio, n)?;
+        let this = |[s, m, t]: &[String; 3]| s == subject && m == member && t.contains(part);
+        anyhow::ensure!(all.iter().any(this), "{all:?}");
+        Ok(true)
+    })
+}
+
+#[test]
+fn the_doctor_says_in_words_what_is_wrong() -> Result<()> {
+    let mut trio = start()?;
+    let active = trio.active(G)?;
+    let [asked, other] = [1, 2].map(|n| (active + n) % MEMBERS);
+    let name = |n: usize| format!("m{}", n + 1);
+    until(secs(20), "nothing is wrong", || {
+        Ok(found(&trio, asked)?.is_empty())
+    })?;
+    let text = trio.members[asked].ctl(&["doctor"])?;
+    ensure!(text == "nothing is wrong; examined: m1, m2, m3\n", "{text}");
+    // An address of the gateway on another host.
+    let device = |verb: &str| format!("addr {verb} 10.10.2.1/24 dev in0");
+    trio.lab.ip(&host(other), &device("add"))?;
+    is_told(
+        &trio,
+        asked,
+        "address",
+        &name(other),
+        "10.10.2.1 of gateway g1 is on interfaces of",
+    )?;
+    trio.lab.ip(&host(other), &device("del"))?;
+    trio.members[asked].ctl(&["drain", &name(other)])?;
+    is_told(&trio, asked, "placement", &name(other), "drained")?;
+    trio.members[asked].ctl(&["drain", &name(other), "--undo"])?;
+    // One lost member, then two.
+    trio.members[other].kill9()?;
+    is_told(
+        &trio,
+        asked,
+        "quorum",
+        &name(other),
+        "does not answer (it votes)",
+    )?;
+    is_told(
+        &trio,
+        asked,
+        "quorum",
+        &name(asked),
+        "no further loss is borne",
+    )?;
+    trio.members[active].kill9()?;
+    is_told(
+        &trio,
+        asked,
+        "quorum",
+        &name(asked),
+        "2 of 3 voters do not answer",
+    )?;
+    for n in [active, other] {
+        trio.members[n].spawn(&[])?;
+    }
+    trio.all_serve()?;
+    trio.active(G)?;
+    until(secs(20), "nothing is wrong any more", || {
+        Ok(found(&trio, asked)?.is_empty())
+    })?;
+    trio.finish().map(drop)
+}
+
 /// What there is of a gateway on a member's host.
 struct Left {
     tables: String,

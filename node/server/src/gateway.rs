@@ -131,6 +131,7 @@ pub(crate) async fn start_on(
         limits: config.limits.clone(),
         workers,
         membership,
+        state_dir: member.state_dir.clone(),
     });
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     let policy = node.policy.load_full();

@@ -16,6 +16,7 @@ mod credentials;
 mod ctl;
 mod demo;
 mod dispatch;
+mod doctor;
 mod drills;
 mod gateway;
 mod handovers;

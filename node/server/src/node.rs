@@ -26,6 +26,7 @@ use futures::{FutureExt, future::BoxFuture};
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
     sync::{Arc, PoisonError, RwLock},
     time::Instant,
 };
@@ -72,6 +73,8 @@ pub(crate) struct Node {
     pub(crate) worker_count: usize,
     /// Its part in the cluster, which may be of one.
     pub(crate) membership: Arc<Membership>,
+    /// Where its log is.
+    pub(crate) state_dir: PathBuf,
     /// What is held back for gateways that come or go.
     pub(crate) handovers: Handovers,
     /// Programs that are run when Child SAs come and go.
@@ -103,6 +106,8 @@ pub(crate) struct Setup {
     pub(crate) workers: usize,
     /// Its part in the cluster, which may be of one.
     pub(crate) membership: Arc<Membership>,
+    /// Where its log is.
+    pub(crate) state_dir: PathBuf,
 }
 
 /// UDP ports.
@@ -143,6 +148,7 @@ impl Node {
             stray_answers: RateLimit::new(STRAY_ANSWERS),
             worker_count: setup.workers,
             membership: setup.membership,
+            state_dir: setup.state_dir,
             handovers: Handovers::default(),
             hooks: Hooks::default(),
             failed: CancellationToken::new(),

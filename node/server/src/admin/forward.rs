@@ -2,7 +2,7 @@
 //! forwarded to it, and one hop only: what came from another member is done here or not at all.
 
 use super::{listing, members, operations};
-use crate::node::Node;
+use crate::{doctor, node::Node};
 use evergate_cluster::raft::ForwardHandler;
 use evergate_ike::record::{GatewayId, Record, SaId};
 use evergate_proto::{
@@ -151,6 +151,10 @@ pub(super) fn answer_others(node: &Arc<Node>) {
         let node = weak.upgrade();
         async move {
             let result = match node {
+                // Also of who serves nothing more: why, is what is asked.
+                Some(node) if matches!(request.call, Some(Call::Examine(_))) => {
+                    Ok(Answer::Examination(doctor::examine(&node)))
+                }
                 Some(node) if !node.failed.is_cancelled() => answer(&node, &from, request).await,
                 _ => Err(Status::unavailable("this member no longer serves anything")),
             };
@@ -197,6 +201,7 @@ async fn answer(node: &Arc<Node>, from: &str, request: CallRequest) -> Result<An
             said("change the members");
             members::here(node, call).await
         }
+        Some(Call::Examine(_)) => Ok(Answer::Examination(doctor::examine(node))),
         None => Err(Status::unimplemented("this member knows no such call")),
     }
 }

@@ -7,19 +7,19 @@ mod members;
 pub(crate) mod operations;
 
 use crate::{
-    capture, config,
+    capture, config, doctor,
     node::Node,
     policy::{self, ApplyError},
 };
 use anyhow::Context;
 use evergate_proto::admin::{
     AddMemberRequest, AddMemberResponse, ApplyConfigRequest, ApplyConfigResponse, CaptureChunk,
-    CaptureRequest, DrainMemberRequest, DrainMemberResponse, GetStatusRequest, GetStatusResponse,
-    IkeSa, InitiateRequest, InitiateResponse, ListGatewaysRequest, ListGatewaysResponse,
-    ListKeysRequest, ListKeysResponse, ListMembersRequest, ListMembersResponse, ListSasRequest,
-    MoveGatewayRequest, MoveGatewayResponse, PromoteMemberRequest, PromoteMemberResponse,
-    RekeyRequest, RekeyResponse, RemoveMemberRequest, RemoveMemberResponse, TerminateRequest,
-    TerminateResponse,
+    CaptureRequest, DiagnoseRequest, DiagnoseResponse, DrainMemberRequest, DrainMemberResponse,
+    GetStatusRequest, GetStatusResponse, IkeSa, InitiateRequest, InitiateResponse,
+    ListGatewaysRequest, ListGatewaysResponse, ListKeysRequest, ListKeysResponse,
+    ListMembersRequest, ListMembersResponse, ListSasRequest, MoveGatewayRequest,
+    MoveGatewayResponse, PromoteMemberRequest, PromoteMemberResponse, RekeyRequest, RekeyResponse,
+    RemoveMemberRequest, RemoveMemberResponse, TerminateRequest, TerminateResponse,
     admin_server::{Admin, AdminServer},
 };
 use evergate_state::Refusal;
@@ -197,6 +197,13 @@ impl Admin for Service {
         _: Request<ListMembersRequest>,
     ) -> Result<Response<ListMembersResponse>, Status> {
         Ok(Response::new(cluster::members(&self.node)))
+    }
+
+    async fn diagnose(
+        &self,
+        _: Request<DiagnoseRequest>,
+    ) -> Result<Response<DiagnoseResponse>, Status> {
+        Ok(Response::new(doctor::diagnose(&self.node).await))
     }
 
     async fn list_keys(

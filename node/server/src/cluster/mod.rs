@@ -128,6 +128,14 @@ impl Membership {
         self.leads() && self.quorum_until().is_some_and(|until| until > now())
     }
 
+    /// How long a lease is, and what is left of the one that ends first, of the gateways that are served. A member that is alone has one for ever.
+    pub(crate) fn headroom(&self, node: &Node) -> (Duration, Option<Duration>) {
+        let own = node.services().into_iter().map(|s| (s.gateway, s.epoch));
+        let (now, holder) = (now(), self.holder());
+        let left = own.map(|(gateway, epoch)| holder.remaining(gateway, epoch, now));
+        (self.timing.grant, left.min().filter(|_| !self.is_alone()))
+    }
+
     /// Until when nobody else can be the leader, if this process is: the boot-time clock. `None` if it may not be any more.
     fn quorum_until(&self) -> Option<BootTime> {
         if self.is_alone() {

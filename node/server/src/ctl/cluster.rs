@@ -2,9 +2,9 @@
 
 use super::{Arguments, Client, Command, tables::either, timed};
 use evergate_proto::admin::{
-    AddMemberRequest, AddMemberResponse, DrainMemberRequest, ListGatewaysRequest, ListKeysRequest,
-    ListMembersRequest, MoveGatewayRequest, PromoteMemberRequest, RemoveMemberRequest,
-    RemoveMemberResponse, Way,
+    AddMemberRequest, AddMemberResponse, DiagnoseRequest, DrainMemberRequest, ListGatewaysRequest,
+    ListKeysRequest, ListMembersRequest, MoveGatewayRequest, PromoteMemberRequest,
+    RemoveMemberRequest, RemoveMemberResponse, Severity, Way,
 };
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -150,6 +150,7 @@ pub(super) async fn call(client: &mut Client, arguments: &Arguments) -> Result<S
         Command::Members => members(client, arguments).await,
         Command::Member(command) => member(client, arguments, command).await,
         Command::Gateways => gateways(client, arguments).await,
+        Command::Doctor => doctor(client, arguments).await,
         Command::Keys => keys(client, arguments).await,
         Command::Move { gateway, member } => move_gateway(client, arguments, gateway, member).await,
         Command::Drain { member, undo } => drain(client, arguments, member, *undo).await,
@@ -196,6 +197,44 @@ async fn members(client: &mut Client, arguments: &Arguments) -> Result<String, S
         "MEMBER", "ADDRESS", "ROLE", "GATEWAYS", "HEARD", "LAG", "ZONE", "WEIGHT", "",
     ];
     let text = table(head, rows.collect());
+    Ok(either(arguments.json, &json, text))
+}
+
+async fn doctor(client: &mut Client, arguments: &Arguments) -> Result<String, Status> {
+    let request = timed(arguments, DiagnoseRequest {});
+    let told = client.diagnose(request).await?.into_inner();
+    let severity = |s: Severity| match s {
+        Severity::Error => "error",
+        Severity::Warning => "warning",
+        Severity::Info | Severity::Unspecified => "info",
+    };
+    let findings: Value = told
+        .findings
+        .iter()
+        .map(|f| {
+            json!({ "severity": severity(f.severity()), "member": f.member, "subject": f.subject, "text": f.text })
+        })
+        .collect();
+    let json = json!({ "members": told.members, "findings": findings });
+    let line = |f: &evergate_proto::admin::Finding| {
+        let who = if f.member.is_empty() {
+            "cluster"
+        } else {
+            &f.member
+        };
+        format!(
+            "{}: {who}: {}: {}\n",
+            severity(f.severity()),
+            f.subject,
+            f.text
+        )
+    };
+    let mut text: String = told.findings.iter().map(line).collect();
+    let examined = told.members.join(", ");
+    text.push_str(&match told.findings.len() {
+        0 => format!("nothing is wrong; examined: {examined}\n"),
+        _ => format!("examined: {examined}\n"),
+    });
     Ok(either(arguments.json, &json, text))
 }
 

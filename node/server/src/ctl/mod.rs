@@ -98,6 +98,8 @@ enum Command {
         #[arg(long)]
         undo: bool,
     },
+    /// What is wrong with the cluster
+    Doctor,
     /// The cluster keys that members have
     Keys,
     /// The policy document
@@ -191,6 +193,7 @@ async fn call(arguments: &Arguments) -> Result<String, String> {
         Command::Members
         | Command::Member(_)
         | Command::Gateways
+        | Command::Doctor
         | Command::Keys
         | Command::Move { .. }
         | Command::Drain { .. } => cluster::call(&mut client, arguments).await,

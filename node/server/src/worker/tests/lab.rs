@@ -288,6 +288,7 @@ impl Host {
             limits: config.limits,
             workers: 3,
             membership,
+            state_dir: std::env::temp_dir(),
         });
         let shared = Shared::new(&node, GATEWAY, epoch, Gate::default());
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
