@@ -1,4 +1,4 @@
-//! What is changed while a cluster goes on: its key, and the version of the program.
+//! What is changed while a cluster goes on: its key, its certificates, and the version of the program.
 
 use anyhow::{Context, ensure};
 use evergate_cluster_tests::cluster::{Gateway, MEMBERS, Pace, Trio};
@@ -106,6 +106,72 @@ fn the_cluster_key_changes_under_traffic() -> Result<()> {
     trio.peer.rekey_child(C1)?;
     trio.agree(G, 1)?;
     flow.runs(100, secs(20))?;
+    flow.stop().has_no_duplicate()?;
+    trio.finish().map(drop)
+}
+
+/// Waits until all members have read their files again so many times.
+fn read_again(trio: &mut Trio, times: usize) -> Result<()> {
+    for n in 0..MEMBERS {
+        trio.signal(n, Signal::SIGHUP)?;
+    }
+    until(secs(20), "all members have read their certificates", || {
+        (0..MEMBERS).try_fold(true, |all, n| {
+            let log = trio.members[n].log()?;
+            Ok(all && log.matches("event=\"credentials\"").count() >= times)
+        })
+    })
+}
+
+/// Waits until a member finds that nothing is wrong, so all of them talk with each other.
+fn is_well(trio: &Trio, n: usize) -> Result<()> {
+    until(secs(30), "nothing is wrong", || {
+        let text = trio.members[n].ctl(&["doctor"])?;
+        ensure!(text.starts_with("nothing is wrong"), "{text}");
+        Ok(true)
+    })
+}
+
+#[test]
+fn another_authority_takes_the_place_of_the_first() -> Result<()> {
+    let mut trio = Trio::start(Pace::Patient, Esp::InUdp, &[Gateway::usual()], |_| {})?;
+    trio.up(G)?;
+    let flow = trio.traffic(V4, 5)?;
+    let old = trio.lab.dir_of("pki")?.join("ca");
+    let new = trio.lab.dir_of("pki")?.join("new");
+    let path = new.to_str().context("path")?.to_owned();
+    run(&[&binary()?, "pki", "init", &path])?;
+    let authority = |dir: &std::path::Path| fs::read_to_string(dir.join("ca.pem"));
+    // Both authorities are believed, then all have a certificate of the new one, then only that is believed.
+    fs::write(old.join("ca.pem"), authority(&old)? + &authority(&new)?)?;
+    read_again(&mut trio, 1)?;
+    for n in 1..=MEMBERS {
+        let name = format!("m{n}");
+        run(&[&binary()?, "pki", "issue", "--name", &name, &path])?;
+        for file in [format!("{name}.key"), format!("{name}.pem")] {
+            fs::copy(new.join(&file), old.join(&file))?;
+        }
+    }
+    read_again(&mut trio, 2)?;
+    let active = trio.active(G)?;
+    let other = (active + 1) % MEMBERS;
+    trio.members[other].kill9()?;
+    trio.start_again(other)?;
+    is_well(&trio, active)?;
+    fs::copy(new.join("ca.pem"), old.join("ca.pem"))?;
+    read_again(&mut trio, 3)?;
+    trio.members[active].kill9()?;
+    flow.runs(100, secs(20))?;
+    trio.start_again(active)?;
+    is_well(&trio, active)?;
+    // What cannot be used is refused, and nothing changes.
+    fs::write(old.join(format!("m{}.pem", other + 1)), "nothing")?;
+    trio.signal(other, Signal::SIGHUP)?;
+    until(secs(20), "the file is refused", || {
+        Ok(trio.members[other].log()?.contains("credentials-refused"))
+    })?;
+    is_well(&trio, other)?;
+    flow.runs(50, secs(20))?;
     flow.stop().has_no_duplicate()?;
     trio.finish().map(drop)
 }

@@ -14,6 +14,7 @@ use crate::{
     network,
     node::{Node, Ports, Setup},
     policy, received,
+    reload::{self, Files},
     shared::Shared,
     starter, volume,
     worker::{self, Message, Worker, worker_of},
@@ -57,14 +58,14 @@ pub(crate) struct Running {
     keep_closed: bool,
 }
 
-/// Starts a member on this machine. Files that may change while it runs are looked at when `reload` is notified, and by themselves now and then.
+/// Starts a member on this machine. Files that may change while it runs are looked at when `now` is notified, and by themselves now and then.
 ///
 /// # Errors
 /// If its state cannot be opened, or device, ports or socket cannot be had.
 pub(crate) async fn start(
     config: Config,
     keys: KeyRing,
-    reload: Arc<Notify>,
+    now: Arc<Notify>,
 ) -> anyhow::Result<Running> {
     let Some(member) = &config.member else {
         bail!("the configuration has no [member] table");
@@ -74,13 +75,8 @@ pub(crate) async fn start(
     let (node, stop, tasks) = (&running.node, &running.stop, &running.tasks);
     let tun = config.dataplane.tun.clone();
     tasks.spawn(network::watch(Arc::clone(node), tun, stop.clone()));
-    let key_file = member.key_file.clone();
-    tasks.spawn(keys::watch(
-        Arc::clone(node),
-        key_file,
-        reload,
-        stop.clone(),
-    ));
+    let files = Files::new(member, config.cluster.as_ref());
+    tasks.spawn(reload::watch(Arc::clone(node), files, now, stop.clone()));
     admin::serve(Arc::clone(node), &member.admin_socket, stop.clone(), tasks).await?;
     info!(event = "started", member = member.name, "serving");
     Ok(running)

@@ -1,24 +1,14 @@
-//! The cluster keys of a running member: their file is looked at, and the cluster is told which ones this member has, so that all go over to a new one
-//! together.
+//! The cluster keys of a running member: taken from their file, and told to the cluster, so that all members go over to a new one together.
 
 use crate::{gateway::commit, node::Node};
 use evergate_cluster::{ClusterKey, KeyRing};
 use evergate_state::{Command, KeyId, Level, MemberKeys};
-use std::{
-    fs, io,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
-use tokio::{
-    sync::Notify,
-    time::{self, MissedTickBehavior},
-};
+use std::{path::Path, sync::Arc, time::Duration};
+use tokio::time::{self, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// How often the file is looked at, and what is to be told.
+/// How often it is looked at what is to be told.
 const LOOK: Duration = Duration::from_secs(2);
 
 /// Since when keys are told of.
@@ -61,51 +51,24 @@ fn news(node: &Node) -> Option<Command> {
     })
 }
 
-/// Takes the keys of the file whenever it is another one, or someone asks for that.
-pub(crate) async fn watch(
-    node: Arc<Node>,
-    path: PathBuf,
-    now: Arc<Notify>,
-    stop: CancellationToken,
-) {
-    let mut look = time::interval(LOOK);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut seen = stamp(&path).ok();
-    loop {
-        tokio::select! {
-            _ = look.tick() => {
-                let found = stamp(&path).ok();
-                if found == seen {
-                    continue;
-                }
-                seen = found;
-            }
-            () = now.notified() => seen = stamp(&path).ok(),
-            () = stop.cancelled() => return,
+/// Takes the keys of the file, if it has others.
+pub(crate) fn reload(node: &Node, path: &Path) {
+    let (ring, needed) = node.replica.keys();
+    match take(&ring, path, &needed) {
+        Ok(None) => {}
+        Ok(Some(ids)) => {
+            let keys: Vec<String> = ids.iter().map(ToString::to_string).collect();
+            info!(
+                event = "cluster-keys",
+                keys = keys.join(" "),
+                "cluster keys: {}",
+                keys.join(" ")
+            );
         }
-        let (ring, needed) = node.replica.keys();
-        match take(&ring, &path, &needed) {
-            Ok(None) => {}
-            Ok(Some(ids)) => {
-                let keys: Vec<String> = ids.iter().map(ToString::to_string).collect();
-                info!(
-                    event = "cluster-keys",
-                    keys = keys.join(" "),
-                    "cluster keys: {}",
-                    keys.join(" ")
-                );
-            }
-            Err(error) => {
-                warn!(event = "cluster-keys-refused", %error, "the cluster keys stay as they were: {error}");
-            }
+        Err(error) => {
+            warn!(event = "cluster-keys-refused", %error, "the cluster keys stay as they were: {error}");
         }
     }
-}
-
-/// What changes when a file is replaced or written.
-fn stamp(path: &Path) -> io::Result<(u64, i64, i64, u64)> {
-    let meta = fs::metadata(path)?;
-    Ok((meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.len()))
 }
 
 /// The keys of the file; `None` if they are those that there are.
@@ -119,6 +82,7 @@ fn take(ring: &KeyRing, path: &Path, needed: &[KeyId]) -> anyhow::Result<Option<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn a_file_that_lacks_a_needed_key_changes_nothing() {

@@ -34,6 +34,7 @@ mod pki;
 mod policy;
 mod protection;
 mod received;
+mod reload;
 mod run;
 mod shared;
 mod starter;

@@ -4,6 +4,7 @@
 use crate::{
     cluster,
     config::{Config, Member, PlaneKind},
+    reload,
 };
 use anyhow::Context;
 use evergate_cluster::{
@@ -14,10 +15,9 @@ use evergate_dataplane::{
     AddressesConfig, DataPlane, PlaneConfig, PlaneError, PlaneEvent, Userspace, Xfrm,
 };
 use evergate_ike::{config::Policy, record::GatewayId};
-use std::{fs, net::IpAddr, path::Path, sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use zeroize::Zeroizing;
 
 /// A data plane, and what it tells.
 pub type Plane = (Arc<dyn DataPlane>, mpsc::Receiver<PlaneEvent>);
@@ -120,16 +120,12 @@ impl Machine for Kernel<'_> {
         let Some(config) = &self.config.cluster else {
             return Ok(None);
         };
-        let read =
-            |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
         let listener = std::net::TcpListener::bind(config.listen)
             .with_context(|| format!("cannot listen on {}", config.listen))?;
-        let credentials = Credentials {
-            authority: read(&config.ca)?,
-            certificate: read(&config.cert)?,
-            key: Zeroizing::new(read(&config.key)?),
-        };
-        Ok(Some((LinkSource::Tcp(listener), credentials)))
+        Ok(Some((
+            LinkSource::Tcp(listener),
+            reload::credentials(config)?,
+        )))
     }
 
     fn plane(&self) -> Result<Plane, PlaneError> {

@@ -4,7 +4,10 @@ use super::{
     Timing,
     log::LogStore,
     sealed,
-    transport::{ForwardHandler, LeaseHandler, Peers, RelayHandler, Services, StepDownHandler},
+    transport::{
+        Credentials, ForwardHandler, LeaseHandler, Peers, RelayHandler, Services, StepDownHandler,
+        TlsError,
+    },
     types::{Node, NodeId, Raft},
 };
 use crate::replica::Shared;
@@ -170,6 +173,17 @@ impl Cluster {
     /// The cluster keys without which something on this member's disk could not be opened.
     pub(crate) fn keys_needed(&self, shared: &Shared) -> Vec<KeyId> {
         sealed::needed(&self.0.raft, shared)
+    }
+
+    /// Connections with other members that are made from now on have these credentials; those that there are stay. Nothing on a member that is alone.
+    ///
+    /// # Errors
+    /// If they cannot be used, or are another member's. Then the former ones stay.
+    pub fn renew_credentials(&self, credentials: &Credentials) -> Result<(), TlsError> {
+        match &self.0.peers {
+            Some(peers) => peers.renew(credentials),
+            None => Ok(()),
+        }
     }
 
     /// All members.

@@ -32,7 +32,7 @@ use leader::Leading;
 use message::{Ask, HandOver, encode};
 use std::{
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 use tokio::{
@@ -62,6 +62,8 @@ pub(crate) struct Membership {
     leading: Mutex<Option<Leading>>,
     /// What the leader asked to be handed over.
     hand_over: Mutex<Vec<HandOver>>,
+    /// When the certificate of this member ends, in milliseconds of Unix time; zero if that is not known.
+    pub(crate) certificate_ends: AtomicU64,
     /// Leases are to be renewed at once.
     renew: Notify,
     /// Who waits until the addresses of what is not served any more are silent.
@@ -87,6 +89,7 @@ impl Membership {
             timing,
             leading: Mutex::default(),
             hand_over: Mutex::default(),
+            certificate_ends: AtomicU64::new(0),
             renew: Notify::new(),
             silence: Mutex::default(),
             changed: Notify::new(),

@@ -14,7 +14,7 @@ use rules::{Facts, Seen};
 use std::{
     collections::BTreeSet,
     net::IpAddr,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime},
 };
 
@@ -42,6 +42,7 @@ pub(crate) fn examine(node: &Node) -> Examination {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         level: node.replica.level().0.into(),
         failure: failure(node),
+        certificate_ends_ms: node.membership.certificate_ends.load(Ordering::Relaxed),
     }
 }
 

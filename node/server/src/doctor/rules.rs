@@ -15,6 +15,11 @@ const CLOCKS_MS: u64 = 5_000;
 /// Who is further behind has more to read than is kept in memory for it.
 const BEHIND: u64 = 1_000;
 
+const DAY_MS: u64 = 86_400_000;
+
+/// A certificate that ends sooner is to be replaced.
+const SOON_DAYS: u64 = 30;
+
 /// A log and two snapshots need room.
 const LEAST_FREE: u64 = 1 << 30;
 
@@ -107,6 +112,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     replication(facts, &mut found);
     addresses(facts, &mut found);
     disks(facts, &mut found);
+    certificates(facts, &mut found);
     differences(facts, &mut found);
     found.0.sort_by_key(|f| std::cmp::Reverse(f.severity));
     found.0
@@ -321,6 +327,21 @@ fn disks(facts: &Facts, found: &mut Found) {
     }
 }
 
+fn certificates(facts: &Facts, found: &mut Found) {
+    for (name, told) in facts.examined() {
+        let left = told.certificate_ends_ms.saturating_sub(told.unix_ms) / DAY_MS;
+        if told.certificate_ends_ms == 0 || left >= SOON_DAYS {
+            continue;
+        }
+        let (severity, when) = match told.certificate_ends_ms <= told.unix_ms {
+            true => (Severity::Error, "has ended".to_owned()),
+            false => (Severity::Warning, format!("ends in {left} days")),
+        };
+        let text = format!("its certificate {when}: no new connections with other members then");
+        found.add(severity, name, "certificate", text);
+    }
+}
+
 /// Where members are not alike.
 fn differences(facts: &Facts, found: &mut Found) {
     let lacks = [
@@ -478,6 +499,18 @@ mod tests {
             "disk",
             "m2",
             "5 MiB",
+        );
+        only(
+            &with("m2", |t| t.certificate_ends_ms = t.unix_ms + 3 * DAY_MS),
+            "certificate",
+            "m2",
+            "ends in 3 days",
+        );
+        only(
+            &with("m2", |t| t.certificate_ends_ms = 1),
+            "certificate",
+            "m2",
+            "has ended",
         );
         only(
             &with("m2", |t| t.failure = "disk full".into()),

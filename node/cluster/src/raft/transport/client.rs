@@ -1,6 +1,10 @@
 //! The calling side.
 
-use super::{MAX_MESSAGE, SNAPSHOT_PART, TO_NODE, decode, encode, links::Links, tls::Tls};
+use super::{
+    Credentials, MAX_MESSAGE, SNAPSHOT_PART, TO_NODE, TlsError, decode, encode,
+    links::Links,
+    tls::{Sides, Tls},
+};
 use crate::raft::{
     acks::Acks,
     types::{Batch, Node, NodeId, Snapshot, TypeConfig, Vote},
@@ -122,6 +126,11 @@ impl Peers {
         Self::new(tls, Arc::new(super::Tcp::new(listener).expect("a socket")))
     }
 
+    /// Connections that are made from now on have these credentials.
+    pub(crate) fn renew(&self, credentials: &Credentials) -> Result<(), TlsError> {
+        self.tls.renew(credentials)
+    }
+
     /// Who has answered heartbeats.
     pub(crate) fn acks(&self) -> &Acks {
         &self.acks
@@ -133,7 +142,7 @@ impl Peers {
         // Removed members leave theirs behind, which is a few of them in the life of a process; they cost nothing when nobody calls.
         channels
             .entry(key)
-            .or_insert_with(|| connect(node, &self.tls.client, &self.links))
+            .or_insert_with(|| connect(node, &self.tls, &self.links, |tls| &tls.client))
             .clone()
     }
 
@@ -159,7 +168,7 @@ impl Peers {
             name: STRANGER.to_owned(),
             address: address.to_owned(),
         };
-        let channel = connect(&node, &self.tls.stranger, &self.links);
+        let channel = connect(&node, &self.tls, &self.links, |tls| &tls.stranger);
         Peer(
             MemberClient::new(channel)
                 .max_decoding_message_size(MAX_MESSAGE)
@@ -199,12 +208,17 @@ impl Peers {
     }
 }
 
-fn connect(node: &Node, tls: &Arc<ClientConfig>, links: &Arc<dyn Links>) -> Channel {
+fn connect(
+    node: &Node,
+    tls: &Tls,
+    links: &Arc<dyn Links>,
+    as_whom: fn(&Sides) -> &Arc<ClientConfig>,
+) -> Channel {
     let (address, name, links) = (node.address.clone(), node.name.clone(), Arc::clone(links));
-    let connector = TlsConnector::from(Arc::clone(tls));
+    let tls = tls.clone();
     let dial = service_fn(move |_| {
-        let (dialled, name, connector) =
-            (links.dial(address.clone()), name.clone(), connector.clone());
+        let (dialled, name) = (links.dial(address.clone()), name.clone());
+        let connector = TlsConnector::from(Arc::clone(as_whom(&tls.sides())));
         async move {
             let name = ServerName::try_from(name).map_err(io::Error::other)?;
             let stream = time::timeout(CONNECT, async {

@@ -93,7 +93,6 @@ struct PeerCertificate(CertificateDer<'static>);
 /// Accepts connections until the future is dropped.
 pub(crate) async fn serve(links: Arc<dyn Links>, tls: Tls, handler: Handler) -> io::Result<()> {
     let (sender, incoming) = mpsc::channel::<io::Result<Connection>>(16);
-    let acceptor = TlsAcceptor::from(tls.server);
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
     let accept = async move {
         loop {
@@ -109,7 +108,8 @@ pub(crate) async fn serve(links: Arc<dyn Links>, tls: Tls, handler: Handler) -> 
                     continue;
                 }
             };
-            let (acceptor, sender) = (acceptor.clone(), sender.clone());
+            let acceptor = TlsAcceptor::from(Arc::clone(&tls.sides().server));
+            let sender = sender.clone();
             tokio::spawn(async move {
                 let shaken = time::timeout(HANDSHAKE, handshake(&acceptor, link)).await;
                 drop(permit);

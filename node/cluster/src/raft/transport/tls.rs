@@ -1,5 +1,6 @@
 //! Certificates and TLS of members.
 
+use arc_swap::ArcSwap;
 use rustls::{
     ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
     client::{
@@ -44,18 +45,46 @@ pub enum TlsError {
     WrongName(String),
 }
 
-/// Both sides of TLS.
+/// TLS with the latest credentials. Connections that there are stay as they were made. Clones are the same.
 #[derive(Clone)]
 pub(crate) struct Tls {
+    member: Arc<str>,
+    sides: Arc<ArcSwap<Sides>>,
+}
+
+/// Both sides.
+pub(crate) struct Sides {
     pub(crate) server: Arc<ServerConfig>,
     pub(crate) client: Arc<ClientConfig>,
     /// Of a client that does not know the name of whom it calls, only that the authority gave it one.
     pub(crate) stranger: Arc<ClientConfig>,
 }
 
+impl Tls {
+    /// As they are now.
+    pub(crate) fn sides(&self) -> Arc<Sides> {
+        self.sides.load_full()
+    }
+
+    /// Connections that are made from now on have these credentials.
+    pub(crate) fn renew(&self, credentials: &Credentials) -> Result<(), TlsError> {
+        let sides = credentials.sides(&self.member)?;
+        self.sides.store(Arc::new(sides));
+        Ok(())
+    }
+}
+
 impl Credentials {
-    /// Makes the settings of both sides: TLS 1.3 only, both sides with certificates.
+    /// TLS with these credentials, until there are others.
     pub(crate) fn tls(&self, name: &str) -> Result<Tls, TlsError> {
+        Ok(Tls {
+            member: name.into(),
+            sides: Arc::new(ArcSwap::from_pointee(self.sides(name)?)),
+        })
+    }
+
+    /// Makes the settings of both sides: TLS 1.3 only, both sides with certificates.
+    fn sides(&self, name: &str) -> Result<Sides, TlsError> {
         let tls = |e: &dyn fmt::Display| TlsError::Tls(e.to_string());
         let mut roots = RootCertStore::empty();
         for certificate in certificates("authority", &self.authority)? {
@@ -103,7 +132,7 @@ impl Credentials {
         stranger.alpn_protocols = vec![b"h2".to_vec()];
         server.alpn_protocols = vec![b"h2".to_vec()];
         client.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(Tls {
+        Ok(Sides {
             server: Arc::new(server),
             client: Arc::new(client),
             stranger: Arc::new(stranger),
