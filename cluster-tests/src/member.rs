@@ -28,6 +28,13 @@ pub const HOSTS: &str = "EVERGATE_DRILL_HOSTS";
 /// Runs a command with the file $1 as `/etc/hosts`.
 const WITH_HOSTS: &str = r#"h=$1; shift; mount --bind "$h" /etc/hosts && exec "$@""#;
 
+/// Mount options of a disk of its own, in memory, that a member has for its state: what is on it goes with the process.
+pub const DISK: &str = "EVERGATE_DRILL_DISK";
+
+/// Runs a command with a disk with options $1 in the directory $2.
+const WITH_DISK: &str =
+    r#"o=$1 d=$2; shift 2; mkdir -p "$d" && mount -t tmpfs -o "$o" none "$d" && exec "$@""#;
+
 /// A member, running or killed.
 #[derive(Debug)]
 pub struct Member {
@@ -132,6 +139,10 @@ impl Member {
         // In a mount namespace of its own, so that nothing of this machine changes.
         if let Some((_, hosts)) = env.iter().find(|(name, _)| *name == HOSTS) {
             command.extend(["unshare", "-m", "sh", "-c", WITH_HOSTS, "-", hosts]);
+        }
+        let state = self.path("state")?;
+        if let Some((_, options)) = env.iter().find(|(name, _)| *name == DISK) {
+            command.extend(["unshare", "-m", "sh", "-c", WITH_DISK, "-", options, &state]);
         }
         command.extend([&program, "run", "--config", &config]);
         let mut all = vec![

@@ -5,6 +5,7 @@ mod algorithms;
 mod capturing;
 mod certificates;
 mod cluster_cut;
+mod cluster_disk;
 mod cluster_exchanges;
 mod cluster_features;
 mod cluster_fragments;

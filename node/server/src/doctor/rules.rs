@@ -20,8 +20,8 @@ const DAY_MS: u64 = 86_400_000;
 /// A certificate that ends sooner is to be replaced.
 const SOON_DAYS: u64 = 30;
 
-/// A log and two snapshots need room.
-const LEAST_FREE: u64 = 1 << 30;
+/// A log and two snapshots need room: a disk of which less than this part is free is said to be nearly full.
+const LEAST_FREE: u64 = 10;
 
 /// What a member said, or why it did not; and the time here when it did, in milliseconds.
 pub(super) struct Seen {
@@ -40,6 +40,8 @@ struct Owned {
 pub(super) struct Facts {
     asked: String,
     voters: BTreeSet<String>,
+    /// Voters that lost what they had, and learn again as another node.
+    returning: BTreeSet<String>,
     members: BTreeMap<String, Seen>,
     gateways: Vec<Owned>,
     draining: Vec<String>,
@@ -76,6 +78,11 @@ impl Facts {
             voters: members
                 .iter()
                 .filter(|m| m.voter)
+                .map(|m| m.name.clone())
+                .collect(),
+            returning: members
+                .iter()
+                .filter(|m| !m.voter && members.iter().any(|v| v.voter && v.name == m.name))
                 .map(|m| m.name.clone())
                 .collect(),
             members: seen,
@@ -132,7 +139,10 @@ impl Found {
 }
 
 fn quorum(facts: &Facts, found: &mut Found) {
-    let silent = |name: &&String| facts.members.get(*name).is_none_or(|s| s.told.is_err());
+    let silent = |name: &&String| {
+        let unheard = facts.members.get(*name).is_none_or(|s| s.told.is_err());
+        unheard || facts.returning.contains(*name)
+    };
     let voters = facts.voters.len();
     let lost = facts.voters.iter().filter(silent).count();
     let bears = (voters.max(1) - 1) / 2;
@@ -149,6 +159,10 @@ fn quorum(facts: &Facts, found: &mut Found) {
             "quorum",
             format!("it does not answer ({role}): {why}"),
         );
+    }
+    for name in &facts.returning {
+        let text = "it lost what it had, and learns again: it does not vote yet".to_owned();
+        found.add(Severity::Warning, name, "quorum", text);
     }
     if lost > bears {
         found.add(
@@ -317,7 +331,7 @@ fn addresses(facts: &Facts, found: &mut Found) {
 
 fn disks(facts: &Facts, found: &mut Found) {
     for (name, told) in facts.examined() {
-        if told.total_bytes > 0 && told.free_bytes < LEAST_FREE {
+        if told.free_bytes < told.total_bytes / LEAST_FREE {
             let text = format!(
                 "the disk with its state has {} MiB left: a member whose disk is full stops serving",
                 told.free_bytes >> 20
@@ -411,6 +425,7 @@ mod tests {
         Facts {
             asked: "m1".into(),
             voters: names().into(),
+            returning: BTreeSet::new(),
             members,
             gateways: vec![Owned {
                 name: "east".into(),
@@ -557,6 +572,16 @@ mod tests {
             told: Err("connection refused".into()),
             here: 0,
         };
+        facts.returning.insert("m2".into());
+        let said = found(&facts);
+        assert!(
+            said.len() == 2
+                && said
+                    .iter()
+                    .any(|(_, m, t)| m == "m2" && t.contains("learns again")),
+            "{said:?}"
+        );
+        facts.returning.clear();
         facts.members.insert("m2".into(), silent());
         let said = found(&facts);
         assert!(
