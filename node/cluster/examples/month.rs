@@ -93,7 +93,7 @@ async fn main() {
         let snapshots = replica.stats().snapshots;
         println!(
             "{n:>3}  {:>10}  {snapshots:>9}  {:>9.1}",
-            n * day >> 20,
+            (n * day) >> 20,
             mib(now)
         );
     }

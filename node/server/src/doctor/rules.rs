@@ -545,6 +545,10 @@ mod tests {
             "m2",
             "knows no leader",
         );
+    }
+
+    #[test]
+    fn what_is_replicated_tells_of_more() {
         let mut facts = cluster();
         facts.gateways[0].owner = None;
         change(&mut facts.members, "m1", |t| t.addresses.clear());
