@@ -21,6 +21,9 @@ pub mod raft {
     use std::time::Duration;
 
     /// See there.
+    pub const MAX_VOTERS: usize = 7;
+
+    /// See there.
     #[derive(Clone, Debug)]
     pub struct Node {
         /// See there.
@@ -53,8 +56,13 @@ pub mod raft {
 }
 
 use evergate_ike::config::Policy;
+use evergate_state::Command;
 use rcgen::{CertificateParams, KeyPair};
-use std::{fs, path::PathBuf, sync::OnceLock};
+use std::{
+    fs,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
 
 /// The policy that a document of ours says.
 ///
@@ -84,10 +92,14 @@ pub(crate) fn configuration(input: &[u8]) {
     }
     let problems = match document::parse(text, files()) {
         Ok(config) => {
-            let policy = postcard::to_stdvec(&config.policy).expect("plain values");
+            let set = Command::SetPolicy {
+                expected: 0,
+                policy: Arc::new(config.policy),
+            };
+            let written = postcard::to_stdvec(&set).expect("plain values");
             assert_eq!(
-                postcard::from_bytes(&policy),
-                Ok(config.policy),
+                postcard::from_bytes(&written),
+                Ok(set),
                 "what is replicated is what was read"
             );
             config.warnings
