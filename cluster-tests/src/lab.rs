@@ -255,6 +255,16 @@ impl Lab {
         run(&all)
     }
 
+    /// What the kernel of `host` would do with a packet: with XFRM on both ends no log tells. Keys are left out.
+    #[must_use]
+    pub fn kernel(&self, host: &str) -> String {
+        const LOOK: &str = "ip -brief addr; ip route show table all | grep -v 'table local'; \
+                            ip -s xfrm state | grep -vE 'auth|enc|aead'; ip xfrm policy; \
+                            grep -v '[^0-9]0$' /proc/net/xfrm_stat; true";
+        let found = self.exec(host, &["sh", "-c", LOOK]);
+        format!("{host}: {}", found.unwrap_or_else(|e| format!("{e:#}")))
+    }
+
     /// Runs `open` on a thread that is on `host`: the sockets that it makes
     /// stay there, wherever they are used.
     pub fn on<T: Send>(&self, host: &str, open: impl FnOnce() -> Result<T> + Send) -> Result<T> {
