@@ -314,7 +314,9 @@ unsafe extern "C" fn pthread_create(
         // SAFETY: the caller's business.
         return unsafe { real::pthread_create(thread, attributes, start, argument) };
     }
-    let process = core().spawn_as.unwrap_or_else(|| core().process());
+    // Taken: whoever runs before the thread that asked for it goes on makes threads of its own process.
+    let process = core().spawn_as.take();
+    let process = process.unwrap_or_else(|| core().process());
     let index = core().enter(process);
     let turn = core().turn_of(index);
     let beginning = Box::new(Beginning {

@@ -80,7 +80,6 @@ pub(crate) fn new_process() -> Pid {
 pub(crate) fn spawn(process: Pid, name: String, work: impl FnOnce() + Send + 'static) {
     core().spawn_as = Some(process);
     let spawned = std::thread::Builder::new().name(name).spawn(work);
-    core().spawn_as = None;
     drop(spawned.expect("a thread"));
 }
 

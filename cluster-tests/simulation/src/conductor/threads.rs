@@ -91,6 +91,7 @@ struct Process {
 pub(super) struct Core {
     pub(super) now: u64,
     pub(super) digest: u64,
+    /// Whose the thread is that is made next, if it is not of who makes it.
     pub(super) spawn_as: Option<Pid>,
     /// Descriptors may have become ready.
     pub(super) dirty: bool,

@@ -392,7 +392,11 @@ async fn observe(raft: Raft, leader: watch::Sender<Option<Leader>>, shared: Arc<
             return;
         }
         if metrics.changed().await.is_err() {
-            return;
+            // Whoever ends it in good order has stopped this task before.
+            tracing::error!("raft is gone: this member must stop serving");
+            return shared
+                .failed
+                .set("raft ended by itself, which is a fault of the program");
         }
     }
 }

@@ -168,3 +168,28 @@ async fn without_a_majority_nothing_is_acknowledged() {
     take(&alone, 1, 3).await;
     same(&[&alone, &other]).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_whose_raft_panics_says_so_and_the_others_go_on() {
+    let mut lab = Lab::new(3);
+    let mut replicas = lab.start_all().await;
+    let all: Vec<&Replica> = replicas.iter().collect();
+    let first = leader(&all).await;
+    let broken = replicas.remove(first);
+    let panics = broken
+        .cluster()
+        .0
+        .raft
+        .with_raft_state(|_| panic!("planted"));
+    assert!(within(panics).await.is_err());
+    let mut failed = broken.failed();
+    let why = within(failed.wait_for(Option::is_some)).await.unwrap();
+    assert!(why.as_ref().unwrap().contains("raft ended"), "{why:?}");
+    drop(why);
+    // Nobody waits for an answer.
+    assert!(within(broken.propose(taking(1, 1))).await.is_err());
+    let others: Vec<&Replica> = replicas.iter().collect();
+    leader(&others).await;
+    take(others[0], 1, 1).await;
+    same(&others).await;
+}
