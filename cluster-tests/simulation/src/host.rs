@@ -249,6 +249,7 @@ fn disk_works(host: HostId, moment: Moment) {
     conductor::sleep_until(conductor::now() + delay);
     if dies {
         let what = if before { "before" } else { "after" };
+        world.count("death at a write");
         say!(
             "{} dies {what} it has written",
             world.scene().hosts[host].name

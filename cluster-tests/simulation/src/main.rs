@@ -2,7 +2,7 @@
 //!
 //! - `conductor`: runs the threads of all processes one at a time, in an order that follows from the seed.
 //! - `host`, `plane`, `wire`, `network`: what the machine of a process is made of. `world`: what is between them.
-//! - `config`, `script`: who there is, and what happens. `checks`, `agreement`: what must hold then.
+//! - `config`, `script`: who there is, and what happens. `checks`, `secrecy`, `agreement`: what must hold then.
 
 // What it says is for people, and its threads panic if it is wrong itself.
 #![allow(clippy::print_stdout)]
@@ -16,6 +16,7 @@ mod network;
 mod plane;
 mod play;
 mod script;
+mod secrecy;
 mod seeds;
 mod trace;
 mod wire;
@@ -52,9 +53,9 @@ struct Arguments {
     /// A cluster that is not well in time after all faults is a finding, too
     #[arg(long)]
     strict: bool,
-    /// Succeed if something is found, and fail if nothing is
-    #[arg(long)]
-    expect_finding: bool,
+    /// Succeed once what begins so is found to be violated, and fail if only other things are
+    #[arg(long, value_name = "INVARIANT")]
+    expect: Option<String>,
 }
 
 fn main() -> ExitCode {
@@ -67,7 +68,7 @@ fn main() -> ExitCode {
             jobs: arguments.jobs,
             log: &arguments.log,
             strict: arguments.strict,
-            expect_finding: arguments.expect_finding,
+            expect: arguments.expect.as_deref(),
         }),
     }
 }

@@ -3,6 +3,7 @@
 use crate::{
     conductor::{self, Pid, Random},
     network::HostId,
+    secrecy,
     world::{Datagram, world},
 };
 use evergate_dataplane::{
@@ -318,6 +319,8 @@ impl DataPlane for Plane {
     fn install(&self, sa: ChildSa) -> Result<(), PlaneError> {
         conductor::point();
         let spi_in = sa.spi_in;
+        secrecy::learn(&sa.key_out);
+        secrecy::learn(&sa.key_in);
         world().reserved(self.host, name_of(&sa.key_out), &sa.reservation);
         let now = conductor::now();
         let mut content = self.content();

@@ -7,6 +7,7 @@ use crate::{
     host::Host,
     network::{HostId, Weather},
     script::{Act, Script},
+    secrecy,
     trace::{self, say},
     world::{Event, World},
 };
@@ -46,22 +47,42 @@ pub(crate) fn play(seed: u64, loud: bool, strict: bool, log: &str) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    crate::checks::STRICT.store(strict, std::sync::atomic::Ordering::Relaxed);
     trace::called(format!("seed {seed}"));
     conductor::begin(seed);
     trace::name(conductor::WORLD, "world");
     let mut random = Random::new(seed.wrapping_mul(0x2545_f491_4f6c_dd1d));
-    let summary = match begin(seed, &mut random, directory.path()) {
-        Ok((world, script)) => run(world, &script, strict, &mut random),
+    let (world, script) = match begin(seed, &mut random, directory.path()) {
+        Ok(begun) => begun,
         Err(e) => trace::fatal(&format!("{e:#}")),
     };
+    let summary = run(world, &script, strict, &mut random);
     // Only files of ours are in there, and nobody needs them.
     let _ = std::fs::remove_dir_all(directory.path());
+    let happened = happened(world);
     println!(
-        "seed {seed}: {summary}, digest {:016x}",
+        "seed {seed}: {summary}, digest {:016x}{FAULTS_WERE}{happened}",
         conductor::digest()
     );
     crate::leave(0)
+}
+
+/// What is said before [`happened`].
+pub(crate) const FAULTS_WERE: &str = ", faults: ";
+
+/// How often what happened.
+fn happened(world: &World) -> String {
+    let scene = world.scene();
+    let all = scene.happened.iter();
+    let all: Vec<_> = all.map(|(what, n)| format!("{what} {n}")).collect();
+    all.join(", ")
+}
+
+/// Looks for keys on all disks.
+fn search_disks(world: &World) {
+    let disks: Vec<Disk> = world.scene().hosts.iter().map(|h| h.disk.clone()).collect();
+    for blob in disks.iter().flat_map(Disk::content) {
+        secrecy::search("a disk", &blob);
+    }
 }
 
 /// Who there is.
@@ -175,7 +196,9 @@ fn run(world: &'static World, script: &Script, strict: bool, random: &mut Random
     world.run_until(began + script.to);
     heal(world, script.hosts);
     let healed = conductor::now();
-    match until_well(world, healed, HEALING) {
+    let missing = until_well(world, healed, HEALING);
+    search_disks(world);
+    match missing {
         None => agreement::same_state(world),
         Some(missing) if strict => trace::fatal(&format!(
             "violated: every tunnel that should be up is: {} s after the last fault: {missing}",

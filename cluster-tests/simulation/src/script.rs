@@ -57,7 +57,12 @@ impl Act {
     pub(crate) fn perform(self, world: &World) {
         match &self {
             Self::Traffic(_) | Self::Look => {}
-            act => say!("{}", act.describe(world)),
+            act => {
+                say!("{}", act.describe(world));
+                if let Some(kind) = act.kind() {
+                    world.count(kind);
+                }
+            }
         }
         match self {
             Self::Start(host) => Host::start(world, host),
@@ -104,6 +109,24 @@ impl Act {
             Self::Traffic(peer) => traffic(world, peer),
             Self::Look => look(world),
         }
+    }
+
+    /// What kind of a fault it is; `None`: none, or the end of one.
+    fn kind(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Kill { machine: false, .. } => "kill",
+            Self::Kill { machine: true, .. } => "machine off",
+            Self::Pause { .. } => "pause",
+            Self::Stop(_) => "stop",
+            Self::Cut { cut: true, .. } => "cut",
+            Self::Weather(Weather { loss, late, .. }) if loss + late > 0 => "bad weather",
+            Self::Jump { .. } => "clock jump",
+            Self::SlowDisk { delay: 1.., .. } => "slow disk",
+            Self::TornAppend { .. } => "torn append",
+            Self::FullDisk(_) => "full disk",
+            Self::Move { .. } => "handover",
+            _ => return None,
+        })
     }
 
     fn describe(&self, world: &World) -> String {
@@ -203,7 +226,7 @@ fn traffic(world: &World, at: usize) {
         if conductor::paused_until(process).is_none() {
             let id = world.next_id(flow);
             if let Some(datagram) = plane.outbound(way, id, &mut random) {
-                world.leave(datagram);
+                world.leave(datagram, false);
             }
         }
         std::mem::forget(plane);

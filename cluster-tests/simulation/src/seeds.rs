@@ -15,11 +15,15 @@ pub(crate) struct Range<'a> {
     pub(crate) jobs: Option<usize>,
     pub(crate) log: &'a str,
     pub(crate) strict: bool,
-    pub(crate) expect_finding: bool,
+    /// What is to be found, if anything is.
+    pub(crate) expect: Option<&'a str>,
 }
 
 /// Findings that are shown before it ends.
 const MANY: usize = 5;
+
+/// Of many seeds there is a line after so many.
+const SOME: u64 = 500;
 
 /// A simulation that takes longer stands still.
 const TOO_LONG: Duration = Duration::from_secs(300);
@@ -67,9 +71,16 @@ pub(crate) fn many(range: &Range<'_>) -> ExitCode {
     let mut running: BTreeMap<u64, (Child, Instant)> = BTreeMap::new();
     let (mut next, mut done, mut findings) = (range.from, 0, Vec::new());
     let mut unwell = Vec::new();
+    let mut faults = BTreeMap::new();
     let end = range.from + range.count;
-    while (next < end && findings.len() < MANY) || !running.is_empty() {
-        while running.len() < jobs && next < end && findings.len() < MANY {
+    // What is not expected ends nothing.
+    let many = if range.expect.is_some() {
+        usize::MAX
+    } else {
+        MANY
+    };
+    while (next < end && findings.len() < many) || !running.is_empty() {
+        while running.len() < jobs && next < end && findings.len() < many {
             match start(next, range) {
                 Ok(child) => drop(running.insert(next, (child, Instant::now()))),
                 Err(e) => {
@@ -102,18 +113,26 @@ pub(crate) fn many(range: &Range<'_>) -> ExitCode {
             done += 1;
             let said = child.wait_with_output().map(|o| o.stdout);
             let said = said.unwrap_or_default();
-            if over.is_empty() && String::from_utf8_lossy(&said).contains(play::UNWELL) {
+            let said = String::from_utf8_lossy(&said).into_owned();
+            if over.is_empty() && said.contains(play::UNWELL) {
                 unwell.push(seed);
+            }
+            count(&said, &mut faults);
+            if done % SOME == 0 && range.count > SOME {
+                println!("{done} seeds, {} findings", findings.len());
             }
             if !over.is_empty() {
                 findings.push(seed);
-                if range.expect_finding {
-                    let said = String::from_utf8_lossy(&said).into_owned();
-                    println!("{}", said.lines().last().unwrap_or(&over));
-                    kill(&mut running);
-                    return ExitCode::SUCCESS;
+                if let Some(expected) = range.expect {
+                    let last = said.lines().last().unwrap_or(&over);
+                    println!("{last}");
+                    if last.contains(&format!("violated: {expected}")) {
+                        kill(&mut running);
+                        return ExitCode::SUCCESS;
+                    }
+                    continue;
                 }
-                println!("{}seed {seed}: {over}", String::from_utf8_lossy(&said));
+                println!("{said}seed {seed}: {over}");
             }
         }
     }
@@ -121,9 +140,26 @@ pub(crate) fn many(range: &Range<'_>) -> ExitCode {
         "{done} seeds in {:.0} s, findings: {findings:?}, not well in time: {unwell:?}",
         began.elapsed().as_secs_f64()
     );
-    match findings.is_empty() != range.expect_finding {
+    let faults: Vec<_> = faults
+        .iter()
+        .map(|(what, n)| format!("{what} {n}"))
+        .collect();
+    println!("what happened in them: {}", faults.join(", "));
+    match findings.is_empty() {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
+    }
+}
+
+/// Adds up what happened in a simulation.
+fn count(said: &str, faults: &mut BTreeMap<String, u64>) {
+    let Some((_, happened)) = said.rsplit_once(play::FAULTS_WERE) else {
+        return;
+    };
+    for fault in happened.trim().split(", ") {
+        if let Some((what, times)) = fault.rsplit_once(' ') {
+            *faults.entry(what.to_owned()).or_default() += times.parse::<u64>().unwrap_or(0);
+        }
     }
 }
 

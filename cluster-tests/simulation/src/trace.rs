@@ -55,6 +55,7 @@ pub(crate) fn name(process: usize, name: &str) {
 pub(crate) fn line(text: &str) {
     let now = conductor::now();
     let process = conductor::process();
+    crate::secrecy::search_line(text);
     conductor::note(text.as_bytes());
     let mut trace = trace();
     let name = trace.names.get(process).cloned().unwrap_or_default();

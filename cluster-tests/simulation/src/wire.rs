@@ -72,6 +72,7 @@ impl Connection {
 
     /// Sends, by the end `side`; nothing is the end.
     fn send(self: &Arc<Self>, side: usize, bytes: Vec<u8>, world: &World) {
+        crate::secrecy::search("what a member sends to another", &bytes);
         let delay = world.member_delay();
         let mut both = self.both();
         let way = &mut both.ways[side];

@@ -69,9 +69,20 @@ pub(crate) struct Scene {
     pub(crate) delivered: BTreeMap<u32, u64>,
     pub(crate) assigned: BTreeMap<HostId, IpAddr>,
     pub(crate) silenced: u64,
+    /// How often what happened.
+    pub(crate) happened: BTreeMap<&'static str, u64>,
     /// How many of the hosts are members; the others are peers, in their order.
     pub(crate) members: usize,
     ids: u32,
+}
+
+impl Scene {
+    /// Whether the kernel of its sender lets a datagram through.
+    fn lets_through(&self, datagram: &Datagram) -> bool {
+        let from = datagram.local.ip();
+        let guarded = self.hosts[datagram.host].guarded.contains(&from);
+        !guarded || self.checks.is_open(from, datagram.host)
+    }
 }
 
 /// The world.
@@ -108,6 +119,7 @@ impl World {
             delivered: BTreeMap::new(),
             assigned: BTreeMap::new(),
             silenced: 0,
+            happened: BTreeMap::new(),
             members,
             ids: 0,
         };
@@ -186,7 +198,7 @@ impl World {
         match event {
             Event::Part(connection, side) => connection.arrive(side, self),
             Event::Arrival(datagram) => self.arrive(datagram),
-            Event::Late(datagram) => self.leave(datagram),
+            Event::Late(datagram) => self.leave(datagram, true),
             Event::Act(act) => act.perform(self),
         }
     }
@@ -235,6 +247,11 @@ impl World {
         own.cloned().collect()
     }
 
+    /// Something has happened once more.
+    pub(crate) fn count(&self, what: &'static str) {
+        *self.scene().happened.entry(what).or_default() += 1;
+    }
+
     /// A datagram leaves a process.
     pub(crate) fn send(&self, datagram: Datagram) {
         let process = conductor::process();
@@ -254,12 +271,23 @@ impl World {
         if datagram.esp.is_none()
             && let Some(member) = &member
         {
-            let look = |state: &_| checks::committed(state, &datagram.bytes, process);
-            member.replica().read(look);
+            // Before anything else: what is wrong in more than one way is this, too.
+            let known = {
+                let mut scene = self.scene();
+                if scene.lets_through(&datagram) {
+                    scene.checks.ike(&datagram.bytes, datagram.remote.ip());
+                }
+                scene.checks.was_committed(&datagram.bytes)
+            };
+            if !known {
+                let look = |state: &_| checks::committed(state, &datagram.bytes, process);
+                member.replica().read(look);
+                self.scene().checks.is_committed(&datagram.bytes);
+            }
         }
         // Nothing of a member is dropped by somebody else.
         std::mem::forget(member);
-        self.leave(datagram.clone());
+        self.leave(datagram.clone(), false);
         if deadly.is_some() {
             self.died_of(datagram.host, "after it has sent");
         }
@@ -267,24 +295,26 @@ impl World {
 
     fn died_of(&self, host: HostId, what: &str) {
         say!("{} dies {what}", self.scene().hosts[host].name);
+        self.count("death at a datagram");
         let again = self.scene().random.range(300, 2500) * conductor::MILLI;
         self.schedule(conductor::now() + again, Event::Act(Act::Start(host)));
         Host::kill(self, host, false);
     }
 
-    /// A datagram passes the kernel of its sender, if that lets it, and sets out.
-    pub(crate) fn leave(&self, datagram: Datagram) {
+    /// A datagram passes the kernel of its sender, if that lets it, and sets out. It is `late` if its process had sent it before it was stopped.
+    pub(crate) fn leave(&self, datagram: Datagram, late: bool) {
         let mut scene = self.scene();
         let scene_ = &mut *scene;
         let from = datagram.local.ip();
-        let guarded = scene_.hosts[datagram.host].guarded.contains(&from);
-        if guarded && !scene_.checks.is_open(from, datagram.host) {
+        if !scene_.lets_through(&datagram) {
             scene_.silenced += 1;
+            if let (false, Some(process)) = (late, scene_.hosts[datagram.host].process) {
+                scene_.checks.silenced(process, from);
+            }
             return;
         }
-        match &datagram.esp {
-            Some(esp) => scene_.checks.esp(esp, datagram.host),
-            None => scene_.checks.ike(&datagram.bytes, datagram.remote.ip()),
+        if let Some(esp) = &datagram.esp {
+            scene_.checks.esp(esp, datagram.host);
         }
         let weather = scene_.weather;
         let arrivals = weather.arrivals(&mut scene_.random);

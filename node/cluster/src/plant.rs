@@ -19,6 +19,16 @@ pub enum Plant {
     Amnesia,
     /// What is applied depends on who applies it.
     Apply,
+    /// A repeated request is answered anew, with other bytes.
+    Answer,
+    /// Pools do not look who has an address.
+    Address,
+    /// A process goes on sending after its lease, and only the dead-man switch stops it.
+    Gate,
+    /// What should be sealed is not encrypted.
+    Seal,
+    /// A key is in a line of the log.
+    Log,
 }
 
 impl Plant {
@@ -43,6 +53,11 @@ impl Plant {
                 "lease" => Self::Lease,
                 "amnesia" => Self::Amnesia,
                 "apply" => Self::Apply,
+                "answer" => Self::Answer,
+                "address" => Self::Address,
+                "gate" => Self::Gate,
+                "seal" => Self::Seal,
+                "log" => Self::Log,
                 _ => panic!("EVERGATE_PLANT: there is no {name}"),
             })
         });

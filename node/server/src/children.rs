@@ -60,6 +60,9 @@ pub(crate) fn install(
         .hold(&shared.plane, child.spi_in, &child.remote_ts);
     #[cfg(feature = "drills")]
     crate::keylog::child(child, path);
+    if Plant::Log.is_there() {
+        tracing::info!("child {:02x?}", child.key_out.expose());
+    }
     shared.plane.install(ChildSa {
         spi_in: child.spi_in,
         spi_out: child.spi_out,

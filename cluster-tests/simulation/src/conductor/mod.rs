@@ -132,6 +132,11 @@ pub(crate) fn clocks_of(process: Pid) -> (u64, u64) {
     core().clocks_of(process)
 }
 
+/// How long ago a process was last paused, if it ever was.
+pub(crate) fn since_pause(process: Pid) -> Option<u64> {
+    core().since_pause(process)
+}
+
 /// Until when a process is paused, if it is.
 pub(crate) fn paused_until(process: Pid) -> Option<u64> {
     core().paused_until(process)

@@ -245,6 +245,11 @@ impl Core {
         (until > self.now).then_some(until)
     }
 
+    pub(super) fn since_pause(&self, process: Pid) -> Option<u64> {
+        let until = self.processes[process].paused_until;
+        (until != 0).then(|| self.now.saturating_sub(until))
+    }
+
     /// When the monotonic clock of this thread's process will show a time.
     pub(super) fn when(&self, monotonic: u64) -> u64 {
         self.processes[self.process()].clock.when(monotonic)

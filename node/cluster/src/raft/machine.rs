@@ -12,7 +12,8 @@ use crate::{
     store::{self, StoreError},
 };
 use bytes::Bytes;
-use evergate_state::{Entry, KeyId, Level, SnapshotError, State};
+use evergate_ike::identity::Identity;
+use evergate_state::{Command, Entry, KeyId, Level, SnapshotError, State};
 use futures::{Stream, TryStreamExt};
 use openraft::{
     EntryPayload, OptionalSend, RaftSnapshotBuilder, StoredMembership,
@@ -309,6 +310,9 @@ impl Machine {
         if Plant::Apply.is_there() && own {
             entry.at.0 += 1;
         }
+        if Plant::Address.is_there() {
+            same_for_all(&mut entry);
+        }
         let (outcomes, before) = {
             let mut state = self
                 .shared
@@ -491,4 +495,19 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .map_err(io::Error::other)?
+}
+
+/// A planted bug: all peers look like one, which may have what it has already.
+fn same_for_all(entry: &mut Entry) {
+    for command in &mut entry.commands {
+        if let Command::LeaseAddresses {
+            identity,
+            takes_over,
+            ..
+        } = command
+        {
+            *identity = Identity::Fqdn("anybody".to_owned());
+            *takes_over = true;
+        }
+    }
 }

@@ -111,6 +111,13 @@ impl Disk {
         self.lock().entries.values().cloned().collect()
     }
 
+    /// All that is on it, entries and snapshots.
+    pub fn content(&self) -> Vec<Vec<u8>> {
+        let content = self.lock();
+        let snapshot = content.snapshot.iter().map(|(_, bytes)| bytes);
+        content.entries.values().chain(snapshot).cloned().collect()
+    }
+
     /// Changes entries as no disk should.
     #[cfg(test)]
     pub(crate) fn change(&self, change: impl FnOnce(&mut BTreeMap<u64, Vec<u8>>)) {

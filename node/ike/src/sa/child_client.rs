@@ -316,12 +316,13 @@ impl Turn<'_, '_> {
 
     /// The peer has deleted what we asked it to.
     pub(super) fn children_deleted(&mut self, spis: &[u32]) {
-        let now = self.env.now;
+        let (now, inherited) = (self.env.now, !self.session.deletes);
         for spi in spis {
             let child = self.record.children().iter().find(|c| c.spi_in == *spi);
             let reason = match child {
                 Some(c) if c.fate == Fate::Replaced => CloseReason::Rekeyed,
                 Some(c) if c.expires_at.is_some_and(|at| at <= now) => CloseReason::Expired,
+                _ if inherited => CloseReason::Expired,
                 _ => CloseReason::DeletedByUs,
             };
             self.remove_child(*spi, reason);

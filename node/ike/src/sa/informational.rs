@@ -131,6 +131,7 @@ impl Turn<'_, '_> {
 
     /// Asks the peer to delete Child SAs, by our inbound SPIs.
     pub(super) fn delete_children(&mut self, spis: Vec<u32>) {
+        self.session.deletes = true;
         let payload = Payload::Delete(Delete::Child {
             protocol: Protocol::ESP,
             spis: spis.clone(),
@@ -145,6 +146,7 @@ impl Turn<'_, '_> {
 
     /// Asks the peer to delete this IKE SA.
     pub(super) fn delete_ike(&mut self) {
+        self.session.deletes = true;
         self.request(
             ExchangeType::INFORMATIONAL,
             &[Payload::Delete(Delete::Ike)],
@@ -159,14 +161,17 @@ impl Turn<'_, '_> {
         self.commit_lazily();
     }
 
-    /// Why an IKE SA that we asked the peer to delete ends.
+    /// Why an IKE SA that we asked the peer to delete ends. What a predecessor has asked for counts as expired, also where our clock is behind its own: what should
+    /// be up comes up again then, as after any takeover.
     pub(super) fn delete_reason(&mut self) -> CloseReason {
         let (now, retired) = (self.env.now, self.session.retired);
+        let inherited = !self.session.deletes;
         let est = self.established();
         match (est.replaced_by, est.expires_at) {
             (Some(_), _) => CloseReason::Rekeyed,
             _ if retired => CloseReason::Reauthenticated,
             (None, Some(at)) if at <= now => CloseReason::Expired,
+            _ if inherited => CloseReason::Expired,
             _ => CloseReason::DeletedByUs,
         }
     }

@@ -102,6 +102,8 @@ pub(super) struct Session {
     pub(super) answering: Option<Box<(SocketAddr, SocketAddr)>>,
     /// IKE_AUTH, while it waits for answers from outside.
     pub(super) parked: Option<Box<Parked>>,
+    /// This process has asked the peer to delete something itself. Why its predecessor did is not known.
+    pub(super) deletes: bool,
     /// Another IKE SA has taken the place of this one by a new authentication.
     pub(super) retired: bool,
     /// When to look again how the other IKE SA of a new authentication fares.
@@ -166,6 +168,7 @@ impl IkeSa {
             reassembly: Reassembly::default(),
             parked: None,
             answering: None,
+            deletes: false,
             retired: false,
             look_at: now,
             displaced_at: None,

@@ -212,11 +212,19 @@ impl Keeper {
                 if Plant::Lease.is_there() {
                     left = self.membership.timing.grant;
                 }
+                let stays_open = Plant::Gate.is_there();
                 if left.is_zero() || service.passive.is_cancelled() {
-                    service.gate.close();
+                    if !stays_open {
+                        service.gate.close();
+                    }
                     continue;
                 }
-                service.gate.open_until(at.after(left).0);
+                let open = if stays_open {
+                    Duration::MAX / 2
+                } else {
+                    at.after(left).0
+                };
+                service.gate.open_until(open);
                 let config = policy.gateways.iter().find(|g| g.id == service.gateway);
                 let addresses: Vec<IpAddr> = config
                     .map(|g| {

@@ -348,3 +348,19 @@ impl Worker {
         self.reschedule(id);
     }
 }
+
+/// A planted bug: what answers a repeated request is made anew, with another IV. Whatever else is in them is of no interest.
+pub(super) fn answer_anew(mut effects: Vec<Effect>) -> Vec<Effect> {
+    const IV: std::ops::Range<usize> = 32..40;
+    if Plant::Answer.is_there() {
+        for effect in &mut effects {
+            let Effect::Send { datagram, .. } = effect else {
+                continue;
+            };
+            if Header::parse(datagram).is_ok_and(|h| h.is_response) && datagram.len() > IV.end {
+                datagram[IV].fill(0xee);
+            }
+        }
+    }
+    effects
+}

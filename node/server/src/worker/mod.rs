@@ -408,7 +408,7 @@ impl Worker {
         };
         let step = slot.sa.step(input, &mut env);
         match step.change {
-            Change::None => self.perform(id, step.effects),
+            Change::None => self.perform(id, commit::answer_anew(step.effects)),
             Change::Lazy(record) => {
                 slot.sa.adopt(*record);
                 self.dirty.insert(id);

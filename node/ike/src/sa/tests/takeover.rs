@@ -2,6 +2,7 @@
 
 use super::bench::{Packet, Pair};
 use crate::{
+    record::CloseReason,
     sa::{Command, Event},
     wire::Header,
 };
@@ -380,4 +381,29 @@ fn nothing_is_made_while_message_ids_are_synchronised() {
     pair.pass(Duration::from_secs(120));
     pair.check_agreement();
     assert_eq!(pair.a.children().len(), 2, "{:?}", pair.a.events);
+}
+
+/// Why the IKE SA of `a` ended that an operator deleted there, when its process lives on, or dies once the request has left.
+fn end_of_deletion(dies: bool) -> Vec<CloseReason> {
+    let mut pair = Pair::new();
+    pair.connect();
+    pair.command(false, Command::Delete);
+    if dies {
+        let now = pair.now;
+        pair.end(false).take_over(now);
+    }
+    pair.settle();
+    pair.pass(Duration::from_secs(5));
+    let ends = pair.a.events.iter().filter_map(|e| match e {
+        Event::IkeClosed { reason } => Some(*reason),
+        _ => None,
+    });
+    ends.collect()
+}
+
+#[test]
+fn a_deletion_that_a_predecessor_began_is_not_ours() {
+    assert_eq!(end_of_deletion(false), [CloseReason::DeletedByUs]);
+    // It may have expired by the other's clock: what should be up comes up again.
+    assert_eq!(end_of_deletion(true), [CloseReason::Expired]);
 }
