@@ -1,6 +1,10 @@
 //! What must be once nothing fails any more: every tunnel that should be up is, both ends agree on it, and packets get through.
 
-use crate::{conductor, world::World};
+use crate::{
+    conductor,
+    host::{Host, Part},
+    world::World,
+};
 use evergate_ike::record::{Established, Fate, Phase, Record};
 use evergate_server::member::Member;
 use std::{collections::BTreeSet, sync::Arc};
@@ -32,14 +36,27 @@ fn of(record: &Record, mirrored: bool) -> Option<Sa> {
     })
 }
 
+/// Members that are on their way out, or are out and still run.
+fn unfinished(hosts: &[Host]) -> Option<String> {
+    hosts.iter().find_map(|host| match host.part {
+        Part::Leaving => Some(format!("{} is still a member", host.name)),
+        Part::Gone if host.process.is_some() => Some(format!("{} is gone, and runs", host.name)),
+        _ => None,
+    })
+}
+
 /// What is not as it should be; packets count from a time on.
 pub(crate) fn missing(world: &World, since: u64) -> Option<String> {
     let (members, peers) = {
         let scene = world.scene();
         let all = |is_member| -> Option<Vec<Arc<Member>>> {
-            let hosts = scene.hosts.iter().filter(|h| h.is_member == is_member);
+            let belongs = |h: &&Host| h.is_member == is_member && h.part == Part::In;
+            let hosts = scene.hosts.iter().filter(belongs);
             hosts.map(|h| h.member.clone()).collect()
         };
+        if let Some(what) = unfinished(&scene.hosts) {
+            return Some(what);
+        }
         (all(true), all(false))
     };
     let (Some(members), Some(peers)) = (members, peers) else {
@@ -83,7 +100,8 @@ pub(crate) fn same_state(world: &World) {
     const LOOKS: usize = 200;
     let members: Vec<Arc<Member>> = {
         let scene = world.scene();
-        let all = scene.hosts.iter().filter(|h| h.is_member);
+        let belongs = |h: &&Host| h.is_member && h.part == Part::In;
+        let all = scene.hosts.iter().filter(belongs);
         all.filter_map(|h| h.member.clone()).collect()
     };
     for _ in 0..LOOKS {

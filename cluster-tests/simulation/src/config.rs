@@ -139,7 +139,10 @@ pub(crate) fn listens(n: usize) -> String {
     format!("10.77.0.{n}:4510")
 }
 
-/// The configuration of a member.
+/// The file with the token of a member that joins.
+pub(crate) const TOKEN: &str = "token";
+
+/// The configuration of a member: one of the first so many, or one that joins them.
 pub(crate) fn member(
     n: usize,
     count: usize,
@@ -150,14 +153,22 @@ pub(crate) fn member(
     let mut out = format!(
         "[member]\nname = 'm{n}'\nworkers = 2\nstate_dir = '{}'\n\
          [cluster]\nlisten = '{}'\nca = 'ca.pem'\ncert = 'm.pem'\nkey = 'm.key'\n\
-         lease = '1100ms'\nrenew = '120ms'\nheartbeat = '60ms'\nelection_min = '180ms'\nelection_max = '300ms'\nmembers = [",
+         lease = '1100ms'\nrenew = '120ms'\nheartbeat = '60ms'\nelection_min = '180ms'\nelection_max = '300ms'\n",
         directory.display(),
         listens(n)
     );
+    let joins = n > count;
+    out.push_str(if joins { "join = [" } else { "members = [" });
     for m in 1..=count {
-        let _ = write!(out, "{{ name = 'm{m}', address = '{}' }},", listens(m));
+        let _ = match joins {
+            true => write!(out, "'{}',", listens(m)),
+            false => write!(out, "{{ name = 'm{m}', address = '{}' }},", listens(m)),
+        };
     }
     out.push_str("]\n");
+    if joins {
+        let _ = writeln!(out, "join_token_file = '{TOKEN}'");
+    }
     out.push_str(RETRANSMIT);
     for gateway in gateways {
         let _ = writeln!(

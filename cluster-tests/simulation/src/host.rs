@@ -1,7 +1,9 @@
 //! A host and the process on it: the real member, on a machine of the simulation.
 
 use crate::{
+    checks::violated,
     conductor::{self, MICRO, Pid},
+    config::TOKEN,
     network::HostId,
     plane::Plane,
     script::Act,
@@ -20,9 +22,25 @@ use evergate_server::{
     machine::{self, Front, Fronts, Machine, Switch},
     member::{self, Member},
 };
-use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet, io::Write, net::IpAddr, os::unix::fs::OpenOptionsExt, path::PathBuf,
+    sync::Arc, time::Duration,
+};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+
+/// Whether a host belongs to the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// Not yet: it is not started.
+    Absent,
+    /// It does, or is a peer.
+    In,
+    /// It is being removed, or replaced.
+    Leaving,
+    /// No more.
+    Gone,
+}
 
 /// What a process is asked to do.
 pub(crate) enum Order {
@@ -30,6 +48,10 @@ pub(crate) enum Order {
     Stop,
     /// To have a gateway moved to a member.
     Move(GatewayId, String),
+    /// To have a host let in, perhaps in the place of another.
+    Add(HostId, Option<HostId>),
+    /// To have a host removed.
+    Remove(HostId),
 }
 
 /// A host, and the process on it.
@@ -47,6 +69,9 @@ pub(crate) struct Host {
     pub(crate) disk: Disk,
     /// How fast its clocks go.
     pub(crate) ppm: i64,
+    pub(crate) part: Part,
+    /// When somebody was last asked to remove it; zero if nobody was.
+    pub(crate) asked: u64,
     pub(crate) process: Option<Pid>,
     pub(crate) plane: Option<Arc<Plane>>,
     pub(crate) door: Option<Arc<Door>>,
@@ -59,6 +84,8 @@ pub(crate) struct Host {
     pub(crate) guarded: BTreeSet<IpAddr>,
     pub(crate) deadly_send: Option<Deadly>,
     pub(crate) deadly_append: Option<Deadly>,
+    /// Its disk has lost something, which the next start must notice.
+    pub(crate) damaged: bool,
     /// How long its disk takes, in nanoseconds.
     pub(crate) disk_delay: u64,
 }
@@ -68,7 +95,7 @@ impl Host {
     pub(crate) fn start(world: &World, host: HostId) {
         let mut scene = world.scene();
         let this = &mut scene.hosts[host];
-        if this.process.is_some() {
+        if this.process.is_some() || matches!(this.part, Part::Absent | Part::Gone) {
             return;
         }
         let process = conductor::new_process();
@@ -142,9 +169,12 @@ fn live(
             Ok(member) => Arc::new(member),
             Err(e) => {
                 say!("does not start: {e:#}");
-                return;
+                return not_started(machine, &format!("{e:#}"));
             }
         };
+        if world().scene().hosts[machine.host].damaged {
+            violated("a damaged store is not gone on with", "it was");
+        }
         world().scene().hosts[machine.host].member = Some(Arc::clone(&member));
         loop {
             tokio::select! {
@@ -157,6 +187,12 @@ fn live(
                     Some(Order::Stop) => {
                         member.stop().await;
                         return;
+                    }
+                    Some(Order::Add(host, replaces)) => {
+                        tokio::spawn(add(Arc::clone(&member), host, replaces));
+                    }
+                    Some(Order::Remove(host)) => {
+                        tokio::spawn(remove(Arc::clone(&member), host));
                     }
                     Some(Order::Move(gateway, to)) => {
                         if let Err(e) = member.move_gateway(gateway, &to).await {
@@ -174,6 +210,80 @@ fn live(
         Event::Act(Act::Start(machine.host)),
     );
     Host::kill(world(), machine.host, false);
+}
+
+/// A process has not started. An operator does what it says.
+fn not_started(machine: &SimulatedMachine, why: &str) {
+    let world = world();
+    let mut scene = world.scene();
+    let host = &mut scene.hosts[machine.host];
+    if host.damaged {
+        if !why.contains("move the directory away") {
+            drop(scene);
+            violated("a damaged store is not gone on with", why);
+        }
+        host.damaged = false;
+        host.disk.wipe();
+    } else if why.contains("token") {
+        // Clocks that jump make tokens expire.
+        host.part = Part::Absent;
+        let again = Act::Join {
+            host: machine.host,
+            replaces: None,
+        };
+        drop(scene);
+        world.schedule(conductor::now() + conductor::SECOND, Event::Act(again));
+    }
+}
+
+/// Has a host let in, and starts it.
+async fn add(member: Arc<Member>, host: HostId, replaces: Option<HostId>) {
+    let (name, address, file, old) = {
+        let scene = world().scene();
+        let this = &scene.hosts[host];
+        let old = replaces.map(|old| scene.hosts[old].name.clone());
+        let file = this.directory.join(TOKEN);
+        (this.name.clone(), this.listens.clone(), file, old)
+    };
+    let added = member.add_member(&name, &address, old.as_deref()).await;
+    match added {
+        Ok(token) => {
+            let mut options = std::fs::OpenOptions::new();
+            options.write(true).create(true).truncate(true).mode(0o600);
+            let written = options
+                .open(&file)
+                .and_then(|mut f| f.write_all(token.as_bytes()));
+            written.expect("the file of a token");
+        }
+        // It was let in, and nobody was told.
+        Err(e) if e.contains("member already") => {}
+        Err(e) => {
+            say!("{name} is not let in: {e}");
+            let again = Act::Join { host, replaces };
+            let at = conductor::now() + conductor::SECOND;
+            return world().schedule(at, Event::Act(again));
+        }
+    }
+    let mut scene = world().scene();
+    if scene.hosts[host].part == Part::Absent {
+        scene.hosts[host].part = Part::In;
+        if let Some(old) = replaces {
+            let old = &mut scene.hosts[old];
+            (old.part, old.asked) = (Part::Leaving, conductor::now());
+        }
+        let what = replaces.map_or("member added", |_| "member replaced");
+        *scene.happened.entry(what).or_default() += 1;
+    }
+    drop(scene);
+    world().schedule(conductor::now(), Event::Act(Act::Start(host)));
+}
+
+/// Has a host removed. Whether that was done is seen by who is a member.
+async fn remove(member: Arc<Member>, host: HostId) {
+    let name = world().scene().hosts[host].name.clone();
+    if let Err(e) = member.remove_member(&name).await {
+        say!("{name} is not removed: {e}");
+    }
 }
 
 /// The machine of a process.

@@ -4,7 +4,7 @@ use crate::{
     agreement,
     conductor::{self, MILLI, Random, SECOND},
     config::{self, Gateway, Peer},
-    host::Host,
+    host::{Host, Part},
     network::{HostId, Weather},
     script::{Act, Script},
     secrecy,
@@ -91,7 +91,9 @@ fn begin(
     random: &mut Random,
     directory: &Path,
 ) -> anyhow::Result<(&'static World, Script)> {
-    let members = if random.one_in(4) { 5 } else { 3 };
+    let first = if random.one_in(4) { 5 } else { 3 };
+    // Three may become four.
+    let members = if first == 3 { 4 } else { first };
     let gateways = config::gateways(u8::try_from(random.range(1, 4))?);
     let peers: Vec<Peer> = (1..=u8::try_from(random.range(2, 4))?)
         .map(|n| Peer::draw(n, &gateways, random))
@@ -102,7 +104,8 @@ fn begin(
         let pair = pki::issue(&authority, &format!("m{n}"))?;
         let directory = place(directory, &format!("m{n}"))?;
         hosts.push(Host {
-            text: config::member(n, members, &gateways, &peers, &directory),
+            text: config::member(n, first, &gateways, &peers, &directory),
+            part: if n > first { Part::Absent } else { Part::In },
             listens: config::listens(n),
             is_member: true,
             credentials: Some(Credentials {
@@ -122,12 +125,13 @@ fn begin(
         });
     }
     say!(
-        "{members} members, {} gateways, {} peers: {peers:?}",
+        "{first} members, {} gateways, {} peers: {peers:?}",
         gateways.len(),
         peers.len()
     );
     let script = Script {
         members,
+        first,
         hosts: hosts.len(),
         gateways: addresses(&gateways),
         from: 0,
@@ -168,7 +172,10 @@ fn host(name: String, directory: PathBuf, random: &mut Random) -> Host {
         guarded: BTreeSet::new(),
         deadly_send: None,
         deadly_append: None,
+        damaged: false,
         disk_delay: 0,
+        part: Part::In,
+        asked: 0,
     }
 }
 
@@ -209,7 +216,7 @@ fn run(world: &'static World, script: &Script, strict: bool, random: &mut Random
     let scene = world.scene();
     format!(
         "{} members, {:.1} s, well {:.1} s after the last fault, {} IKE messages, {} ESP packets, {} silenced",
-        script.members,
+        script.first,
         seconds(conductor::now()),
         seconds(conductor::now() - healed),
         scene.checks.ike,

@@ -4,12 +4,12 @@ use crate::{
     checks,
     conductor::{self, MILLI, Random, SECOND},
     config::{PROTECTED, Peer},
-    host::{Host, Order},
+    host::{Host, Order, Part},
     network::{HostId, Weather},
     trace::say,
     world::{Deadly, Event, World},
 };
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 /// Something that happens.
 #[derive(Clone, Debug)]
@@ -43,10 +43,30 @@ pub(crate) enum Act {
     DeadlyAppend { host: HostId, deadly: Deadly },
     /// A gateway is to be handed over.
     Move { gateway: IpAddr, to: HostId },
+    /// The disk of a host loses something, while its process is dead.
+    BadDisk { host: HostId, loss: Loss },
+    /// A host is to become a member, perhaps in the place of another.
+    Join {
+        host: HostId,
+        replaces: Option<HostId>,
+    },
+    /// A host is to be a member no more.
+    Remove(HostId),
     /// Packets between a peer and the protected network.
     Traffic(usize),
     /// What is looked at from time to time.
     Look,
+}
+
+/// What a disk loses.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Loss {
+    /// All.
+    Everything,
+    /// A bit of something flips.
+    Bit(u64),
+    /// The last entries.
+    Tail(u64),
 }
 
 /// How often a peer's traffic has its turn, in milliseconds.
@@ -105,6 +125,21 @@ impl Act {
             Self::DeadlyAppend { host, deadly } => {
                 world.scene().hosts[host].deadly_append = Some(deadly);
             }
+            Self::BadDisk { host, loss } => bad_disk(world, host, loss),
+            Self::Join { host, replaces } => {
+                let absent = world.scene().hosts[host].part == Part::Absent;
+                if absent && !ask_any(world, || Order::Add(host, replaces)) {
+                    let again = Event::Act(Self::Join { host, replaces });
+                    world.schedule(conductor::now() + SECOND, again);
+                }
+            }
+            Self::Remove(host) => {
+                if world.scene().hosts[host].part != Part::In {
+                    return;
+                }
+                let this = &mut world.scene().hosts[host];
+                (this.part, this.asked) = (Part::Leaving, 0);
+            }
             Self::Move { gateway, to } => move_gateway(world, gateway, to),
             Self::Traffic(peer) => traffic(world, peer),
             Self::Look => look(world),
@@ -124,6 +159,14 @@ impl Act {
             Self::SlowDisk { delay: 1.., .. } => "slow disk",
             Self::TornAppend { .. } => "torn append",
             Self::FullDisk(_) => "full disk",
+            Self::BadDisk {
+                loss: Loss::Everything,
+                ..
+            } => "lost disk",
+            Self::BadDisk {
+                loss: Loss::Bit(_), ..
+            } => "bit rot",
+            Self::BadDisk { .. } => "lost tail",
             Self::Move { .. } => "handover",
             _ => return None,
         })
@@ -158,6 +201,47 @@ fn order(world: &World, host: HostId, order: Order) {
         let _ = orders.send(order);
         std::mem::forget(orders);
     }
+}
+
+/// A machine goes off, and its disk is not what it was when it comes back. One host in a cluster may have that: with more, what was committed is lost.
+fn bad_disk(world: &World, host: HostId, loss: Loss) {
+    let running = world.scene().hosts[host].process.is_some();
+    if !running {
+        return;
+    }
+    Act::Kill {
+        host,
+        machine: true,
+    }
+    .perform(world);
+    let mut scene = world.scene();
+    let this = &mut scene.hosts[host];
+    match loss {
+        Loss::Everything => this.disk.wipe(),
+        Loss::Bit(pick) => this.damaged = this.disk.rot(pick),
+        Loss::Tail(count) => this.damaged = this.disk.lose_tail(count),
+    }
+}
+
+/// Gives an order to any member that runs; whether there is one.
+fn ask_any(world: &World, order_of: impl Fn() -> Order) -> bool {
+    let hosts: Vec<HostId> = {
+        let scene = world.scene();
+        let runs = |h: &Host| h.is_member && h.member.is_some() && h.part == Part::In;
+        let all = scene.hosts.iter().enumerate();
+        all.filter(|(_, h)| runs(h)).map(|(at, _)| at).collect()
+    };
+    let awake = |host: &HostId| {
+        let process = world.scene().hosts[*host].process;
+        process.is_some_and(|p| conductor::paused_until(p).is_none())
+    };
+    let hosts: Vec<HostId> = hosts.into_iter().filter(awake).collect();
+    if hosts.is_empty() {
+        return false;
+    }
+    let host = *world.scene().random.pick(&hosts);
+    order(world, host, order_of());
+    true
 }
 
 /// Packets that had passed the gate when a process was stopped leave when it goes on.
@@ -265,17 +349,31 @@ fn move_gateway(world: &World, gateway: IpAddr, to: HostId) {
 /// Looks at the state of all members.
 fn look(world: &World) {
     world.schedule(conductor::now() + 150 * MILLI, Event::Act(Act::Look));
+    let mut there: BTreeSet<String> = BTreeSet::new();
+    let mut looked = 0;
     for (member, process) in world.running() {
         if conductor::paused_until(process).is_none() {
             member.replica().read(checks::addresses);
         }
+        let all = member.replica().cluster().members();
+        looked += usize::from(all.len() > 1);
+        there.extend(all.into_iter().map(|m| m.name));
         std::mem::forget(member);
+    }
+    // One alone could believe what is not committed.
+    if looked > 1 {
+        world.gone(&there);
+    }
+    for host in world.to_remove() {
+        ask_any(world, || Order::Remove(host));
     }
 }
 
 /// Faults between two times.
 pub(crate) struct Script {
     pub(crate) members: usize,
+    /// So many of them form the cluster; one more may join.
+    pub(crate) first: usize,
     pub(crate) hosts: usize,
     pub(crate) gateways: Vec<IpAddr>,
     pub(crate) from: u64,
@@ -288,12 +386,46 @@ impl Script {
         let mut acts = Vec::new();
         // Which kinds of faults there are: with all at once each would hide others.
         let kinds: Vec<u64> = (0..random.range(2, 6)).map(|_| random.below(13)).collect();
+        self.rare(random, &mut acts);
         for _ in 0..random.range(4, 14) {
             let at = random.range(self.from, self.to);
             let kind = *random.pick(&kinds);
             self.fault(kind, at, random, &mut acts);
         }
         acts
+    }
+
+    /// What happens to a cluster at most once: a disk is lost, members come or go.
+    fn rare(&self, random: &mut Random, acts: &mut Vec<(u64, Act)>) {
+        let at = |random: &mut Random| random.range(self.from, self.to);
+        let host = usize::try_from(random.below(self.first as u64)).unwrap_or_default();
+        if random.one_in(4) {
+            let loss = match random.below(3) {
+                0 => Loss::Everything,
+                1 => Loss::Bit(random.next()),
+                _ => Loss::Tail(random.range(1, 40)),
+            };
+            acts.push((at(random), Act::BadDisk { host, loss }));
+        }
+        if !random.one_in(3) {
+            return;
+        }
+        let (at, host) = (at(random), (host + 1) % self.first);
+        let replaces = random.one_in(2).then_some(host);
+        if self.first == self.members {
+            acts.push((at, Act::Remove(host)));
+        } else {
+            let newcomer = self.first;
+            let joins = Act::Join {
+                host: newcomer,
+                replaces,
+            };
+            acts.push((at, joins));
+            if replaces.is_none() && random.one_in(2) {
+                let later = at + random.range(500, 4000) * MILLI;
+                acts.push((later, Act::Remove(host)));
+            }
+        }
     }
 
     fn member(&self, random: &mut Random) -> HostId {

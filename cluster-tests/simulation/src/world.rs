@@ -4,7 +4,7 @@ use crate::{
     checks::{self, Checks},
     conductor::{self, MICRO, Pid, Random},
     config::Peer,
-    host::Host,
+    host::{Host, Part},
     network::{Cuts, HostId, Weather},
     plane::Esp,
     script::Act,
@@ -13,7 +13,7 @@ use crate::{
 };
 use evergate_server::member::Member;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     ops::Range,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
@@ -152,9 +152,41 @@ impl World {
     pub(crate) fn cancel_faults(&self) {
         let mut scene = self.scene();
         scene.events.retain(|_, event| match event {
-            Event::Act(act) => matches!(act, Act::Start(_) | Act::Traffic(_) | Act::Look),
+            Event::Act(act) => {
+                matches!(
+                    act,
+                    Act::Start(_) | Act::Traffic(_) | Act::Look | Act::Join { .. } | Act::Remove(_)
+                )
+            }
             _ => true,
         });
+    }
+
+    /// Who was to leave, and is none of those that are members as any member sees it, is gone: it must not start again.
+    pub(crate) fn gone(&self, there: &BTreeSet<String>) {
+        let scene = &mut *self.scene();
+        for host in &mut scene.hosts {
+            let left = host.part == Part::Leaving && !there.contains(&host.name);
+            if left {
+                host.part = Part::Gone;
+                *scene.happened.entry("member removed").or_default() += 1;
+            }
+        }
+    }
+
+    /// Who is to be removed, and was not asked for lately: whoever was asked may have died.
+    pub(crate) fn to_remove(&self) -> Vec<HostId> {
+        const AGAIN: u64 = 3 * conductor::SECOND;
+        let now = conductor::now();
+        let mut scene = self.scene();
+        let hosts = scene.hosts.iter_mut().enumerate();
+        let due = hosts
+            .filter(|(_, h)| h.part == Part::Leaving && (h.asked == 0 || h.asked + AGAIN < now));
+        due.map(|(at, host)| {
+            host.asked = now;
+            at
+        })
+        .collect()
     }
 
     /// What is known. Nothing may be woken, or wait, while it is held.

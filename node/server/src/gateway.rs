@@ -139,6 +139,7 @@ pub(crate) async fn start_on(
         weight: member.weight,
     };
     tasks.spawn(put_in_place(Arc::clone(&node), place, stop.clone()));
+    admin::answer_others(&node);
     Ok(Running {
         node,
         stop,
@@ -383,6 +384,11 @@ impl Running {
         member: &str,
     ) -> Result<(), String> {
         self.node.membership.ask_to_move(gateway, member).await
+    }
+
+    /// This process.
+    pub(crate) fn node(&self) -> &Arc<Node> {
+        &self.node
     }
 
     /// Returns when the member serves nothing any more, because the log or the data plane failed.

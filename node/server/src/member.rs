@@ -1,9 +1,10 @@
 //! A member on a machine of the caller's choice.
 
-use crate::{config, gateway, machine::Machine};
+use crate::{admin, config, gateway, machine::Machine};
 use anyhow::bail;
 use evergate_cluster::{ClusterKey, Replica};
 use evergate_ike::record::GatewayId;
+use evergate_proto::admin::{AddMemberRequest, RemoveMemberRequest};
 use std::path::Path;
 
 /// A running member.
@@ -41,6 +42,37 @@ impl Member {
     /// Why that cannot be, as a sentence.
     pub async fn move_gateway(&self, gateway: GatewayId, member: &str) -> Result<(), String> {
         self.0.move_gateway(gateway, member).await
+    }
+
+    /// Has a member let in, which may replace another one: yields the token that it joins with.
+    ///
+    /// # Errors
+    /// Why that cannot be, as a sentence.
+    pub async fn add_member(
+        &self,
+        name: &str,
+        address: &str,
+        replaces: Option<&str>,
+    ) -> Result<String, String> {
+        let request = AddMemberRequest {
+            name: name.to_owned(),
+            address: address.to_owned(),
+            replaces: replaces.unwrap_or_default().to_owned(),
+            ..AddMemberRequest::default()
+        };
+        admin::add_member(self.0.node(), request).await
+    }
+
+    /// Has a member removed.
+    ///
+    /// # Errors
+    /// Why that cannot be, as a sentence; it may still happen.
+    pub async fn remove_member(&self, name: &str) -> Result<(), String> {
+        let request = RemoveMemberRequest {
+            name: name.to_owned(),
+            ..RemoveMemberRequest::default()
+        };
+        admin::remove_member(self.0.node(), request).await
     }
 
     /// Returns when the member serves nothing any more, because the log or the data plane failed.

@@ -159,6 +159,9 @@ unsafe extern "C" fn clock_gettime(clock: clockid_t, at: *mut timespec) -> c_int
         // SAFETY: the caller's business.
         return unsafe { real::clock_gettime(clock, at) };
     }
+    if core().is_greedy() {
+        threads::hand_over();
+    }
     let (monotonic, wall) = core().clocks();
     let time = match clock {
         libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_COARSE => wall,

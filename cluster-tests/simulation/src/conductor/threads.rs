@@ -18,6 +18,9 @@ const EPOCH: u64 = 1_772_323_200 * SECOND;
 /// The machines have been up for so long then.
 const UPTIME: u64 = 100_000 * SECOND;
 
+/// Who reads a clock so often without waiting for anything keeps others from their work.
+const GREEDY: u32 = 2_000;
+
 /// Not a time.
 pub(super) const NEVER: u64 = u64::MAX;
 
@@ -97,6 +100,8 @@ pub(super) struct Core {
     pub(super) dirty: bool,
     order: Random,
     entropy: Random,
+    /// How often a clock was read since another thread had its turn.
+    looks: u32,
     threads: Vec<Thread>,
     /// Those that are not over, nor of a dead process.
     live: Vec<usize>,
@@ -126,6 +131,7 @@ impl Core {
             dirty: false,
             order: Random::new(seeds.next()),
             entropy: Random::new(seeds.next()),
+            looks: 0,
             threads: Vec::new(),
             live: Vec::new(),
             processes: Vec::new(),
@@ -224,7 +230,13 @@ impl Core {
     pub(super) fn clocks(&mut self) -> (u64, u64) {
         // Reading a clock takes time, so that who waits by looking at it gets on.
         self.now += 60;
+        self.looks += 1;
         self.clocks_of(self.process())
+    }
+
+    /// Whether this thread does nothing but look at the clock, as far as one can see: others have a turn, too.
+    pub(super) fn is_greedy(&self) -> bool {
+        self.looks > GREEDY
     }
 
     pub(super) fn clocks_of(&self, process: Pid) -> (u64, u64) {
@@ -318,6 +330,7 @@ impl Core {
             if self.ready.is_empty() {
                 continue;
             }
+            self.looks = 0;
             let at = self.order.below(self.ready.len() as u64);
             let index = self.ready[usize::try_from(at).unwrap_or_default()];
             self.now += self.order.range(300, 2_000);

@@ -104,10 +104,8 @@ impl Forwarder {
             loop {
                 match self.send(&route, next).await {
                     Ok(sent) => next = sent,
-                    Err(()) => {
-                        self.pause().await;
-                        break;
-                    }
+                    Err(()) if !self.pause().await => return,
+                    Err(()) => break,
                 }
                 tokio::select! {
                     changed = self.leader.changed() => {
@@ -120,7 +118,9 @@ impl Forwarder {
                     }
                     () = self.own.window.changed.notified() => {}
                     () = broken.notified() => {
-                        self.pause().await;
+                        if !self.pause().await {
+                            return;
+                        }
                         break;
                     }
                     () = time::sleep(self.patience) => {
@@ -139,11 +139,14 @@ impl Forwarder {
         }
     }
 
-    /// Waits a little, but not when there is another leader.
-    async fn pause(&mut self) {
-        let _ = time::timeout(PAUSE, self.leader.changed()).await;
+    /// Waits a little, but not when there is another leader. Whether this goes on: nobody tells who leads any more once Raft is over.
+    async fn pause(&mut self) -> bool {
+        if let Ok(Err(_)) = time::timeout(PAUSE, self.leader.changed()).await {
+            return false;
+        }
         // Whoever it is, it is looked at again.
         self.leader.mark_changed();
+        true
     }
 
     fn route(&self, leader: Option<&Leader>, broken: &Arc<Notify>) -> Route {

@@ -36,12 +36,61 @@ impl fmt::Debug for Watcher {
 struct Content {
     watcher: Option<Watcher>,
     meta: Meta,
-    entries: BTreeMap<u64, Vec<u8>>,
-    snapshot: Option<(u64, Vec<u8>)>,
+    entries: BTreeMap<u64, Blob>,
+    snapshot: Option<(u64, Blob)>,
+    /// The index after the last that was ever durable here and was not removed on purpose.
+    end: u64,
     appends: u64,
     broken: Option<Broken>,
     /// Which opening owns the disk: what was opened before can no longer write.
     opening: u64,
+}
+
+/// What is stored, with the checksum that the real store has, too.
+#[derive(Clone, Debug)]
+struct Blob {
+    bytes: Vec<u8>,
+    sum: u32,
+}
+
+impl Blob {
+    fn new(bytes: Vec<u8>) -> Self {
+        let sum = crc32fast::hash(&bytes);
+        Self { bytes, sum }
+    }
+
+    fn check(&self, what: fmt::Arguments<'_>) -> Result<&[u8], StoreError> {
+        if crc32fast::hash(&self.bytes) == self.sum {
+            return Ok(&self.bytes);
+        }
+        Err(StoreError::Damaged {
+            path: "memory".into(),
+            what: what.to_string(),
+        })
+    }
+}
+
+impl Content {
+    /// What opening the real store looks at.
+    fn check(&self) -> Result<(), StoreError> {
+        for (index, entry) in &self.entries {
+            entry.check(format_args!("entry {index}"))?;
+        }
+        if let Some((number, snapshot)) = &self.snapshot {
+            snapshot.check(format_args!("snapshot {number}"))?;
+        }
+        let purged = self.meta.purged.map_or(0, |(_, index)| index + 1);
+        let last = self.entries.last_key_value();
+        let found = last.map_or(0, |(index, _)| index + 1).max(purged);
+        if found < self.end {
+            return Err(StoreError::LostTail {
+                path: "memory".into(),
+                found: found.saturating_sub(1),
+                expected: self.end - 1,
+            });
+        }
+        Ok(())
+    }
 }
 
 /// How a disk is broken.
@@ -60,18 +109,59 @@ impl Disk {
     }
 
     /// Opens the disk after a crash or for the first time. Stores that were opened before can write no more, as if their process was dead.
-    pub(super) fn open(&self) -> Opened {
+    ///
+    /// # Errors
+    /// If something on it is damaged or missing.
+    pub(super) fn open(&self) -> Result<Opened, StoreError> {
         let mut content = self.lock();
+        content.check()?;
         content.opening += 1;
         let store = MemoryStore {
             disk: self.clone(),
             opening: content.opening,
         };
-        Opened {
+        let entries = content.entries.iter();
+        Ok(Opened {
             store: Box::new(store.clone()),
             snapshots: Arc::new(store),
-            entries: content.entries.clone().into_iter().collect(),
+            entries: entries.map(|(n, e)| (*n, e.bytes.clone())).collect(),
+        })
+    }
+
+    /// A bit of what is on it flips, which one follows from `pick`. Nothing happens to an empty disk. Whether it was hit.
+    pub fn rot(&self, pick: u64) -> bool {
+        let mut content = self.lock();
+        let Content {
+            entries, snapshot, ..
+        } = &mut *content;
+        let blobs = entries.values_mut();
+        let mut blobs: Vec<&mut Blob> = blobs.chain(snapshot.iter_mut().map(|(_, b)| b)).collect();
+        let Some(blob) = pick_of(&mut blobs, pick) else {
+            return false;
+        };
+        match pick_of(&mut blob.bytes, pick >> 16) {
+            Some(byte) => *byte ^= 1 << (pick >> 48 & 7),
+            None => return false,
         }
+        true
+    }
+
+    /// The last entries are gone, as if they had never become durable. Whether there was any.
+    pub fn lose_tail(&self, count: u64) -> bool {
+        let mut content = self.lock();
+        let lost = (0..count).filter_map(|_| content.entries.pop_last());
+        lost.count() > 0
+    }
+
+    /// Everything on it is gone, and it works.
+    pub fn wipe(&self) {
+        let mut content = self.lock();
+        let (watcher, opening) = (content.watcher.take(), content.opening);
+        *content = Content {
+            watcher,
+            opening,
+            ..Content::default()
+        };
     }
 
     /// From now on nothing can be written any more, or it can again.
@@ -108,20 +198,28 @@ impl Disk {
 
     /// The entries that are on it.
     pub fn entries(&self) -> Vec<Vec<u8>> {
-        self.lock().entries.values().cloned().collect()
+        let content = self.lock();
+        content.entries.values().map(|e| e.bytes.clone()).collect()
     }
 
     /// All that is on it, entries and snapshots.
     pub fn content(&self) -> Vec<Vec<u8>> {
         let content = self.lock();
-        let snapshot = content.snapshot.iter().map(|(_, bytes)| bytes);
-        content.entries.values().chain(snapshot).cloned().collect()
+        let snapshot = content.snapshot.iter().map(|(_, blob)| blob);
+        let all = content.entries.values().chain(snapshot);
+        all.map(|blob| blob.bytes.clone()).collect()
     }
 
     /// Changes entries as no disk should.
     #[cfg(test)]
     pub(crate) fn change(&self, change: impl FnOnce(&mut BTreeMap<u64, Vec<u8>>)) {
-        change(&mut self.lock().entries);
+        let mut content = self.lock();
+        let entries = std::mem::take(&mut content.entries).into_iter();
+        let mut entries = entries.map(|(n, e)| (n, e.bytes)).collect();
+        change(&mut entries);
+        let changed = entries.into_iter().map(|(n, e)| (n, Blob::new(e)));
+        content.entries = changed.collect();
+        content.end = 0;
     }
 
     fn lock(&self) -> MutexGuard<'_, Content> {
@@ -185,7 +283,8 @@ impl Store for MemoryStore {
             }
         };
         for (index, entry) in (first..).zip(&entries[..count]) {
-            content.entries.insert(index, entry.clone());
+            content.entries.insert(index, Blob::new(entry.clone()));
+            content.end = index + 1;
         }
         content.appends += 1;
         if torn {
@@ -200,13 +299,17 @@ impl Store for MemoryStore {
     fn read(&self, range: Range<u64>) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
         let content = self.content()?;
         let found = content.entries.range(range);
-        Ok(found
-            .map(|(index, entry)| (*index, entry.clone()))
-            .collect())
+        let checked = found.map(|(index, entry)| {
+            let bytes = entry.check(format_args!("entry {index}"))?;
+            Ok((*index, bytes.to_vec()))
+        });
+        checked.collect()
     }
 
     fn truncate(&mut self, from: u64) -> Result<(), StoreError> {
-        self.writable()?.entries.split_off(&from);
+        let mut content = self.writable()?;
+        content.entries.split_off(&from);
+        content.end = content.end.min(from);
         Ok(())
     }
 
@@ -235,13 +338,19 @@ impl Snapshots for MemoryStore {
     fn read(&self, number: u64) -> Result<Vec<u8>, StoreError> {
         let content = self.disk.lock();
         let found = content.snapshot.as_ref().filter(|(n, _)| *n == number);
-        found
-            .map(|(_, bytes)| bytes.clone())
-            .ok_or(StoreError::Simulated("there is no such snapshot"))
+        let found = found.ok_or(StoreError::Simulated("there is no such snapshot"))?;
+        let bytes = found.1.check(format_args!("snapshot {number}"))?;
+        Ok(bytes.to_vec())
     }
 
     fn write(&self, number: u64, bytes: &[u8]) -> Result<(), StoreError> {
-        self.writable()?.snapshot = Some((number, bytes.to_vec()));
+        self.writable()?.snapshot = Some((number, Blob::new(bytes.to_vec())));
         Ok(())
     }
+}
+
+/// One of several, any.
+fn pick_of<T>(all: &mut [T], pick: u64) -> Option<&mut T> {
+    let count = u64::try_from(all.len()).ok().filter(|n| *n > 0)?;
+    all.get_mut(usize::try_from(pick % count).ok()?)
 }

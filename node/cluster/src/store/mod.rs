@@ -89,7 +89,7 @@ impl Storage {
     pub(crate) fn open(&self) -> Result<Opened, StoreError> {
         match self {
             Self::Directory(dir) => sled::open(dir),
-            Self::Memory(disk) => Ok(disk.open()),
+            Self::Memory(disk) => disk.open(),
         }
     }
 }

@@ -40,6 +40,35 @@ use tracing::{error, warn};
 /// A policy document may have this many bytes.
 const MAX_DOCUMENT: usize = 16 << 20;
 
+/// Answers other members, whose operators ask for what this one has to do.
+pub(crate) fn answer_others(node: &Arc<Node>) {
+    forward::answer_others(node);
+}
+
+/// Lets a member in: yields the token with which it may join.
+///
+/// # Errors
+/// Why not, as a sentence.
+pub(crate) async fn add_member(
+    node: &Arc<Node>,
+    request: AddMemberRequest,
+) -> Result<String, String> {
+    let added = members::add(node, request).await;
+    added.map(|a| a.token).map_err(|s| s.message().to_owned())
+}
+
+/// Removes a member.
+///
+/// # Errors
+/// Why not, as a sentence.
+pub(crate) async fn remove_member(
+    node: &Arc<Node>,
+    request: RemoveMemberRequest,
+) -> Result<(), String> {
+    let removed = members::remove(node, request).await;
+    removed.map(drop).map_err(|s| s.message().to_owned())
+}
+
 /// Serves the API until told to stop; then the socket is removed.
 ///
 /// # Errors
@@ -57,7 +86,6 @@ pub(crate) async fn serve(
         .register_encoded_file_descriptor_set(evergate_proto::DESCRIPTORS)
         .build_v1()
         .context("the descriptors cannot be served")?;
-    forward::answer_others(&node);
     let (health_reporter, health) = tonic_health::server::health_reporter();
     health_reporter.set_serving::<AdminServer<Service>>().await;
     let service = AdminServer::new(Service { node }).max_decoding_message_size(MAX_DOCUMENT);
