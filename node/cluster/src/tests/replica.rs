@@ -245,6 +245,32 @@ async fn a_failed_append_may_have_been_written() {
 }
 
 #[tokio::test]
+async fn a_disk_that_rots_or_loses_its_end_is_refused_until_it_is_empty() {
+    let damages: [(fn(&Disk) -> bool, &str); 3] = [
+        (|disk| disk.rot(0), "damaged"),
+        (|disk| disk.rot(u64::MAX / 3), "damaged"),
+        (|disk| disk.lose_tail(1), "ends at entry"),
+    ];
+    for (damage, said) in damages {
+        let disk = Disk::new();
+        assert!(!damage(&disk), "there is nothing on it");
+        let replica = on_disk(&disk).await;
+        taken(&replica).await;
+        replica.close().await;
+        assert!(damage(&disk));
+        let error = open(config(), Storage::Memory(disk.clone())).await;
+        let text = error.unwrap_err().to_string();
+        assert!(
+            text.contains(said) && text.contains("move the directory away"),
+            "{text}"
+        );
+        disk.wipe();
+        let replica = on_disk(&disk).await;
+        assert!(replica.read(|s| s.gateway(GW).is_none()));
+    }
+}
+
+#[tokio::test]
 async fn another_key_does_not_open_it() {
     let disk = Disk::new();
     taken(&on_disk(&disk).await).await;
