@@ -89,10 +89,10 @@ impl Pace {
 
 /// How many hosts for members there are, and how many members form the cluster.
 #[derive(Clone, Copy)]
-struct Plan {
-    hosts: usize,
-    forming: usize,
-    pace: Pace,
+pub(crate) struct Plan {
+    pub(crate) hosts: usize,
+    pub(crate) forming: usize,
+    pub(crate) pace: Pace,
 }
 
 /// In which direction a member is cut off.
@@ -288,52 +288,19 @@ impl<P: Endpoint> Trio<P> {
         Ok(())
     }
 
-    /// Members that run.
-    fn running(&mut self) -> Vec<usize> {
-        let runs = self.members.iter_mut().map(|m| m.process().is_ok());
-        let numbered = runs.enumerate().filter(|(_, runs)| *runs);
-        numbered.map(|(n, _)| n).collect()
-    }
-
     /// Waits until exactly one member that runs says that it serves a gateway, and returns its number.
     pub fn active(&mut self, gateway: &str) -> Result<usize> {
-        let running = self.running();
-        let mut found = 0;
-        until(secs(20), "one member is active", || {
-            let mut active = Vec::new();
-            for &n in &running {
-                if self.serves(n, gateway)? {
-                    active.push(n);
-                }
-            }
-            found = active.first().copied().unwrap_or(0);
-            Ok(active.len() == 1)
-        })?;
-        Ok(found)
+        active(&mut self.members, gateway)
     }
 
     /// Whether a member says that it serves a gateway.
     pub fn serves(&self, n: usize, gateway: &str) -> Result<bool> {
-        let status = self.members[n].status()?;
-        let gateways = status["gateways"].as_array().context("no gateways")?;
-        let this = |g: &&Value| g["name"] == *gateway && g["active"] == true;
-        Ok(gateways.iter().any(|g| this(&g)))
+        serves(&self.members[n], gateway)
     }
 
     /// The number of the member that leads.
     pub fn leader(&mut self) -> Result<usize> {
-        let running = self.running();
-        let mut found = 0;
-        until(secs(20), "there is a leader", || {
-            for &n in &running {
-                if self.members[n].status()?["leads"] == true {
-                    found = n;
-                    return Ok(true);
-                }
-            }
-            Ok(false)
-        })?;
-        Ok(found)
+        leader(&mut self.members)
     }
 
     /// Traffic between the networks every `interval` milliseconds, in this inner family.
@@ -422,6 +389,72 @@ impl<P: Endpoint> Trio<P> {
     }
 }
 
+/// Members that run.
+fn running(members: &mut [Member]) -> Vec<usize> {
+    let runs = members.iter_mut().map(|m| m.process().is_ok());
+    let numbered = runs.enumerate().filter(|(_, runs)| *runs);
+    numbered.map(|(n, _)| n).collect()
+}
+
+/// Waits until exactly one of those that run says that it serves a gateway, and returns its number.
+pub fn active(members: &mut [Member], gateway: &str) -> Result<usize> {
+    let running = running(members);
+    let mut found = 0;
+    until(secs(20), "one member is active", || {
+        let mut active = Vec::new();
+        for &n in &running {
+            if serves(&members[n], gateway)? {
+                active.push(n);
+            }
+        }
+        found = active.first().copied().unwrap_or(0);
+        Ok(active.len() == 1)
+    })?;
+    Ok(found)
+}
+
+/// Whether a member says that it serves a gateway.
+pub fn serves(member: &Member, gateway: &str) -> Result<bool> {
+    let status = member.status()?;
+    let gateways = status["gateways"].as_array().context("no gateways")?;
+    let this = |g: &&Value| g["name"] == *gateway && g["active"] == true;
+    Ok(gateways.iter().any(|g| this(&g)))
+}
+
+/// The number of the one that leads.
+pub fn leader(members: &mut [Member]) -> Result<usize> {
+    let running = running(members);
+    let mut found = 0;
+    until(secs(20), "there is a leader", || {
+        for &n in &running {
+            if members[n].status()?["leads"] == true {
+                found = n;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    })?;
+    Ok(found)
+}
+
+/// Moves a gateway to, or away from, the member that leads, and says which member it is on.
+pub fn place(members: &mut [Member], gateway: &str, on_leader: bool) -> Result<usize> {
+    until(secs(20), "the gateway is where it is wanted", || {
+        let (leader, active) = (leader(members)?, active(members, gateway)?);
+        if (leader == active) == on_leader {
+            return Ok(true);
+        }
+        let to = if on_leader {
+            leader
+        } else {
+            (leader + 1) % members.len()
+        };
+        members[leader].ctl(&["move", gateway, &format!("m{}", to + 1)])?;
+        Ok(false)
+    })?;
+    active(members, gateway)
+}
+
 /// Who sends a frame, if it is from an outer address of the usual gateway.
 fn speaker(frame: &[u8]) -> Option<String> {
     let source: &[u8] = match frame.get(12..14)? {
@@ -439,7 +472,7 @@ fn speaker(frame: &[u8]) -> Option<String> {
 }
 
 /// Makes the host `gw` of the lab two switches, and adds the members' hosts.
-fn wire(lab: &mut Lab, hosts: usize) -> Result<()> {
+pub(crate) fn wire(lab: &mut Lab, hosts: usize) -> Result<()> {
     lab.ip("gw", "link del up0")?;
     lab.ip("gw", "addr flush dev in0")?;
     for bridge in ["inner", "raft"] {
@@ -476,7 +509,7 @@ fn wire(lab: &mut Lab, hosts: usize) -> Result<()> {
 }
 
 /// Keys, certificates and configurations of the members.
-fn configure(
+pub(crate) fn configure(
     lab: &Lab,
     plan: Plan,
     gateways: &[Gateway],

@@ -4,11 +4,12 @@
 
 use anyhow::{Context, ensure};
 use evergate_cluster_tests::capture::{now, packets};
-use evergate_cluster_tests::cluster::{Gateway, MEMBERS, Pace, Trio};
+use evergate_cluster_tests::cluster::{Gateway, Pace, Trio, place};
 use evergate_cluster_tests::lab::Family::V4;
+use evergate_cluster_tests::log;
 use evergate_cluster_tests::packet::Body;
 use evergate_cluster_tests::strongswan::Esp;
-use evergate_cluster_tests::{Result, secs, until};
+use evergate_cluster_tests::{Result, secs};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::net::IpAddr;
@@ -79,27 +80,9 @@ fn main() -> Result<()> {
     report("kills of a leader that was not active", &group(false, None))
 }
 
-/// Moves the gateway to, or away from, the leader, and says which member it is on.
-fn place(trio: &mut Trio, gateway: &str, on_leader: bool) -> Result<usize> {
-    until(secs(20), "the gateway is where it is wanted", || {
-        let (leader, active) = (trio.leader()?, trio.active(gateway)?);
-        if (leader == active) == on_leader {
-            return Ok(true);
-        }
-        let to = if on_leader {
-            leader
-        } else {
-            (leader + 1) % MEMBERS
-        };
-        trio.members[leader].ctl(&["move", gateway, &format!("m{}", to + 1)])?;
-        Ok(false)
-    })?;
-    trio.active(gateway)
-}
-
 /// Kills a member under traffic, starts it again, and says what the takeover consisted of, in milliseconds.
 fn kill(trio: &mut Trio, gateway: &str, victim: Victim) -> Result<Value> {
-    let active = place(trio, gateway, victim == Victim::Leader)?;
+    let active = place(&mut trio.members, gateway, victim == Victim::Leader)?;
     let takeover = victim != Victim::Bystander;
     let dead = if takeover { active } else { trio.leader()? };
     // All members are as they were before the last kill, their connections too.
@@ -119,12 +102,7 @@ fn kill(trio: &mut Trio, gateway: &str, victim: Victim) -> Result<Value> {
             survivors += &member.log()?;
         }
     }
-    let when = |event: &str| {
-        let name = format!("event=\"{event}\"");
-        let lines = survivors.lines().filter(|line| line.contains(&name));
-        let times = lines.filter_map(timestamp);
-        times.filter(|at| *at > killed).min()
-    };
+    let when = |event: &str| log::first(&survivors, event, killed);
     // The first packet may come before the line that says so.
     let between = |from: u64, to: u64| (to as f64 - from as f64).max(0.0) / 1000.0;
     let mut result = json!({
@@ -165,22 +143,6 @@ fn first_packet(trio: &Trio, after: u64) -> Result<u64> {
         .context("no packet after the takeover")
 }
 
-/// The time at the beginning of a log line, 2026-01-02T03:04:05.678901Z, in microseconds of Unix time.
-fn timestamp(line: &str) -> Option<u64> {
-    let field = |from: usize, to: usize| line.get(from..to)?.parse::<u64>().ok();
-    let (year, month, day) = (field(0, 4)?, field(5, 7)?, field(8, 10)?);
-    // Days since 1970, with years that begin in March.
-    let (y, m) = if month > 2 {
-        (year, month - 3)
-    } else {
-        (year.checked_sub(1)?, month + 9)
-    };
-    let days =
-        (365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day).checked_sub(719_469)?;
-    let seconds = ((days * 24 + field(11, 13)?) * 60 + field(14, 16)?) * 60 + field(17, 19)?;
-    Some(seconds * 1_000_000 + field(20, 26)?)
-}
-
 fn report(what: &str, some: &[&Value]) -> Result<()> {
     if some.is_empty() {
         return Ok(());
@@ -218,24 +180,4 @@ fn report(what: &str, some: &[&Value]) -> Result<()> {
 
 fn say(line: &str) -> Result<()> {
     Ok(writeln!(std::io::stdout(), "{line}")?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn timestamps_of_log_lines_are_read() {
-        let at = |line| timestamp(line);
-        assert_eq!(at("1970-01-01T00:00:00.000001Z  INFO"), Some(1));
-        assert_eq!(
-            at("2024-02-29T12:30:15.250000Z x"),
-            Some(1_709_209_815_250_000)
-        );
-        assert_eq!(
-            at("2026-03-01T00:00:00.000000Z"),
-            Some(1_772_323_200_000_000)
-        );
-        assert_eq!(at("not a log line"), None);
-    }
 }

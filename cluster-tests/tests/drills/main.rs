@@ -12,6 +12,7 @@ mod cluster_fragments;
 mod cluster_hooks;
 mod cluster_hybrid;
 mod cluster_kernel;
+mod cluster_kills;
 mod cluster_many;
 mod cluster_membership;
 mod cluster_operators;

@@ -8,6 +8,7 @@ mod entry;
 pub mod failpoint;
 mod key;
 mod keyring;
+mod latency;
 pub mod lease;
 mod level;
 pub mod pki;
@@ -23,6 +24,7 @@ mod tests;
 
 pub use key::{ClusterKey, KeyError};
 pub use keyring::{KeyRing, RingError};
+pub use latency::Latencies;
 pub use plant::Plant;
 pub use queue::ProposeError;
 pub use replica::{Config, Replica, Stats};

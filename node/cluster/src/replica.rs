@@ -2,6 +2,7 @@
 
 use crate::{
     keyring::KeyRing,
+    latency::{Histogram, Latencies},
     level,
     queue::{Proposal, ProposeError, Queue},
     raft::{self, Cluster, JoinError, Life, RaftConfig, Sealed},
@@ -14,7 +15,7 @@ use std::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::sync::{Semaphore, oneshot, watch};
 
@@ -88,6 +89,7 @@ pub(crate) struct Shared {
     pub(crate) ended: watch::Sender<bool>,
     pub(crate) commits: AtomicU64,
     pub(crate) snapshots: AtomicU64,
+    latencies: Histogram,
     /// Up to which level the replicated format is understood here.
     pub(crate) level: Level,
     pub(crate) ring: KeyRing,
@@ -110,6 +112,7 @@ impl Shared {
             ended: watch::Sender::new(false),
             commits: AtomicU64::new(0),
             snapshots: AtomicU64::new(0),
+            latencies: Histogram::default(),
             level: config.level,
             ring: config.keys.clone(),
             sealed: Sealed::default(),
@@ -125,6 +128,7 @@ impl Shared {
             return Ok(Vec::new());
         }
         self.check_level(&commands)?;
+        let began = Instant::now();
         let permit = Arc::clone(&self.eager)
             .acquire_owned()
             .await
@@ -133,9 +137,11 @@ impl Shared {
         let proposal = Proposal::new(commands, Some(answer), permit)?;
         self.queue.push(proposal, self.tick)?;
         // No proposal is dropped without an answer; should that change, not to know is the safe reading.
-        outcome
-            .await
-            .unwrap_or_else(|_| Err(ProposeError::Failed("the member ended".into())))
+        let outcome = outcome.await;
+        if matches!(outcome, Ok(Ok(_))) {
+            self.latencies.count(began.elapsed());
+        }
+        outcome.unwrap_or_else(|_| Err(ProposeError::Failed("the member ended".into())))
     }
 
     /// What is newer than the level that is written, an older member could not read.
@@ -294,6 +300,11 @@ impl Replica {
             snapshots: shared.snapshots.load(Ordering::Relaxed),
             applied: *shared.applied.borrow(),
         }
+    }
+
+    /// How long each proposal that somebody waited for took since it was opened: from when it was made until it was durable and applied here.
+    pub fn latencies(&self) -> Latencies {
+        self.0.shared.latencies.read()
     }
 
     /// Accepts nothing more, commits what waits, and returns when the log is closed.

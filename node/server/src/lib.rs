@@ -101,3 +101,14 @@ fn finish(result: anyhow::Result<()>) -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_as_clap_wants_it() {
+        Arguments::command().debug_assert();
+    }
+}

@@ -8,7 +8,7 @@ use evergate_ike::{
     record::{Child, Fate, Mode, Phase, Record, Role},
 };
 use evergate_proto::admin::{self, ChildFate, GetStatusResponse, IkePhase, IkeSa, ListSasRequest};
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 /// What this member is and does.
 pub(super) fn status(node: &Node) -> GetStatusResponse {
@@ -34,6 +34,7 @@ pub(super) fn status(node: &Node) -> GetStatusResponse {
             .nonzero()
             .map(|(reason, n)| (reason.to_owned(), n))
             .collect(),
+        commits: Some(commits(node)),
         ..GetStatusResponse::default()
     };
     let cluster = node.replica.cluster();
@@ -200,6 +201,19 @@ fn child_sa(node: &Node, child: &Child) -> admin::ChildSa {
 /// What the data plane here counted for a Child SA.
 pub(super) fn counted(node: &Node, spi_in: u32) -> Option<admin::ChildStats> {
     node.plane.stats(spi_in).map(|s| child_stats(&s))
+}
+
+fn commits(node: &Node) -> admin::Commits {
+    let (stats, latencies) = (node.replica.stats(), node.replica.latencies());
+    let latency = |(took, count): &(Duration, u64)| admin::Latency {
+        micros: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+        count: *count,
+    };
+    admin::Commits {
+        entries: stats.commits,
+        snapshots: stats.snapshots,
+        latencies: latencies.counts().iter().map(latency).collect(),
+    }
 }
 
 fn child_stats(stats: &ChildStats) -> admin::ChildStats {

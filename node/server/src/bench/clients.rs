@@ -199,6 +199,13 @@ impl Clients {
         Ok(&self.policy)
     }
 
+    /// All ask whether the responder is there so long after they heard it; zero for never.
+    pub(super) fn check_every(&mut self, delay: Duration) {
+        for connection in &mut self.policy.connections {
+            connection.dpd_delay = delay;
+        }
+    }
+
     /// The configuration of the client that was asked for last: its timers are those of all.
     pub(super) fn policy(&self) -> &Policy {
         &self.policy

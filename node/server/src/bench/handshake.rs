@@ -33,8 +33,9 @@ const SETTLE: Duration = Duration::from_millis(300);
 /// Deleting what was set up may take this long.
 const CLEANUP: Duration = Duration::from_secs(30);
 
-/// Arguments of `evergate bench handshake`.
+/// Arguments of `evergate bench handshake`, and of others that have the same peers.
 #[derive(Debug, clap::Args)]
+#[group(id = "peers")]
 pub(super) struct Options {
     /// The responder: a name or an address
     #[arg(long, value_name = "HOST")]

@@ -2,6 +2,7 @@
 
 use super::{
     clients::{CHILD, CONNECTION, Clients, Common, Spis},
+    ivs::IkeIvs,
     links::{Ends, Link},
     report::{Tally, reason},
 };
@@ -84,6 +85,18 @@ struct Client {
     failure: Option<String>,
     /// Messages of the handshake that were sent because of a timer, the first included.
     timed_sends: u64,
+    /// When it asked whether the other end is there, and is not answered yet.
+    asked: Option<Instant>,
+}
+
+/// Liveness checks.
+#[derive(Debug, Default)]
+pub(super) struct Checks {
+    pub(super) begun: u64,
+    /// Messages that were sent again.
+    pub(super) retransmits: u64,
+    /// From the request to the answer, for those that were answered.
+    pub(super) latencies: Vec<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +112,28 @@ struct Done {
     /// The SA is to be forgotten.
     forget: bool,
     questions: Vec<Question>,
+}
+
+impl Checks {
+    /// Looks at what a step made of a client whose only requests are checks.
+    fn see(&mut self, client: &mut Client, timed: bool) {
+        if client.stage != Stage::Up {
+            return;
+        }
+        let waits = !client.sa.record().outbound.pending.is_empty();
+        match client.asked {
+            None if waits => {
+                self.begun += 1;
+                client.asked = Some(Instant::now());
+            }
+            Some(_) if waits => self.retransmits += u64::from(timed),
+            Some(asked) => {
+                self.latencies.push(asked.elapsed());
+                client.asked = None;
+            }
+            None => {}
+        }
+    }
 }
 
 /// One thread of the load.
@@ -118,6 +153,11 @@ pub(super) struct Load<'s> {
     busy: usize,
     buffer: Vec<u8>,
     tally: Tally,
+    /// Clients beyond those that were asked for.
+    more: u32,
+    checks: Checks,
+    /// The IVs of the messages that came, if somebody wants to know.
+    ivs_seen: Option<IkeIvs>,
 }
 
 impl<'s> Load<'s> {
@@ -141,6 +181,9 @@ impl<'s> Load<'s> {
             busy: 0,
             buffer: vec![0; BUFFER],
             tally: Tally::default(),
+            more: 0,
+            checks: Checks::default(),
+            ivs_seen: None,
         })
     }
 
@@ -191,6 +234,79 @@ impl<'s> Load<'s> {
             }
             self.turn(started > 0, deadline)?;
         }
+    }
+
+    /// Begins so many handshakes beyond those that were asked for.
+    pub(super) fn begin_more(&mut self, count: u32) -> anyhow::Result<()> {
+        for _ in 0..count {
+            self.start(self.next_number())?;
+            self.more += 1;
+        }
+        Ok(())
+    }
+
+    /// The number of the next of them.
+    pub(super) fn next_number(&self) -> u32 {
+        self.shared.end.saturating_add(self.more)
+    }
+
+    /// Begins to delete all that have this number or a higher one.
+    pub(super) fn delete_from(&mut self, number: u32) -> anyhow::Result<()> {
+        let is_one = |c: &Client| c.number >= number && c.stage == Stage::Up;
+        let these = self.sas.iter().filter(|(_, c)| is_one(c));
+        let these: Vec<SaId> = these.map(|(id, _)| *id).collect();
+        for id in these {
+            if let Some(client) = self.sas.get_mut(&id) {
+                client.stage = Stage::Deleting;
+                self.busy += 1;
+                self.step(id, Input::Command(Command::Delete))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// From now on all check whether the other end is there so long after they heard something, the first time one after the other; or nobody does.
+    pub(super) fn check_every(&mut self, delay: Option<Duration>) {
+        self.clients.check_every(delay.unwrap_or_default());
+        let Some(delay) = delay else { return };
+        self.checks = Checks::default();
+        let now = self.shared.clock.now();
+        let all = u32::try_from(self.sas.len()).unwrap_or(u32::MAX).max(1);
+        for (n, (id, client)) in (0_u32..).zip(&mut self.sas) {
+            let at = now + delay / all * n;
+            client.armed = Some(at);
+            self.timers.push(Reverse((at, *id)));
+        }
+    }
+
+    /// The checks since [`Load::check_every`].
+    pub(super) fn checks(&self) -> &Checks {
+        &self.checks
+    }
+
+    /// What was counted up to now.
+    pub(super) fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// IKE SAs that there are, up or not.
+    pub(super) fn held(&self) -> usize {
+        self.sas.len()
+    }
+
+    /// Handshakes, or deletions, that are under way.
+    pub(super) fn busy(&self) -> usize {
+        self.busy
+    }
+
+    /// Looks at the IVs of all messages that come from now on.
+    pub(super) fn watch_ivs(&mut self) {
+        self.ivs_seen = Some(IkeIvs::default());
+    }
+
+    /// What they were.
+    pub(super) fn ivs_seen(&self) -> Option<&IkeIvs> {
+        self.ivs_seen.as_ref()
     }
 
     /// The Child SAs of those that are connected, and by which pair of sockets each goes.
@@ -260,6 +376,7 @@ impl<'s> Load<'s> {
             armed: None,
             failure: None,
             timed_sends: 0,
+            asked: None,
         };
         self.sas.insert(id, client);
     }
@@ -275,7 +392,7 @@ impl<'s> Load<'s> {
     }
 
     /// Reads what has come, serves what is due, and sleeps if there was nothing to do.
-    fn turn(&mut self, worked: bool, deadline: Instant) -> anyhow::Result<()> {
+    pub(super) fn turn(&mut self, worked: bool, deadline: Instant) -> anyhow::Result<()> {
         self.turn_with(worked, deadline, &mut |_| {})
     }
 
@@ -305,6 +422,9 @@ impl<'s> Load<'s> {
             return Ok(false);
         };
         let bytes = self.buffer[got.start..got.end].to_vec();
+        if let Some(seen) = &mut self.ivs_seen {
+            seen.see(&bytes);
+        }
         if let Ok(header) = Header::parse(&bytes) {
             let ours = match header.from_initiator {
                 true => header.responder_spi, // the responder rekeyed the IKE SA: it is the initiator now
@@ -400,6 +520,7 @@ impl<'s> Load<'s> {
                 }
             }
         }
+        self.checks.see(&mut client, timed);
         let Done { forget, questions } = self.carry_out(&mut client, effects, timed, was_first);
         if !self.ends(&mut client, forget) {
             let next = client

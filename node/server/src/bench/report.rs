@@ -36,6 +36,16 @@ impl Tally {
         self.encapsulated += u64::from(encapsulated);
     }
 
+    /// How long handshakes took that are complete, in the order in which they were.
+    pub(super) fn latencies(&self) -> &[Duration] {
+        &self.latencies
+    }
+
+    /// Handshakes that failed.
+    pub(super) fn failed(&self) -> u64 {
+        self.failures.values().sum()
+    }
+
     /// A handshake failed.
     pub(super) fn fail(&mut self, reason: &str) {
         let known = self.failures.contains_key(reason) || self.failures.len() < MAX_REASONS;
@@ -168,7 +178,7 @@ impl Report {
             proposals: measured.proposals,
             esp_proposals: measured.esp_proposals,
             established,
-            failed: tally.failures.values().sum(),
+            failed: tally.failed(),
             not_started: u64::from(measured.count).saturating_sub(tally.started),
             failures: tally.failures,
             seconds,
@@ -214,7 +224,7 @@ fn ratio(a: f64, b: f64) -> f64 {
 }
 
 /// The smallest value that so many of a hundred do not exceed, in milliseconds; zero without values.
-fn percentile(sorted: &[Duration], percent: usize) -> f64 {
+pub(in crate::bench) fn percentile(sorted: &[Duration], percent: usize) -> f64 {
     let rank = (sorted.len() * percent).div_ceil(100);
     sorted
         .get(rank.saturating_sub(1))

@@ -4,10 +4,9 @@
 //! killed, and from then on all are asked again, in turn, until each has had an answer to a request that it sent after the kill. How fast requests can be sent bounds what
 //! can be seen; so the same is measured before the kill, too.
 
-use super::{handshake, load::Load};
+use super::{echo::Tunnel, handshake, load::Load};
 use anyhow::{Context, ensure};
-use evergate_esp::{InboundSa, Key, OutboundSa, ReplayWindow, Selectors, protocol, spi_of};
-use evergate_ike::record::Child;
+use evergate_esp::spi_of;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -16,20 +15,14 @@ use serde::Serialize;
 use std::{
     collections::{HashMap, VecDeque},
     io::Write,
-    net::{IpAddr, Ipv4Addr},
-    time::{Duration, Instant},
+    net::Ipv4Addr,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 /// Requests of a turn at most: answers must not wait for long.
 const BURST: usize = 64;
-/// More than is ever asked.
-const RESERVATION: u64 = 1 << 31;
 /// A peer that had no answer is asked again no sooner than this.
 const AGAIN: Duration = Duration::from_millis(100);
-const WINDOW: usize = 64;
-/// IPv4 header and ICMP header: there is no payload.
-const LEN: usize = 28;
-const TOTAL_LEN: [u8; 2] = [0, 28];
 
 /// Arguments of `evergate bench takeover`.
 #[derive(Debug, clap::Args)]
@@ -50,14 +43,10 @@ pub(super) struct Options {
     patience: u64,
 }
 
-/// A Child SA of a peer.
 struct Peer {
-    link: usize,
-    outbound: OutboundSa,
-    inbound: InboundSa,
-    address: Ipv4Addr,
+    tunnel: Tunnel,
     /// The round in which it had an answer.
-    answered: u16,
+    answered: u32,
     asked: Option<Instant>,
 }
 
@@ -77,6 +66,8 @@ struct Report {
     setup_seconds: f64,
     rate: u32,
     before: Times,
+    /// When the process was killed, in microseconds of Unix time.
+    killed_us: Option<u64>,
     after: Option<Times>,
 }
 
@@ -110,18 +101,19 @@ pub(super) fn run(options: &Options) -> anyhow::Result<()> {
     let mut echo = Echo::new(&load, options)?;
     ensure!(!echo.peers.is_empty(), "not one handshake succeeded");
     let before = echo.round(&mut load)?;
-    let after = match options.kill {
-        None => None,
-        Some(pid) => {
-            kill(Pid::from_raw(pid), Signal::SIGKILL).context("cannot kill the process")?;
-            Some(echo.round(&mut load)?)
-        }
-    };
+    let (mut killed_us, mut after) = (None, None);
+    if let Some(pid) = options.kill {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+        killed_us = Some(u64::try_from(now.as_micros())?);
+        kill(Pid::from_raw(pid), Signal::SIGKILL).context("cannot kill the process")?;
+        after = Some(echo.round(&mut load)?);
+    }
     let report = Report {
         sas: echo.peers.len(),
         setup_seconds: setup.as_secs_f64(),
         rate: options.rate,
         before,
+        killed_us,
         after,
     };
     writeln!(std::io::stdout(), "{}", serde_json::to_string(&report)?)?;
@@ -136,7 +128,7 @@ struct Echo {
     to: Ipv4Addr,
     rate: f64,
     patience: Duration,
-    round: u16,
+    round: u32,
 }
 
 impl Echo {
@@ -145,7 +137,11 @@ impl Echo {
         let mut by_spi = HashMap::new();
         for (link, child) in load.children() {
             by_spi.insert(child.spi_in, peers.len());
-            peers.push(Peer::new(link, child)?);
+            peers.push(Peer {
+                tunnel: Tunnel::new(link, child)?,
+                answered: 0,
+                asked: None,
+            });
         }
         Ok(Self {
             peers,
@@ -180,8 +176,9 @@ impl Echo {
                 }
                 self.peers[i].asked = Some(now);
                 sent += 1.0;
-                let packet = self.request(i)?;
-                load.send_esp(self.peers[i].link, &packet);
+                let tunnel = &self.peers[i].tunnel;
+                let packet = tunnel.request(self.to, self.round)?;
+                load.send_esp(tunnel.link, &packet);
             }
             load.serve(&mut |packet| {
                 if self.is_answer(packet) {
@@ -192,29 +189,16 @@ impl Echo {
         Ok(Times::of(times, self.peers.len()))
     }
 
-    fn request(&self, i: usize) -> anyhow::Result<Vec<u8>> {
-        let peer = &self.peers[i];
-        let mut buffer = vec![0; evergate_esp::HEADROOM + LEN + evergate_esp::TAILROOM];
-        let inner = evergate_esp::HEADROOM..evergate_esp::HEADROOM + LEN;
-        buffer[inner.clone()].copy_from_slice(&request(peer.address, self.to, self.round));
-        let number = peer.outbound.next_seq()?;
-        let sealed = peer
-            .outbound
-            .seal(number, protocol::IPV4, &mut buffer, inner)?;
-        Ok(buffer[sealed].to_vec())
-    }
-
     /// Whether this is the first answer that a peer has in this round.
     fn is_answer(&mut self, packet: &mut [u8]) -> bool {
         let peer = spi_of(packet).and_then(|spi| self.by_spi.get(&spi));
         let Some(peer) = peer.and_then(|i| self.peers.get_mut(*i)) else {
             return false;
         };
-        let Ok(opened) = peer.inbound.open(packet) else {
+        let Ok(Some(answer)) = peer.tunnel.open(packet) else {
             return false;
         };
-        let is_new =
-            answers(&packet[opened.payload]) == Some(self.round) && peer.answered != self.round;
+        let is_new = answer.number == self.round && peer.answered != self.round;
         if is_new {
             peer.answered = self.round;
         }
@@ -222,87 +206,9 @@ impl Echo {
     }
 }
 
-impl Peer {
-    fn new(link: usize, child: &Child) -> anyhow::Result<Self> {
-        let key = |secret: &[u8]| Key::new(child.suite.cipher(), secret);
-        let esn = child.suite.esn;
-        let address = match child.local_ts.first().map(|ts| ts.start) {
-            Some(IpAddr::V4(address)) => address,
-            _ => anyhow::bail!("the peers need addresses of IPv4 (--local-net)"),
-        };
-        let outbound = OutboundSa::new(child.spi_out, key(child.key_out.expose())?, esn);
-        outbound.extend(1..RESERVATION)?;
-        let (selectors, window) = (Selectors::default(), ReplayWindow::new(WINDOW));
-        let key = key(child.key_in.expose())?;
-        Ok(Self {
-            link,
-            outbound,
-            inbound: InboundSa::new(child.spi_in, key, esn, selectors, window),
-            address,
-            answered: 0,
-            asked: None,
-        })
-    }
-}
-
-/// An echo request whose sequence number is the round.
-fn request(from: Ipv4Addr, to: Ipv4Addr, round: u16) -> [u8; LEN] {
-    let mut packet = [0; LEN];
-    packet[0] = 0x45;
-    packet[2..4].copy_from_slice(&TOTAL_LEN);
-    packet[8] = 64;
-    packet[9] = 1;
-    packet[12..16].copy_from_slice(&from.octets());
-    packet[16..20].copy_from_slice(&to.octets());
-    packet[20] = 8;
-    packet[26..28].copy_from_slice(&round.to_be_bytes());
-    let (header, message) = packet.split_at_mut(20);
-    let sum = checksum(header);
-    header[10..12].copy_from_slice(&sum);
-    let sum = checksum(message);
-    message[2..4].copy_from_slice(&sum);
-    packet
-}
-
-/// The round of an echo reply.
-fn answers(packet: &[u8]) -> Option<u16> {
-    let packet: &[u8; LEN] = packet.first_chunk()?;
-    let is_reply = packet[0] == 0x45 && packet[9] == 1 && packet[20] == 0;
-    is_reply.then(|| u16::from_be_bytes([packet[26], packet[27]]))
-}
-
-/// RFC 1071.
-fn checksum(bytes: &[u8]) -> [u8; 2] {
-    let words = bytes
-        .chunks_exact(2)
-        .map(|w| u16::from_be_bytes([w[0], w[1]]));
-    let sum = words.fold(0_u16, |sum, word| {
-        let (sum, carry) = sum.overflowing_add(word);
-        sum + u16::from(carry)
-    });
-    (!sum).to_be_bytes()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_request_is_a_packet_and_its_answer_is_known() {
-        let (from, to) = (Ipv4Addr::new(10, 128, 0, 1), Ipv4Addr::new(10, 10, 2, 1));
-        let mut packet = request(from, to, 7);
-        let inner = evergate_esp::packet::parse(&packet).unwrap();
-        assert_eq!(
-            (inner.total_len, inner.selectors.destination),
-            (LEN, to.into())
-        );
-        assert_eq!(checksum(&packet[..20]), [0, 0]);
-        assert_eq!(checksum(&packet[20..]), [0, 0]);
-        assert_eq!(answers(&packet), None, "it is a request");
-        packet[20] = 0;
-        assert_eq!(answers(&packet), Some(7));
-        assert_eq!(answers(&packet[..27]), None);
-    }
 
     #[test]
     fn times_are_those_of_who_was_answered() {

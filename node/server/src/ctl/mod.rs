@@ -2,6 +2,7 @@
 
 mod capture;
 mod cluster;
+mod commits;
 mod tables;
 
 use evergate_proto::admin::{

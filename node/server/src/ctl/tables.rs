@@ -1,5 +1,6 @@
 //! Answers as tables and as JSON. The names of JSON's fields are part of the interface: they only ever grow.
 
+use super::commits;
 use evergate_proto::admin::{ChildFate, ChildSa, GetStatusResponse, IkePhase, IkeSa};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, fmt::Write};
@@ -29,6 +30,7 @@ pub(super) fn status(s: &GetStatusResponse, as_json: bool) -> String {
         return either(true, &status_json(s), String::new());
     }
     let plane = s.data_plane.clone().unwrap_or_default();
+    let commits = s.commits.clone().unwrap_or_default();
     let gateways: Vec<String> = s
         .gateways
         .iter()
@@ -74,6 +76,7 @@ pub(super) fn status(s: &GetStatusResponse, as_json: bool) -> String {
         ),
         ("Child SAs", s.children.to_string()),
         ("leases", s.leases.to_string()),
+        ("commits", commits::text(&commits)),
         ("data plane", plane.name.clone()),
         (
             "in",
@@ -143,6 +146,7 @@ fn status_json(s: &GetStatusResponse) -> Value {
             "drops": sorted(&plane.drops),
         },
         "ike_drops": sorted(&s.ike_drops),
+        "commits": commits::json(&s.commits.clone().unwrap_or_default()),
     })
 }
 
