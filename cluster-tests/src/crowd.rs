@@ -9,6 +9,7 @@ use crate::member::{Member, binary};
 use crate::{Result, secs, until};
 use anyhow::{Context, bail, ensure};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -17,6 +18,9 @@ use std::time::Duration;
 
 /// Where the peers' inner addresses are.
 const CLIENT_NET: &str = "10.128.0.0/9";
+
+/// How many packets were dropped, by where and why.
+pub type Drops = BTreeMap<String, u64>;
 
 /// The members.
 #[derive(Debug)]
@@ -132,14 +136,43 @@ impl Crowd {
 
     /// What the kernel dropped on its way to the peers' sockets, because they were full.
     pub fn dropped_at_peers(&self) -> Result<u64> {
-        let namespace = self.lab.namespace("peer1");
-        let snmp = ["cat", "/proc/net/snmp"];
-        let text = self.lab.exec("peer1", &snmp)?;
+        self.dropped_by_sockets("peer1")
+    }
+
+    fn dropped_by_sockets(&self, host: &str) -> Result<u64> {
+        let text = self.lab.exec(host, &["cat", "/proc/net/snmp"])?;
         let mut udp = text.lines().filter_map(|l| l.strip_prefix("Udp: "));
-        let (names, values) = udp.next().zip(udp.next()).context(namespace)?;
+        let (names, values) = udp.next().zip(udp.next()).context("no counters of UDP")?;
         let mut both = names.split(' ').zip(values.split(' '));
         let found = both.find(|(name, _)| *name == "RcvbufErrors");
         Ok(found.context("RcvbufErrors")?.1.parse()?)
+    }
+
+    /// What was dropped up to now, by member and reason: by the members themselves that run, and by their kernels.
+    pub fn drops(&self) -> Result<Drops> {
+        let mut all = Drops::new();
+        for (n, member) in self.members.iter().enumerate() {
+            let (name, host) = (format!("m{}", n + 1), host(n));
+            let mut add = |what: &str, count: u64| all.insert(format!("{name} {what}"), count);
+            add("full socket", self.dropped_by_sockets(&host)?);
+            // The device of the data plane is there while the member runs.
+            let devices = "cd /sys/class/net; grep . */statistics/[rt]x_dropped 2>/dev/null; true";
+            for line in self.lab.exec(&host, &["sh", "-c", devices])?.lines() {
+                if let Some((device, count)) = line.split_once("/statistics/") {
+                    let (what, count) = count.split_once(':').context("counters")?;
+                    add(&format!("{device} {what}"), count.parse()?);
+                }
+            }
+            let Ok(status) = member.status() else {
+                continue;
+            };
+            for drops in [&status["data_plane"]["drops"], &status["ike_drops"]] {
+                for (reason, count) in drops.as_object().into_iter().flatten() {
+                    add(reason, count.as_u64().unwrap_or(0));
+                }
+            }
+        }
+        Ok(all)
     }
 
     /// How many IKE SAs and Child SAs a member knows as established.

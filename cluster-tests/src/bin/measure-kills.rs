@@ -5,6 +5,7 @@ use evergate_cluster_tests::cluster::{MEMBERS, Pace};
 use evergate_cluster_tests::crowd::{Bench, Crowd};
 use evergate_cluster_tests::{Result, log, millis, secs};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::str::FromStr;
@@ -116,10 +117,19 @@ impl Run {
 
     /// What peers see while something is done, and for a while after it.
     fn during(&mut self, act: impl FnOnce(&mut Crowd) -> Result<()>) -> Result<Value> {
+        let before = self.crowd.drops()?;
         self.bench.say("begin")?;
         act(&mut self.crowd)?;
         std::thread::sleep(millis(500));
-        self.bench.ask("end")
+        let mut window = self.bench.ask("end")?;
+        let mut dropped = self.crowd.drops()?;
+        for (what, count) in &mut dropped {
+            // A member that started meanwhile counts from zero.
+            *count -= before.get(what).filter(|b| *b <= count).unwrap_or(&0);
+        }
+        dropped.retain(|_, count| *count > 0);
+        window["dropped"] = json!(dropped);
+        Ok(window)
     }
 
     /// Kills the active member, which leads or does not, and starts it again.
@@ -237,17 +247,12 @@ fn report(lines: &[Value]) -> Result<()> {
         gaps(&some, "window")?;
         trace_rows(&some)?;
     }
-    let handovers: Vec<&Value> = kills.iter().map(|k| &k["handover"]).collect();
-    let moved = handovers.iter().filter(|h| !h.is_null()).count();
     head(&format!("{} drains under load", drains.len()))?;
     gaps(&drains, "window")?;
     lost(&drains, "window")?;
-    head(&format!("{moved} moves under load"))?;
-    let moves: Vec<&Value> = kills
-        .iter()
-        .filter(|k| !k["handover"].is_null())
-        .copied()
-        .collect();
+    let moves = kills.iter().filter(|k| !k["handover"].is_null());
+    let moves: Vec<&Value> = moves.copied().collect();
+    head(&format!("{} moves under load", moves.len()))?;
     gaps(&moves, "handover")?;
     lost(&moves, "handover")?;
     head(&format!(
@@ -372,7 +377,19 @@ fn lost(some: &[&Value], window: &str) -> Result<()> {
         sum("requests"),
         without.count(),
         some.len()
-    ))
+    ))?;
+    let mut dropped = BTreeMap::<&str, u64>::new();
+    for line in some.iter().filter(|line| line[window]["unanswered"] != 0) {
+        for (what, count) in line[window]["dropped"].as_object().into_iter().flatten() {
+            *dropped.entry(what).or_default() += count.as_u64().unwrap_or(0);
+        }
+    }
+    for (what, count) in dropped {
+        say(&format!(
+            "  dropped meanwhile, where some have none: {count} by {what}"
+        ))?;
+    }
+    Ok(())
 }
 
 fn say(line: &str) -> Result<()> {
