@@ -47,9 +47,9 @@ impl IkeIvs {
 }
 
 fn iv_of(message: &[u8]) -> Option<([u8; 16], [u8; 8])> {
-    let at = match message.get(16)? {
-        &SK => HEADER + BEFORE_IV,
-        &SKF => HEADER + BEFORE_FRAGMENT_IV,
+    let at = match *message.get(16)? {
+        SK => HEADER + BEFORE_IV,
+        SKF => HEADER + BEFORE_FRAGMENT_IV,
         _ => return None,
     };
     let iv = message.get(at..at + 8)?.try_into().ok()?;

@@ -121,12 +121,13 @@ impl Bench<'_> {
     }
 
     /// Sets up so many more IKE SAs.
-    fn connect(&mut self, what: &'static str, count: u32, rate: f64) -> anyhow::Result<()> {
+    fn connect(&mut self, what: &'static str, count: u32, rate: u32) -> anyhow::Result<()> {
         let (before, began) = (self.handshakes(), Instant::now());
         let (mut begun, deadline) = (0, began + self.timeout);
         while begun < count && Instant::now() < deadline {
-            let due = if rate > 0.0 {
-                (began.elapsed().as_secs_f64() * rate).ceil() as u32
+            let due = if rate > 0 {
+                let due = began.elapsed().as_micros() * u128::from(rate) / 1_000_000 + 1;
+                u32::try_from(due).unwrap_or(u32::MAX)
             } else {
                 let room = self.concurrency.saturating_sub(self.load.busy());
                 begun.saturating_add(u32::try_from(room).unwrap_or(u32::MAX))
