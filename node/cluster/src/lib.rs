@@ -4,8 +4,10 @@
 //! applied, and reads the state. Behind it stand [`raft`] (also for a member that is alone), a [`store`] (log and snapshots of this
 //! member) and the sealing of all that leaves memory ([`seal`]).
 
+mod backup;
 mod entry;
 pub mod failpoint;
+mod generation;
 mod key;
 mod keyring;
 mod latency;
@@ -22,6 +24,8 @@ pub mod store;
 #[cfg(test)]
 mod tests;
 
+pub use backup::{Backup, BackupError};
+pub use generation::{Generation, NoGeneration};
 pub use key::{ClusterKey, KeyError};
 pub use keyring::{KeyRing, RingError};
 pub use latency::Latencies;

@@ -41,6 +41,8 @@ pub enum Kind {
     Entry,
     /// A snapshot.
     Snapshot,
+    /// A backup.
+    Backup,
 }
 
 /// Where a blob belongs.
@@ -275,6 +277,7 @@ fn aad(kind: Kind, place: Place) -> Aad<Vec<u8>> {
     let kind = match kind {
         Kind::Entry => 1,
         Kind::Snapshot => 2,
+        Kind::Backup => 3,
     };
     let mut bytes = vec![VERSION, kind];
     match place {

@@ -206,6 +206,12 @@ impl Leases {
         }
     }
 
+    /// All SAs are gone. What identities had last is remembered.
+    pub(crate) fn vacate(&mut self) {
+        self.by_address.clear();
+        self.reindex();
+    }
+
     /// Frees what no record took in time, at most [`MAX_EXPIRED_PER_ENTRY`] at once; the rest comes with later entries.
     pub(crate) fn expire(&mut self, now: UnixMillis) {
         for _ in 0..MAX_EXPIRED_PER_ENTRY {

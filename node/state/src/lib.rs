@@ -9,6 +9,7 @@ mod carried;
 mod command;
 mod document;
 mod enrolment;
+mod generation;
 mod intervals;
 mod keys;
 mod lease;

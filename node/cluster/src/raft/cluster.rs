@@ -10,7 +10,7 @@ use super::{
     },
     types::{Node, NodeId, Raft},
 };
-use crate::replica::Shared;
+use crate::{Generation, replica::Shared};
 use bytes::Bytes;
 use evergate_proto::forward::{CallReply, CallRequest};
 use evergate_state::KeyId;
@@ -93,6 +93,7 @@ pub(super) struct Inner {
     pub(super) peers: Option<Peers>,
     pub(super) services: Services,
     pub(super) timing: Timing,
+    pub(super) generation: Generation,
     pub(super) log: LogStore,
     /// Where Raft runs.
     pub(super) runtime: tokio::runtime::Handle,
@@ -107,6 +108,11 @@ impl Cluster {
     /// This member's name.
     pub fn name(&self) -> &str {
         &self.0.name
+    }
+
+    /// Which life of the cluster this is.
+    pub fn generation(&self) -> Generation {
+        self.0.generation
     }
 
     /// The pace of elections.

@@ -113,6 +113,17 @@ pub enum JoinError {
     /// The cluster does not let it in.
     #[error("the cluster refuses this member: {0}")]
     Refused(String),
+    /// There is a later generation of the cluster, and what this member has is of a former one.
+    #[error(
+        "generation {later} of this cluster has begun, and this member is of generation {own}: what it has is out of date, and it serves nothing with it. To take \
+         part again it needs a token (`evergate ctl member add`) and an empty state_dir; if `evergate recover` did not come to its end here, run that again"
+    )]
+    Superseded {
+        /// The number of its own.
+        own: u64,
+        /// The number of the later one.
+        later: u64,
+    },
     /// The system refuses something.
     #[error("{0}: {1}")]
     System(&'static str, io::Error),
@@ -142,6 +153,11 @@ impl RaftConfig {
                 election_max: Duration::from_millis(600),
             },
         }
+    }
+
+    /// Whether it forms a cluster without asking anybody, which others may join later.
+    pub(super) fn founds_alone(&self) -> bool {
+        self.credentials.is_some() && self.members.len() == 1 && self.entrance.is_none()
     }
 
     pub(super) fn check(&self) -> Result<(), JoinError> {

@@ -5,10 +5,11 @@ use super::{
     log::{Identity, LogStore},
     machine::Machine,
     roster::{Known, Roster},
+    succession::from_proto,
     transport::{Network, Peers, decode},
     types::{Membership, Node, NodeId, Raft},
 };
-use crate::{KeyRing, replica::Shared};
+use crate::{Generation, KeyRing, replica::Shared};
 use aws_lc_rs::{
     digest,
     rand::{SecureRandom, SystemRandom},
@@ -17,15 +18,20 @@ use bytes::Bytes;
 use evergate_proto::cluster::{HelloRequest, JoinRequest};
 use openraft::{ChangeMembers, async_runtime::WatchReceiver as _};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
-use tokio::{task::JoinSet, time};
+use tokio::{sync::watch, task::JoinSet, time};
 use tonic::Code;
 
 /// How often a new member asks the others.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
+/// How long a member that forms a cluster alone waits whether others greet it, which they do each second.
+const GREETING: Duration = Duration::from_millis(2500);
+
 /// Which node this is, and how it begins.
 pub(super) struct Role {
     pub(super) node: NodeId,
+    /// The generation of the cluster that it is part of.
+    pub(super) generation: Generation,
     begin: Begin,
 }
 
@@ -56,6 +62,7 @@ pub(super) async fn decide(
     {
         return Ok(Role {
             node,
+            generation: identity.generation,
             begin: Begin::Restart,
         });
     }
@@ -68,30 +75,55 @@ pub(super) async fn decide(
             .await
             .map_err(|e| JoinError::System("log", e))?;
         let request = join_request(config, node, entrance.token.as_ref(), ring);
-        enter(entrance, peers, &request, known).await?;
-        let begin = Begin::Enter;
-        return Ok(Role { node, begin });
+        let generation = enter(entrance, peers, &request, known).await?;
+        return Ok(Role {
+            node,
+            generation,
+            begin: Begin::Enter,
+        });
     }
-    let begin = meet(config, peers, ring).await?;
+    let (begin, generation) = meet(config, peers, ring).await?;
     let node = match begin {
         Begin::Form => id_of(&config.name),
         _ => new_node()?,
     };
-    Ok(Role { node, begin })
+    Ok(Role {
+        node,
+        generation,
+        begin,
+    })
 }
 
-/// Asks all others whether there is a cluster.
+/// A member that is to form a cluster alone has nobody to ask whether there is one already, which it has been part of: it would form a second one, with the same
+/// addresses. But the others would greet it, each second.
+pub(super) async fn nobody_greets(
+    config: &RaftConfig,
+    greeted: &watch::Sender<bool>,
+) -> Result<(), JoinError> {
+    let mut heard = greeted.subscribe();
+    match time::timeout(GREETING, heard.wait_for(|greeted| *greeted)).await {
+        Err(_) => Ok(()),
+        Ok(_) => Err(JoinError::Config(format!(
+            "{} is empty, and {:?} is to form a cluster alone; but members of a cluster take it for one of theirs: it has lost what it had. \
+             Name their addresses in `join`, in the place of `members`",
+            config.storage, config.name
+        ))),
+    }
+}
+
+/// Asks all others whether there is a cluster, and of which generation it is.
 async fn meet(
     config: &RaftConfig,
     peers: Option<&Peers>,
     ring: &KeyRing,
-) -> Result<Begin, JoinError> {
+) -> Result<(Begin, Generation), JoinError> {
     let members =
         postcard::to_stdvec(&config.members).map_err(|e| JoinError::Config(e.to_string()))?;
     let request = HelloRequest {
         key_check: key_check(ring),
         members: members.into(),
         node: 0,
+        generation: None,
     };
     let others: Vec<&Node> = config
         .members
@@ -100,10 +132,14 @@ async fn meet(
         .collect();
     loop {
         let (mut forming, mut silent, mut stranger) = (true, None, None);
+        let mut generation = Generation::FIRST;
         for node in &others {
             let Some(peers) = peers else { continue };
             match peers.peer(node).hello(request.clone()).await {
-                Ok(answer) => forming &= answer.forming,
+                Ok(answer) => {
+                    forming &= answer.forming;
+                    generation = generation.max(from_proto(answer.generation));
+                }
                 Err(status) if status.code() == Code::PermissionDenied => {
                     stranger = Some((node, status));
                 }
@@ -111,8 +147,8 @@ async fn meet(
             }
         }
         match (silent, stranger) {
-            _ if !forming => return Ok(Begin::Join),
-            (None, None) => return Ok(Begin::Form),
+            _ if !forming => return Ok((Begin::Join, generation)),
+            (None, None) => return Ok((Begin::Form, generation)),
             // They have other members than these.
             (_, Some((node, status))) => {
                 return Err(JoinError::Refused(format!(
@@ -129,13 +165,13 @@ async fn meet(
     }
 }
 
-/// Asks members until the leader lets this one in, which does not mean that it has been taken in.
+/// Asks members until the leader lets this one in, which does not mean that it has been taken in. Yields the generation of the cluster.
 async fn enter(
     entrance: &Entrance,
     peers: &Peers,
     request: &JoinRequest,
     known: &Known,
-) -> Result<(), JoinError> {
+) -> Result<Generation, JoinError> {
     let mut said = String::new();
     loop {
         let strangers = entrance.addresses.iter();
@@ -151,7 +187,7 @@ async fn enter(
                     let roster = roster.map_err(|e| JoinError::Refused(e.message().to_owned()))?;
                     known.tell(roster);
                     if reply.admitted {
-                        return Ok(());
+                        return Ok(from_proto(reply.generation));
                     }
                 }
                 Err(status) => {
@@ -208,7 +244,7 @@ async fn join(others: Vec<Node>, request: JoinRequest, peers: Peers, raft: Raft)
 }
 
 /// A node that never was.
-fn new_node() -> Result<NodeId, JoinError> {
+pub(super) fn new_node() -> Result<NodeId, JoinError> {
     // Those that form a cluster have none of these two bits set.
     Ok(random()? >> 1 | 1 << 62)
 }

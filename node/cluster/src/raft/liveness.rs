@@ -4,6 +4,7 @@ use super::{
     Cluster,
     forming::key_check,
     roster::{Known, Roster},
+    succession::{self, Succession},
     transport::{Peers, REMOVED, decode},
     types::{Node, NodeId, Raft},
 };
@@ -37,6 +38,7 @@ pub(super) fn spawn(
     ring: KeyRing,
     known: Known,
     shared: Arc<Shared>,
+    succession: Succession,
 ) {
     // A member that is alone has nobody to talk to.
     let Some(peers) = cluster.0.peers.clone() else {
@@ -50,6 +52,7 @@ pub(super) fn spawn(
         ring,
         known,
         shared,
+        succession,
     };
     tasks.spawn(keeper.run());
     tasks.spawn(be_quiet(raft.clone(), cluster.clone()));
@@ -63,6 +66,7 @@ struct Keeper {
     ring: KeyRing,
     known: Known,
     shared: Arc<Shared>,
+    succession: Succession,
 }
 
 impl Keeper {
@@ -93,6 +97,7 @@ impl Keeper {
                 key_check: key_check(&self.ring),
                 members: Bytes::new(),
                 node: own,
+                generation: self.succession.own.told(),
             };
             let calls = others.iter().map(|node| self.peers.warm(node, &request));
             for answer in futures::future::join_all(calls).await {
@@ -105,7 +110,11 @@ impl Keeper {
                     Err(status) if status.metadata().contains_key(REMOVED) => {
                         return self.removed();
                     }
-                    Err(_) => {}
+                    Err(status) => {
+                        if let Some(later) = succession::later(&status) {
+                            return self.succession.end(later).await;
+                        }
+                    }
                 }
             }
         }

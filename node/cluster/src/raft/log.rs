@@ -8,6 +8,7 @@ use super::{
     writer::{Append, Done, Op, Writer},
 };
 use crate::{
+    Generation,
     replica::Failed,
     store::{Meta, Snapshots, Storage, StoreError},
 };
@@ -96,6 +97,10 @@ pub(crate) struct Identity {
     pub(crate) pristine: bool,
     /// The last entry that was purged: a snapshot must reach at least so far.
     pub(crate) purged: Option<u64>,
+    /// The generation of the cluster; of no meaning if this one is pristine.
+    pub(crate) generation: Generation,
+    /// A later generation that has begun.
+    pub(crate) superseded: Option<Generation>,
 }
 
 /// What [`LogStore::open`] opened.
@@ -222,6 +227,8 @@ impl LogStore {
             starts: meta.starts,
             pristine: memory.last.is_none() && memory.vote.is_none(),
             purged: memory.purged.map(|id| id.index),
+            generation: meta.generation,
+            superseded: meta.superseded,
         };
         let (writer, ops) = mpsc::channel();
         let work = Writer {
@@ -258,6 +265,16 @@ impl LogStore {
     /// Decides which node this is, durably.
     pub(crate) async fn name(&self, node: NodeId) -> io::Result<()> {
         self.ask(|done| Op::Name(node, done)).await
+    }
+
+    /// Decides of which generation of the cluster it is, durably.
+    pub(crate) async fn belong(&self, to: Generation) -> io::Result<()> {
+        self.ask(|done| Op::Belong(to, done)).await
+    }
+
+    /// A later generation has begun, and this log is good for nothing any more.
+    pub(crate) async fn supersede(&self, by: Generation) -> io::Result<()> {
+        self.ask(|done| Op::Supersede(by, done)).await
     }
 
     /// Entries that may not be in memory.
@@ -309,7 +326,7 @@ fn damaged(index: u64) -> io::Error {
 }
 
 /// An entry out of the store, if it is the one.
-fn decode(index: u64, bytes: &[u8]) -> Option<Entry> {
+pub(super) fn decode(index: u64, bytes: &[u8]) -> Option<Entry> {
     let entry: Entry = postcard::from_bytes(bytes).ok()?;
     (entry.index() == index).then_some(entry)
 }

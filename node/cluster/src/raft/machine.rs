@@ -237,6 +237,22 @@ impl Machine {
         }
     }
 
+    /// The sealed snapshot that a generation begins with, in which `at` is the last entry.
+    pub(super) fn first_snapshot(
+        &self,
+        at: LogId,
+        membership: Membership,
+        state: &State,
+    ) -> io::Result<Bytes> {
+        let head = Head {
+            applied: Some(at),
+            membership,
+            proposers: BTreeMap::new(),
+        };
+        let (_, sealed) = self.snapshots.seal(&head, state)?;
+        Ok(sealed)
+    }
+
     /// Who is a member, as of the last entry that is applied.
     pub(super) fn membership(&self) -> &Membership {
         &self.head.membership

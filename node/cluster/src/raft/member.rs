@@ -5,18 +5,19 @@ use super::{
     admission::Admission,
     cluster::Inner,
     config::LinkSource,
-    forming::{ask_to_join, decide, go_on, random},
+    forming::{Role, ask_to_join, decide, go_on, nobody_greets, random},
     liveness,
     log::{Identity, LogStore, OpenedLog},
     machine::{Machine, Own},
     proposer::{Forwarder, gather},
     roster::{Known, Roster},
     sealed, steward,
+    succession::{self, Succession},
     transport::{Handler, Links, Peers, Services, Tcp, Tls, serve},
     types::{NodeId, Raft},
     window::Window,
 };
-use crate::{KeyRing, queue::ProposeError, replica::Shared, seal::Sealer, store};
+use crate::{Generation, KeyRing, queue::ProposeError, replica::Shared, seal::Sealer, store};
 use openraft::async_runtime::WatchReceiver as _;
 use std::{
     sync::{Arc, Mutex},
@@ -156,34 +157,39 @@ async fn begin(
     let ring = shared.ring.clone();
     let sealer = || Sealer::new(ring.clone());
     let mut tasks = JoinSet::new();
-    let tls = match &config.credentials {
-        Some(credentials) => Some(credentials.tls(&config.name)?),
-        None => None,
-    };
+    let credentials = config.credentials.as_ref();
+    let tls = credentials.map(|c| c.tls(&config.name)).transpose()?;
     let links = config.links.take().map(open_links).transpose()?;
     let secured = tls.zip(links);
-    let peers = secured.clone().map(|(tls, links)| Peers::new(tls, links));
+    let succession = Succession::new(&identity, log.clone(), shared.failed.clone())?;
+    let peers = secured
+        .clone()
+        .map(|(tls, links)| Peers::new(tls, links, succession.own.clone()));
     let (running, is_running) = watch::channel(None);
     let services = Services::default();
     let known = Known::new(config.members.clone(), is_running);
+    let greeted = watch::Sender::new(false);
     let handler = Handler {
         known: known.clone(),
         admission: Admission::new(known.clone(), Arc::clone(shared)),
         opener: Arc::new(Mutex::new(sealer()?)),
         level: shared.level,
         services: services.clone(),
+        succession: succession.clone(),
         members: config.members.clone(),
         ring: ring.clone(),
         pristine: identity.pristine,
+        greeted: greeted.clone(),
     };
     if let Some((tls, links)) = secured {
         listen(&mut tasks, links, tls, handler);
     }
 
+    if config.founds_alone() && identity.pristine {
+        nobody_greets(&config, &greeted).await?;
+    }
     let role = decide(&config, identity, peers.as_ref(), &ring, &log, &known).await?;
-    log.name(role.node)
-        .await
-        .map_err(|e| JoinError::System("log", e))?;
+    belong(&role, &log, &succession).await?;
     let own = own(role.node, identity, window)?;
     let (machine, full) = Machine::open(
         snapshots,
@@ -194,7 +200,14 @@ async fn begin(
         config.replica.snapshot_bytes,
     )?;
     let stored = log.membership();
-    known.tell(Roster::of(stored.as_ref().unwrap_or(machine.membership())));
+    let roster = Roster::of(stored.as_ref().unwrap_or(machine.membership()));
+    if let Some(peers) = &peers
+        && !identity.pristine
+    {
+        let others = succession::others(&config.members, &roster, &config.name);
+        succession.ask(others, role.node, &ring, peers).await?;
+    }
+    known.tell(roster);
     let raft = go_on(&config, &role, &log, machine, peers.clone(), shared).await?;
     running.send_replace(Some(raft.clone()));
     // Kept alive as long as the tasks are.
@@ -205,16 +218,8 @@ async fn begin(
     tasks.spawn(observe(raft.clone(), leader_sender, Arc::clone(shared)));
     tasks.spawn(make_snapshots(raft.clone(), full));
     tasks.spawn(sealed::reseal(raft.clone(), Arc::clone(shared)));
-    tasks.spawn(
-        Forwarder {
-            raft: raft.clone(),
-            own: own.clone(),
-            peers: peers.clone(),
-            leader: leader.clone(),
-            patience: config.timing.election_max * 4,
-        }
-        .run(),
-    );
+    let patience = config.timing.election_max * 4;
+    tasks.spawn(forwarder(&raft, &own, peers.as_ref(), &leader, patience).run());
     let gathered = start_gathering(shared, &own, sealer()?, config.replica.clock)?;
     let cluster = Cluster(Arc::new(Inner {
         raft: raft.clone(),
@@ -224,10 +229,11 @@ async fn begin(
         peers,
         services,
         timing: config.timing,
+        generation: role.generation,
         log,
         runtime: tokio::runtime::Handle::current(),
     }));
-    look_after(&mut tasks, &cluster, ring, known, shared);
+    look_after(&mut tasks, &cluster, ring, known, shared, succession);
     let member = Member {
         raft,
         shared: Arc::clone(shared),
@@ -237,6 +243,41 @@ async fn begin(
         gathered,
     };
     Ok((member, cluster))
+}
+
+fn forwarder(
+    raft: &Raft,
+    own: &Own,
+    peers: Option<&Peers>,
+    leader: &watch::Receiver<Option<Leader>>,
+    patience: Duration,
+) -> Forwarder {
+    Forwarder {
+        raft: raft.clone(),
+        own: own.clone(),
+        peers: peers.cloned(),
+        leader: leader.clone(),
+        patience,
+    }
+}
+
+/// Which node this is, and of which generation, durably.
+async fn belong(role: &Role, log: &LogStore, succession: &Succession) -> Result<(), JoinError> {
+    let named = async {
+        log.name(role.node).await?;
+        log.belong(role.generation).await
+    };
+    named.await.map_err(|e| JoinError::System("log", e))?;
+    succession.own.set(role.generation);
+    if role.generation != Generation::FIRST {
+        tracing::info!(
+            event = "generation",
+            generation = role.generation.number,
+            "this is generation {} of the cluster",
+            role.generation.number
+        );
+    }
+    Ok(())
 }
 
 /// Who this process is among the proposers.
@@ -255,11 +296,13 @@ fn look_after(
     ring: KeyRing,
     known: Known,
     shared: &Arc<Shared>,
+    succession: Succession,
 ) {
     if cluster.has_links() {
         tasks.spawn(steward::run(cluster.clone(), Arc::clone(shared)));
     }
-    liveness::spawn(tasks, cluster, ring, known, Arc::clone(shared));
+    let shared = Arc::clone(shared);
+    liveness::spawn(tasks, cluster, ring, known, shared, succession);
 }
 
 fn open_links(source: LinkSource) -> Result<Arc<dyn Links>, JoinError> {

@@ -5,6 +5,7 @@
 //! - `window`, `proposer`: the proposals of this process, until they are applied here.
 //! - `transport`: how members talk. `acks`: who has answered. `liveness`: what makes elections short.
 //! - `admission`: who may join, and `token` with what. `steward`: the leader brings members in and lets them go. `roster`: who may talk to this one.
+//! - `founding`: how a later generation of a cluster begins. `succession`: what becomes of members of a former one.
 //! - `member`: from the start of a member to its end. `cluster`: what others see of all this.
 //!
 //! A proposal is done when it is applied *here*, whoever leads. It goes to the leader as part of a sealed, numbered batch, and again
@@ -18,6 +19,7 @@ mod admission;
 mod cluster;
 mod config;
 mod forming;
+mod founding;
 mod liveness;
 mod log;
 mod machine;
@@ -27,6 +29,7 @@ mod proposer;
 mod roster;
 mod sealed;
 mod steward;
+mod succession;
 mod token;
 mod transport;
 mod types;
@@ -35,6 +38,7 @@ mod writer;
 
 pub use cluster::{Cluster, ClusterError, Leader, MemberStatus};
 pub use config::{Entrance, JoinError, LinkSource, RaftConfig, Timing};
+pub use founding::{Estate, Heir};
 pub use steward::MAX_VOTERS;
 pub use token::{JoinToken, TokenError};
 pub use transport::{

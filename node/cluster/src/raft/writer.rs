@@ -2,7 +2,7 @@
 
 use super::types::{NodeId, TypeConfig};
 use crate::{
-    failpoint,
+    Generation, failpoint,
     replica::Failed,
     store::{Meta, Store, StoreError},
 };
@@ -32,6 +32,10 @@ pub(super) enum Op {
     /// Everything up to this one, by term and index, is in a snapshot.
     Purge((u64, u64), Done),
     Name(NodeId, Done),
+    /// The generation of the cluster.
+    Belong(Generation, Done),
+    /// A later generation has begun.
+    Supersede(Generation, Done),
     /// Entries of this range, of those that were appended before.
     Read(Range<u64>, oneshot::Sender<io::Result<Entries>>),
     End,
@@ -95,6 +99,8 @@ impl Writer {
                 }
                 Op::Vote(vote, done) => (self.set(|m| m.vote = Some(vote)), done),
                 Op::Name(node, done) => (self.set(|m| m.node = node), done),
+                Op::Belong(to, done) => (self.set(|m| m.generation = to), done),
+                Op::Supersede(by, done) => (self.set(|m| m.superseded = Some(by)), done),
                 Op::Truncate(from, done) => (self.guarded(|s| s.truncate(from)), done),
                 Op::Purge(upto, done) => (self.guarded(|s| s.purge(upto)), done),
             };

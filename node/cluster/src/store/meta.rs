@@ -4,6 +4,7 @@
 //! sectors and pages.
 
 use super::StoreError;
+use crate::Generation;
 use std::{
     fs,
     os::unix::fs::{FileExt, OpenOptionsExt},
@@ -27,22 +28,36 @@ pub(crate) struct Meta {
     pub(crate) purged: Option<(u64, u64)>,
     /// A lower bound of what is committed.
     pub(crate) committed: Option<(u64, u64)>,
+    /// The generation of the cluster.
+    pub(crate) generation: Generation,
+    /// A later generation that has begun, or is about to begin here: what is in this store serves nothing any more.
+    pub(crate) superseded: Option<Generation>,
 }
 
-/// What the file begins with. The last byte is the version.
-const MAGIC: [u8; 8] = *b"EVGMETA2";
+/// What the file begins with, up to the version, which is the last byte.
+const MAGIC: [u8; 7] = *b"EVGMETA";
 
-/// How many numbers there are.
-const COUNT: usize = 13;
+/// The version without generations, which means the first one. It is written as long as there is no other, so that a former version of the program can read
+/// it; and the version with them.
+const VERSIONS: [(u8, usize); 2] = [(b'2', 13), (b'3', 18)];
 
-/// Magic, sequence, numbers, checksum.
-const LEN: usize = 8 + 8 + COUNT * 8 + 4;
+/// How many numbers the later version has.
+const COUNT: usize = VERSIONS[1].1;
+
+/// Magic and version, sequence, numbers, checksum.
+const fn length(count: usize) -> usize {
+    8 + 8 + count * 8 + 4
+}
+
+/// Of the later version.
+const LEN: usize = length(COUNT);
 
 impl Meta {
     fn numbers(&self) -> [u64; COUNT] {
         let (vote_term, vote_node, leads) = self.vote.unwrap_or_default();
         let (purged_term, purged_index) = self.purged.unwrap_or_default();
         let (committed_term, committed_index) = self.committed.unwrap_or_default();
+        let later = self.superseded.unwrap_or_default();
         [
             self.node,
             self.starts,
@@ -57,6 +72,11 @@ impl Meta {
             self.committed.is_some().into(),
             committed_term,
             committed_index,
+            self.generation.number,
+            self.generation.founded,
+            self.superseded.is_some().into(),
+            later.number,
+            later.founded,
         ]
     }
 
@@ -75,7 +95,13 @@ impl Meta {
             has_committed,
             committed_term,
             committed_index,
+            number,
+            founded,
+            superseded,
+            later_number,
+            later_founded,
         ] = numbers;
+        let generation = |number, founded| Generation { founded, number };
         Self {
             node,
             starts,
@@ -83,7 +109,15 @@ impl Meta {
             vote: (voted != 0).then_some((vote_term, vote_node, leads != 0)),
             purged: (has_purged != 0).then_some((purged_term, purged_index)),
             committed: (has_committed != 0).then_some((committed_term, committed_index)),
+            generation: generation(number, founded),
+            superseded: (superseded != 0).then_some(generation(later_number, later_founded)),
         }
+    }
+
+    /// The version that can say this, and how many numbers it has.
+    fn version(&self) -> (u8, usize) {
+        let first = self.generation == Generation::FIRST && self.superseded.is_none();
+        VERSIONS[usize::from(!first)]
     }
 }
 
@@ -206,8 +240,11 @@ impl MetaFile {
 }
 
 fn encode(sequence: u64, meta: &Meta) -> Vec<u8> {
+    let (version, count) = meta.version();
     let mut out = MAGIC.to_vec();
-    for number in [sequence].into_iter().chain(meta.numbers()) {
+    out.push(version);
+    let numbers = meta.numbers().into_iter().take(count);
+    for number in [sequence].into_iter().chain(numbers) {
         out.extend(number.to_be_bytes());
     }
     out.extend(crc32fast::hash(&out).to_be_bytes());
@@ -215,25 +252,28 @@ fn encode(sequence: u64, meta: &Meta) -> Vec<u8> {
 }
 
 fn decode(bytes: &[u8; LEN]) -> Option<(u64, Meta)> {
-    let (parts, sum) = bytes.split_last_chunk::<4>()?;
-    let numbers = parts.strip_prefix(&MAGIC)?;
+    let (version, _) = bytes.strip_prefix(&MAGIC)?.split_first()?;
+    let (_, count) = VERSIONS.into_iter().find(|(v, _)| v == version)?;
+    let (parts, sum) = bytes[..length(count)].split_last_chunk::<4>()?;
     if crc32fast::hash(parts) != u32::from_be_bytes(*sum) {
         return None;
     }
-    let numbers: Vec<u64> = numbers
+    let written: Vec<u64> = parts[8..]
         .chunks_exact(8)
         .filter_map(|n| n.try_into().ok().map(u64::from_be_bytes))
         .collect();
-    let (&sequence, rest) = numbers.split_first()?;
-    Some((sequence, Meta::from_numbers(rest.try_into().ok()?)))
+    let (&sequence, rest) = written.split_first()?;
+    // What is not written there is as it always was.
+    let mut numbers = Meta::default().numbers();
+    numbers[..count].copy_from_slice(rest);
+    Some((sequence, Meta::from_numbers(numbers)))
 }
 
 /// The name of another version of the file.
 fn format(bytes: &[u8; LEN]) -> Option<String> {
-    let (name, version) = MAGIC.split_at(MAGIC.len() - 1);
-    let other = bytes.strip_prefix(name)?.first()?;
-    let known = other.is_ascii_digit() && [*other] != *version;
-    known.then(|| String::from_utf8_lossy(&bytes[..MAGIC.len()]).into_owned())
+    let other = bytes.strip_prefix(&MAGIC)?.first()?;
+    let known = other.is_ascii_digit() && VERSIONS.iter().all(|(version, _)| version != other);
+    known.then(|| String::from_utf8_lossy(&bytes[..8]).into_owned())
 }
 
 #[cfg(test)]
@@ -264,7 +304,7 @@ mod tests {
         }
         let whole = fs::read(&path).unwrap();
         let latest = usize::try_from(file.sequence % 2 * SLOT).unwrap();
-        for n in 0..LEN {
+        for n in 0..length(VERSIONS[0].1) {
             let mut torn = whole.clone();
             torn[latest + n] ^= 0x40;
             fs::write(&path, &torn).unwrap();
@@ -310,6 +350,32 @@ mod tests {
         assert_eq!(read(&path).unwrap(), Meta::default());
         fs::write(&path, b"").unwrap();
         assert!(MetaFile::open(&path).is_err());
+    }
+
+    #[test]
+    fn the_first_generation_is_written_as_before_and_others_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("meta");
+        let mut file = MetaFile::create(&path).unwrap();
+        let second = Generation {
+            founded: 1_000,
+            number: 2,
+        };
+        let mut all = vec![at(7)];
+        all.push(Meta {
+            superseded: Some(second),
+            ..at(8)
+        });
+        all.push(Meta {
+            generation: second,
+            ..at(9)
+        });
+        for (meta, version) in all.into_iter().zip(*b"233") {
+            file.write(meta).unwrap();
+            assert_eq!(read(&path).unwrap(), meta);
+            let latest = usize::try_from(file.sequence % 2 * SLOT).unwrap();
+            assert_eq!(fs::read(&path).unwrap()[latest + 7], version);
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod abilities;
 mod enrolments;
 mod formats;
+mod generations;
 mod keys;
 mod leases;
 mod levels;

@@ -150,6 +150,26 @@ async fn a_cluster_grows_from_one_to_seven_and_shrinks_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_founder_that_lost_its_disk_forms_no_second_cluster() {
+    let mut lab = Lab::new(3);
+    let mut replicas = vec![first(&mut lab).await];
+    for n in 1..3 {
+        grow(&mut lab, &mut replicas, n).await;
+    }
+    kill(replicas.remove(0)).await;
+    lab.wipe(0);
+    let mut config = lab.config(0);
+    config.members.truncate(1);
+    let error = within(Replica::join(config)).await.unwrap_err();
+    assert!(matches!(error, JoinError::Config(_)), "{error}");
+    assert!(error.to_string().contains("it has lost what it had"));
+    // As one that joins it comes back, and needs no token.
+    let config = lab.joiner(0, &[1, 2], None);
+    let back = within(Replica::join(config)).await.unwrap();
+    settled(&[&replicas[0], &replicas[1], &back], &[0, 1, 2], &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_is_for_one_member_and_once() {
     let mut lab = Lab::new(4);
     let one = first(&mut lab).await;

@@ -3,6 +3,7 @@
 mod changes;
 mod failures;
 mod forward;
+mod generations;
 mod lab;
 mod membership;
 mod storage;

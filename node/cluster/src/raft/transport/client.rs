@@ -1,12 +1,13 @@
 //! The calling side.
 
 use super::{
-    Credentials, MAX_MESSAGE, SNAPSHOT_PART, TO_NODE, TlsError, decode, encode,
+    Credentials, GENERATION, MAX_MESSAGE, SNAPSHOT_PART, TO_NODE, TlsError, decode, encode,
     links::Links,
     tls::{Sides, Tls},
 };
 use crate::raft::{
     acks::Acks,
+    succession::OwnGeneration,
     types::{Batch, Node, NodeId, Snapshot, TypeConfig, Vote},
 };
 use bytes::Bytes;
@@ -42,11 +43,31 @@ use tokio_rustls::TlsConnector;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Request, Response, Status,
+    service::{Interceptor, interceptor::InterceptedService},
     transport::{Channel, Endpoint},
 };
 use tower::service_fn;
 
-type Client = MemberClient<Channel>;
+type Client = MemberClient<Stamped>;
+
+/// A connection whose calls say of which generation this member is.
+pub(super) type Stamped = InterceptedService<Channel, Stamp>;
+
+/// Says in each call of which generation this member is, once it knows.
+#[derive(Clone)]
+pub(super) struct Stamp(OwnGeneration);
+
+impl Interceptor for Stamp {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(own) = self.0.get()
+            && let Ok(own) = own.to_string().parse()
+        {
+            request.metadata_mut().insert(GENERATION, own);
+        }
+        Ok(request)
+    }
+}
+
 type Failure = RPCError<TypeConfig>;
 
 /// How long to wait for a connection with its handshake.
@@ -107,11 +128,13 @@ pub(crate) struct Peers {
     links: Arc<dyn Links>,
     channels: Arc<Mutex<Channels>>,
     acks: Acks,
+    generation: OwnGeneration,
 }
 
 impl Peers {
-    pub(crate) fn new(tls: Tls, links: Arc<dyn Links>) -> Self {
+    pub(crate) fn new(tls: Tls, links: Arc<dyn Links>, generation: OwnGeneration) -> Self {
         Self {
+            generation,
             tls,
             links,
             channels: Arc::default(),
@@ -123,7 +146,8 @@ impl Peers {
     #[cfg(test)]
     pub(crate) fn over_tcp(tls: Tls) -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        Self::new(tls, Arc::new(super::Tcp::new(listener).expect("a socket")))
+        let links = Arc::new(super::Tcp::new(listener).expect("a socket"));
+        Self::new(tls, links, OwnGeneration::default())
     }
 
     /// Connections that are made from now on have these credentials.
@@ -147,12 +171,16 @@ impl Peers {
     }
 
     /// The connection for what operators want.
-    pub(super) fn for_operators(&self, node: &Node) -> Channel {
-        self.channel(node, Purpose::Forward)
+    pub(super) fn for_operators(&self, node: &Node) -> Stamped {
+        self.stamped(self.channel(node, Purpose::Forward))
+    }
+
+    fn stamped(&self, channel: Channel) -> Stamped {
+        InterceptedService::new(channel, Stamp(self.generation.clone()))
     }
 
     fn client(&self, node: &Node, purpose: Purpose) -> Client {
-        MemberClient::new(self.channel(node, purpose))
+        MemberClient::new(self.stamped(self.channel(node, purpose)))
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE)
     }
@@ -170,7 +198,7 @@ impl Peers {
         };
         let channel = connect(&node, &self.tls, &self.links, |tls| &tls.stranger);
         Peer(
-            MemberClient::new(channel)
+            MemberClient::new(self.stamped(channel))
                 .max_decoding_message_size(MAX_MESSAGE)
                 .max_encoding_message_size(MAX_MESSAGE),
         )

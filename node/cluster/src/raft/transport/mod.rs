@@ -32,6 +32,12 @@ const TO_NODE: &str = "to-node";
 /// Metadata of the refusal of a member that was removed.
 pub(crate) const REMOVED: &str = "removed";
 
+/// Metadata of every call: the generation of the member that calls.
+const GENERATION: &str = "generation";
+
+/// Metadata of the refusal of a member of a former generation: the later one.
+pub(crate) const SUPERSEDED: &str = "superseded";
+
 /// A part of a snapshot.
 pub(crate) const SNAPSHOT_PART: usize = 256 * 1024;
 

@@ -1,17 +1,18 @@
 //! The answering side.
 
 use super::{
-    MAX_MESSAGE, MAX_SNAPSHOT, REMOVED, TO_NODE, decode, encode, forward,
+    GENERATION, MAX_MESSAGE, MAX_SNAPSHOT, REMOVED, TO_NODE, decode, encode, forward,
     links::{BoxStream as Link, Links},
     services::Services,
     tls::{Tls, names},
 };
 use crate::{
-    KeyRing, entry,
+    Generation, KeyRing, entry,
     raft::{
         admission::{Admission, Answer},
         proposer::log_batches,
         roster::Known,
+        succession::{Succession, from_proto},
         types::{Batch, Node, NodeId, Raft, Snapshot, SnapshotMeta, TypeConfig, Vote},
     },
     seal::{Kind, Sealer},
@@ -42,7 +43,7 @@ use std::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    sync::{Semaphore, mpsc},
+    sync::{Semaphore, mpsc, watch},
     time,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
@@ -79,11 +80,15 @@ pub(crate) struct Handler {
     pub(crate) level: Level,
     /// What it does besides.
     pub(crate) services: Services,
+    /// The generation of this cluster.
+    pub(crate) succession: Succession,
     /// The configured members, which form the cluster.
     pub(crate) members: Vec<Node>,
     pub(crate) ring: KeyRing,
     /// It started with an empty log.
     pub(crate) pristine: bool,
+    /// Becomes true when a member of a cluster greets this one.
+    pub(crate) greeted: watch::Sender<bool>,
 }
 
 /// The other end's certificate.
@@ -231,8 +236,17 @@ impl Handler {
         Ok(raft)
     }
 
-    /// The member at the other end, which must be one of the cluster, or of those that form it.
+    /// The member at the other end, which must be one of the cluster, in its generation.
     pub(super) fn caller<T>(&self, request: &Request<T>) -> Result<String, Status> {
+        let name = self.known_caller(request)?;
+        let theirs = request.metadata().get(GENERATION);
+        let theirs = theirs.and_then(|g| g.to_str().ok()?.parse().ok());
+        self.succession.agree(theirs)?;
+        Ok(name)
+    }
+
+    /// The member at the other end, which must be one of the cluster, or of those that form it, in whatever generation.
+    fn known_caller<T>(&self, request: &Request<T>) -> Result<String, Status> {
         let refused = || Status::permission_denied("the certificate names no member");
         let certificate = certificate(request)?;
         let members = self.known.latest().nodes.into_iter().map(|n| n.name);
@@ -436,13 +450,22 @@ impl Member for Handler {
     }
 
     async fn hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
-        if let Err(refusal) = self.caller(&request) {
-            return Err(self.stranger(&request, refusal));
+        if request.get_ref().node != 0 {
+            self.greeted.send_replace(true);
+        }
+        let theirs = generation_of(request.get_ref());
+        if let Err(refusal) = self.known_caller(&request) {
+            // A member of a former generation may be none of this one, and does not know.
+            let former = theirs.map_or(Ok(()), |g| self.succession.agree(Some(g)));
+            return Err(self.stranger(&request, former.err().unwrap_or(refusal)));
         }
         let HelloRequest {
             key_check, members, ..
         } = request.into_inner();
         self.check_key(&key_check)?;
+        if let Some(theirs) = theirs {
+            self.succession.check(theirs).await?;
+        }
         let forming = match self.raft() {
             Err(_) => self.pristine,
             Ok(raft) => is_forming(&raft),
@@ -453,7 +476,12 @@ impl Member for Handler {
             ));
         }
         let members = encode(&self.known.latest())?;
-        Ok(Response::new(HelloReply { forming, members }))
+        let generation = self.succession.own.told();
+        Ok(Response::new(HelloReply {
+            forming,
+            members,
+            generation,
+        }))
     }
 
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinReply>, Status> {
@@ -476,7 +504,12 @@ impl Member for Handler {
             Answer::Ask(roster) => (false, roster),
         };
         let members = encode(&roster)?;
-        Ok(Response::new(JoinReply { admitted, members }))
+        let generation = self.succession.own.told();
+        Ok(Response::new(JoinReply {
+            admitted,
+            members,
+            generation,
+        }))
     }
 }
 
@@ -485,6 +518,12 @@ fn certificate<T>(request: &Request<T>) -> Result<&CertificateDer<'static>, Stat
     let certificate = request.extensions().get::<PeerCertificate>();
     let none = || Status::permission_denied("there is no certificate");
     certificate.map(|c| &c.0).ok_or_else(none)
+}
+
+/// The generation of who asks; `None` if its log is empty. Former versions of the program do not say it.
+fn generation_of(request: &HelloRequest) -> Option<Generation> {
+    let told = request.generation.map(|g| from_proto(Some(g)));
+    told.or_else(|| (request.node != 0).then_some(Generation::FIRST))
 }
 
 async fn next_part(parts: &mut Streaming<SnapshotPart>) -> Result<Option<Part>, Status> {
