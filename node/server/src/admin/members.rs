@@ -353,7 +353,7 @@ impl Desk<'_> {
             return Err(no_member(name));
         }
         self.check_quiet(name)?;
-        let voters = check_majority(&members, name, *force)?;
+        let voters = check_majority(&members, name)?;
         let moved = self.drain(name, *force).await?;
         let cluster = &self.node.membership.cluster;
         if nodes.contains(&cluster.id()) {
@@ -471,8 +471,8 @@ fn is_live(member: &MemberStatus) -> bool {
     member.acknowledged.is_some_and(|ago| ago < DEAD)
 }
 
-/// Refuses what would leave too few voters that answer; yields how many there will be.
-fn check_majority(members: &[MemberStatus], name: &str, force: bool) -> Result<usize, Status> {
+/// Refuses what would leave too few voters that answer, by force as well: the change itself could not be made. Yields how many there will be.
+fn check_majority(members: &[MemberStatus], name: &str) -> Result<usize, Status> {
     let rest: Vec<&MemberStatus> = members
         .iter()
         .filter(|m| m.voter && m.name != name)
@@ -484,9 +484,9 @@ fn check_majority(members: &[MemberStatus], name: &str, force: bool) -> Result<u
     let votes = members.iter().any(|m| m.voter && m.name == name);
     let live = rest.iter().filter(|m| is_live(m)).count();
     let needed = rest.len() / 2 + 1;
-    if votes && live < needed && !force {
+    if votes && live < needed {
         return Err(Status::failed_precondition(format!(
-            "of the {} voters that stay only {live} answer, and {needed} must: without {name:?} the cluster would stand still (--force does it nevertheless)",
+            "of the {} voters that stay only {live} answer, and {needed} must: without {name:?} the cluster would stand still: start one of those that do not answer, or remove it first",
             rest.len()
         )));
     }
@@ -527,20 +527,19 @@ mod tests {
             let names = ["a", "b", "c"].into_iter().zip(live);
             names.map(|(n, l)| member(n, true, l)).collect::<Vec<_>>()
         };
-        assert_eq!(check_majority(&three([true; 3]), "c", false).unwrap(), 2);
+        assert_eq!(check_majority(&three([true; 3]), "c").unwrap(), 2);
         // The dead one may go, a live one may not.
         let two = three([true, true, false]);
-        assert_eq!(check_majority(&two, "c", false).unwrap(), 2);
-        let refused = check_majority(&two, "b", false).unwrap_err();
+        assert_eq!(check_majority(&two, "c").unwrap(), 2);
+        let refused = check_majority(&two, "b").unwrap_err();
         assert!(
             refused
                 .message()
                 .contains("of the 2 voters that stay only 1 answer")
         );
-        assert_eq!(check_majority(&two, "b", true).unwrap(), 2);
         let one = [member("a", true, true), member("b", false, true)];
-        assert!(check_majority(&one, "a", true).is_err(), "the only voter");
-        assert_eq!(check_majority(&one, "b", false).unwrap(), 1);
+        assert!(check_majority(&one, "a").is_err(), "the only voter");
+        assert_eq!(check_majority(&one, "b").unwrap(), 1);
     }
 
     #[test]
