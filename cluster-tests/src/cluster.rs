@@ -255,6 +255,29 @@ impl<P: Endpoint> Trio<P> {
         self.members[n].start_again(&[])
     }
 
+    /// A member that helped to form the cluster is configured to join it instead, through another one.
+    pub fn is_to_join(&self, n: usize, through: usize) -> Result<()> {
+        let path = self.members[n].dir().join("evergate.toml");
+        let token = self.members[n].dir().join("token");
+        let join = format!(
+            "join = [\"10.77.0.{}:4510\"]\njoin_token_file = \"{}\"",
+            11 + through,
+            token.display()
+        );
+        let lines = fs::read_to_string(&path)?;
+        let lines = lines.lines().map(|line| match line {
+            listed if listed.starts_with("members = ") => join.as_str(),
+            other => other,
+        });
+        fs::write(&path, lines.collect::<Vec<_>>().join("\n") + "\n")?;
+        Ok(())
+    }
+
+    /// The IKE SAs that a member knows of.
+    pub fn sas_of(&self, n: usize) -> Result<Vec<crate::sa::IkeSa>> {
+        self.members[n].sas()
+    }
+
     /// Puts a token where a member looks for it.
     pub fn give_token(&self, n: usize, token: &str) -> Result<()> {
         let path = self.members[n].dir().join("token");

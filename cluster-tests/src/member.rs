@@ -231,6 +231,24 @@ impl Member {
         Ok(text)
     }
 
+    /// `evergate COMMAND --config … ARGS` on the member's host, for what is done to a member that does not run; yields all that it says.
+    pub fn offline(&self, arguments: &[&str]) -> Result<String> {
+        let (program, config) = (binary()?, self.path("evergate.toml")?);
+        let (command, arguments) = arguments.split_first().context("no command")?;
+        let in_namespace = ["ip", "netns", "exec", &self.namespace, &program];
+        let all = [
+            &in_namespace[..],
+            &[command, "--config", &config],
+            arguments,
+        ]
+        .concat();
+        let output = output(&all, &[])?;
+        let said = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&said).into_owned();
+        anyhow::ensure!(output.status.success(), "{command}: {text}");
+        Ok(text)
+    }
+
     /// `ctl status --json`.
     pub fn status(&self) -> Result<Value> {
         Ok(serde_json::from_str(&self.ctl(&["status", "--json"])?)?)

@@ -147,6 +147,12 @@ impl StrongSwan {
             .map(drop)
     }
 
+    /// Deletes the IKE SA of a connection, whether or not the other side answers.
+    pub fn forget(&self, connection: &str) -> Result<()> {
+        self.swanctl(&["--terminate", "--ike", connection, "--force"])
+            .map(drop)
+    }
+
     fn swanctl(&self, args: &[&str]) -> Result<String> {
         let (command, args) = args.split_first().context("no command")?;
         let mut all = vec!["/usr/sbin/swanctl", command, "--uri", &self.vici];

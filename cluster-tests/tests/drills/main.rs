@@ -17,6 +17,7 @@ mod cluster_many;
 mod cluster_membership;
 mod cluster_operators;
 mod cluster_reauthentication;
+mod cluster_recovery;
 mod cluster_roaming;
 mod cluster_secrets;
 mod cluster_takeover;

@@ -18,6 +18,7 @@ mod demo;
 mod dispatch;
 mod doctor;
 mod drills;
+mod founding;
 mod gateway;
 mod handovers;
 mod hooks;
@@ -73,6 +74,10 @@ enum Command {
     Bench(bench::Args),
     /// Make a cluster key
     Keygen(keygen::Arguments),
+    /// Go on with one member of a cluster that has lost most of them for good, which must not run
+    Recover(founding::Recover),
+    /// Begin a cluster again from a backup, with one member that has no state
+    Restore(founding::Restore),
     /// Make certificates for the members of a cluster
     #[command(subcommand)]
     Pki(pki::Command),
@@ -87,6 +92,8 @@ pub fn main() -> ExitCode {
         Command::Demo(arguments) => finish(demo::run(arguments)),
         Command::Bench(arguments) => finish(bench::run(arguments)),
         Command::Keygen(arguments) => keygen::run(&arguments),
+        Command::Recover(arguments) => finish(founding::recover(&arguments)),
+        Command::Restore(arguments) => finish(founding::restore(&arguments)),
         Command::Pki(command) => pki::run(&command),
     }
 }

@@ -69,6 +69,16 @@ pub(crate) async fn apply_file(
     }
 }
 
+/// The policy of the file counts as applied: what is replicated stays when the member starts.
+///
+/// # Errors
+/// If the state directory cannot be written.
+pub(crate) fn note_file(policy: &Policy, member: &Member) -> anyhow::Result<()> {
+    let path = member.state_dir.join(APPLIED);
+    write_private(&path, &fingerprint(policy)?)
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
 /// Writes a small file as a whole.
 fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     use std::{io::Write, os::unix::fs::OpenOptionsExt};

@@ -74,10 +74,8 @@ fn spare_memory() {
 }
 
 fn member(arguments: &Arguments) -> anyhow::Result<()> {
-    // What this process makes is for its owner alone. Set before there are threads.
-    umask(Mode::from_bits_truncate(0o077));
+    keep_secrets()?;
     spare_memory();
-    forbid_dumps().context("cannot forbid core dumps")?;
     start_logging(arguments)?;
     let mut config = config::load(&arguments.config)?;
     if let Some(file) = &arguments.join_token_file {
@@ -132,6 +130,15 @@ async fn until_stopped(config: Config, keys: KeyRing) -> anyhow::Result<()> {
     info!(event = "stopping", signal = name, "stopping");
     running.stop().await;
     Ok(())
+}
+
+/// What this process makes is for its owner alone, and so is its memory. Called before there are threads.
+///
+/// # Errors
+/// If core dumps cannot be forbidden.
+pub(crate) fn keep_secrets() -> anyhow::Result<()> {
+    umask(Mode::from_bits_truncate(0o077));
+    forbid_dumps().context("cannot forbid core dumps")
 }
 
 /// Keys must not reach a disk by a core dump, nor another process by a debugger (invariant 7).

@@ -42,6 +42,10 @@ pub(super) fn status(node: &Node) -> GetStatusResponse {
     if let Some(leader) = cluster.leader().borrow().as_ref() {
         status.leader.clone_from(&leader.name);
     }
+    status.generation = cluster.generation().number;
+    let lost = node.membership.quorum.lost_for();
+    status.without_majority_ms =
+        lost.map(|lost| u64::try_from(lost.as_millis()).unwrap_or(u64::MAX));
     node.read(|state| {
         let policy = state.policy();
         status.policy_version = state.policy_version();

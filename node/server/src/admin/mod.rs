@@ -1,5 +1,6 @@
 //! The administration API on a Unix socket.
 
+mod backup;
 mod cluster;
 mod forward;
 mod listing;
@@ -13,11 +14,11 @@ use crate::{
 };
 use anyhow::Context;
 use evergate_proto::admin::{
-    AddMemberRequest, AddMemberResponse, ApplyConfigRequest, ApplyConfigResponse, CaptureChunk,
-    CaptureRequest, DiagnoseRequest, DiagnoseResponse, DrainMemberRequest, DrainMemberResponse,
-    GetStatusRequest, GetStatusResponse, IkeSa, InitiateRequest, InitiateResponse,
-    ListGatewaysRequest, ListGatewaysResponse, ListKeysRequest, ListKeysResponse,
-    ListMembersRequest, ListMembersResponse, ListSasRequest, MoveGatewayRequest,
+    AddMemberRequest, AddMemberResponse, ApplyConfigRequest, ApplyConfigResponse, BackupChunk,
+    BackupRequest, CaptureChunk, CaptureRequest, DiagnoseRequest, DiagnoseResponse,
+    DrainMemberRequest, DrainMemberResponse, GetStatusRequest, GetStatusResponse, IkeSa,
+    InitiateRequest, InitiateResponse, ListGatewaysRequest, ListGatewaysResponse, ListKeysRequest,
+    ListKeysResponse, ListMembersRequest, ListMembersResponse, ListSasRequest, MoveGatewayRequest,
     MoveGatewayResponse, PromoteMemberRequest, PromoteMemberResponse, RekeyRequest, RekeyResponse,
     RemoveMemberRequest, RemoveMemberResponse, TerminateRequest, TerminateResponse,
     admin_server::{Admin, AdminServer},
@@ -291,6 +292,15 @@ impl Admin for Service {
         members::remove(self.active()?, request.into_inner())
             .await
             .map(Response::new)
+    }
+
+    type BackupStream = BoxStream<'static, Result<BackupChunk, Status>>;
+
+    async fn backup(
+        &self,
+        _: Request<BackupRequest>,
+    ) -> Result<Response<Self::BackupStream>, Status> {
+        backup::take(self.active()?).await.map(Response::new)
     }
 
     type CaptureStream = ReceiverStream<Result<CaptureChunk, Status>>;

@@ -7,7 +7,7 @@ use super::{
     message::{Answer, Ask, decode, encode},
     now,
 };
-use crate::{machine::Switch, node::Node};
+use crate::{machine::Switch, node::Node, shared::Shared};
 use anyhow::Context;
 use evergate_cluster::Plant;
 use evergate_ike::record::GatewayId;
@@ -24,7 +24,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 /// So many requests may be unanswered: those of a whole lease, and some that were made for another reason.
 const OUTSTANDING: usize = 12;
@@ -55,6 +55,7 @@ pub(super) fn spawn(
         switch,
         guarded: BTreeSet::new(),
         live: BTreeMap::new(),
+        silent: BTreeSet::new(),
         again: None,
         patience: ASK_AGAIN,
     };
@@ -93,6 +94,8 @@ struct Keeper {
     guarded: BTreeSet<IpAddr>,
     /// The gateways whose addresses the switch lets speak, and which addresses those are.
     live: BTreeMap<GatewayId, Vec<IpAddr>>,
+    /// The gateways of which it was said that their lease is over.
+    silent: BTreeSet<GatewayId>,
     /// When to ask again because not everything was granted, and how long the wait for that is.
     again: Option<Instant>,
     patience: Duration,
@@ -130,6 +133,7 @@ impl Keeper {
             }
             self.again = None;
             self.bound();
+            membership.quorum.look(&membership);
             if answers.len() < OUTSTANDING {
                 answers.extend(self.ask());
             }
@@ -183,6 +187,7 @@ impl Keeper {
         }
         match answer {
             Ok(answer) => {
+                self.membership.quorum.heard();
                 self.membership.holder().granted(&answer.grant);
                 if !answer.hand_over.is_empty() {
                     let wanted = &self.membership.hand_over;
@@ -239,6 +244,7 @@ impl Keeper {
                 live.insert(service.gateway, addresses);
             }
         }
+        self.say(&services, &live);
         let news = live.keys().any(|g| !self.live.contains_key(g));
         let speaking: BTreeSet<IpAddr> = changes.iter().map(|(a, _)| *a).collect();
         let silent = self
@@ -255,6 +261,35 @@ impl Keeper {
         self.live = live;
         if news {
             self.membership.changed.notify_one();
+        }
+    }
+
+    /// Says which leases are over without the gateway being another's, and which of these there are again.
+    fn say(&mut self, services: &[Arc<Shared>], live: &BTreeMap<GatewayId, Vec<IpAddr>>) {
+        for service in services {
+            let (gateway, epoch) = (service.gateway, service.epoch);
+            let (was, is) = (
+                self.live.contains_key(&gateway),
+                live.contains_key(&gateway),
+            );
+            if was && !is && !service.passive.is_cancelled() {
+                self.silent.insert(gateway);
+                warn!(
+                    event = "lease-over",
+                    gateway = gateway.0,
+                    epoch,
+                    "the lease for gateway {} is over: nothing is sent for it until there is another",
+                    gateway.0
+                );
+            } else if is && self.silent.remove(&gateway) {
+                info!(
+                    event = "lease-back",
+                    gateway = gateway.0,
+                    epoch,
+                    "there is a lease for gateway {} again",
+                    gateway.0
+                );
+            }
         }
     }
 

@@ -4,6 +4,7 @@
 //! - `leader`: what the leader does besides: it grants leases, and assigns virtual gateways that nobody has.
 //! - `follow`: starts and stops to serve virtual gateways as the replicated state says.
 //! - `front`: the addresses of virtual gateways.
+//! - `quorum`: whether most members answer.
 //! - `linger`, `relay`: what comes for a gateway that was handed over, and its way to the successor.
 
 mod follow;
@@ -12,6 +13,7 @@ mod leader;
 mod lease;
 mod linger;
 mod message;
+mod quorum;
 mod relay;
 
 use crate::{
@@ -30,6 +32,8 @@ use evergate_ike::record::GatewayId;
 use evergate_state::{Owner, State};
 use leader::Leading;
 use message::{Ask, HandOver, encode};
+pub(crate) use quorum::ADVICE;
+use quorum::Quorum;
 use std::{
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
@@ -64,6 +68,8 @@ pub(crate) struct Membership {
     hand_over: Mutex<Vec<HandOver>>,
     /// When the certificate of this member ends, in milliseconds of Unix time; zero if that is not known.
     pub(crate) certificate_ends: AtomicU64,
+    /// Whether most members answer.
+    pub(crate) quorum: Quorum,
     /// Leases are to be renewed at once.
     renew: Notify,
     /// Who waits until the addresses of what is not served any more are silent.
@@ -90,6 +96,7 @@ impl Membership {
             leading: Mutex::default(),
             hand_over: Mutex::default(),
             certificate_ends: AtomicU64::new(0),
+            quorum: Quorum::default(),
             renew: Notify::new(),
             silence: Mutex::default(),
             changed: Notify::new(),

@@ -35,7 +35,7 @@ pub(super) enum MemberCommand {
     Remove {
         /// The member
         name: String,
-        /// Also if nobody takes its gateways, or too few others answer
+        /// Also if nobody takes its gateways
         #[arg(long)]
         force: bool,
     },

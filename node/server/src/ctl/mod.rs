@@ -1,5 +1,6 @@
 //! `evergate ctl`: the administration API on the command line.
 
+mod backup;
 mod capture;
 mod cluster;
 mod commits;
@@ -103,6 +104,11 @@ enum Command {
     Doctor,
     /// The cluster keys that members have
     Keys,
+    /// Write what the cluster is configured to do, with its secrets and without its SAs, to a file that the cluster key opens
+    Backup {
+        /// The file, which must not exist
+        file: PathBuf,
+    },
     /// The policy document
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -190,6 +196,7 @@ async fn call(arguments: &Arguments) -> Result<String, String> {
         }
         Command::Terminate(target) => terminate(&mut client, arguments, target).await,
         Command::Capture(options) => return capture::run(&mut client, arguments, options).await,
+        Command::Backup { file } => return backup::run(&mut client, arguments, file).await,
         Command::Rekey(target) => rekey(&mut client, arguments, target).await,
         Command::Members
         | Command::Member(_)

@@ -53,11 +53,15 @@ pub(super) fn status(s: &GetStatusResponse, as_json: bool) -> String {
         ("uptime", duration(s.uptime_ms)),
         (
             "cluster",
-            match (s.leads, s.leader.as_str()) {
-                (true, _) => "leads".to_owned(),
-                (false, "") => "no leader".to_owned(),
-                (false, leader) => format!("follows {leader}"),
-            },
+            match (s.without_majority_ms, s.leads, s.leader.as_str()) {
+                (Some(ms), ..) => format!(
+                    "most members have not answered for {}: nothing is committed",
+                    duration(ms)
+                ),
+                (_, true, _) => "leads".to_owned(),
+                (_, false, "") => "no leader".to_owned(),
+                (_, false, leader) => format!("follows {leader}"),
+            } + &format!(", generation {}", s.generation),
         ),
         ("gateways", gateways.join(", ")),
         (
@@ -123,6 +127,8 @@ fn status_json(s: &GetStatusResponse) -> Value {
         "uptime_ms": s.uptime_ms,
         "leads": s.leads,
         "leader": s.leader,
+        "generation": s.generation,
+        "without_majority_ms": s.without_majority_ms,
         "gateways": gateways,
         "policy_version": s.policy_version,
         "connections": s.connections,

@@ -1,6 +1,7 @@
 //! What is wrong, from what members say: no I/O.
 
 use super::name_of;
+use crate::cluster::ADVICE;
 use evergate_cluster::raft::MemberStatus;
 use evergate_proto::{
     admin::{Finding, Severity},
@@ -170,7 +171,7 @@ fn quorum(facts: &Facts, found: &mut Found) {
             &facts.asked,
             "quorum",
             format!(
-                "{lost} of {voters} voters do not answer: nothing can be committed, leases end, and nobody serves until {} more are back",
+                "{lost} of {voters} voters do not answer: nothing can be committed, leases end, and nobody serves until {} more are back: {ADVICE}",
                 lost - bears
             ),
         );
