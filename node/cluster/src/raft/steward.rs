@@ -179,6 +179,10 @@ pub(super) async fn run(cluster: Cluster, shared: Arc<Shared>) {
             learners.clear();
             continue;
         }
+        if cluster.is_changing() {
+            finish(&cluster).await;
+            continue;
+        }
         let members = cluster.members();
         learners.retain(|id, _| members.iter().any(|m| m.id == *id && !m.voter));
         for learner in members.iter().filter(|m| !m.voter) {
@@ -207,6 +211,24 @@ pub(super) async fn run(cluster: Cluster, shared: Arc<Shared>) {
             );
             time::sleep(PERIOD * 5).await;
         }
+    }
+}
+
+/// A leader has died between the two entries of a change of voters: until the second one is logged two majorities count, and nothing else can be changed. It is
+/// for who leads now to log it.
+async fn finish(cluster: &Cluster) {
+    info!(
+        event = "members-change",
+        "a change of the members that a former leader began is finished"
+    );
+    // Adds nobody: it only ends what is joint.
+    let nobody = ChangeMembers::AddVoterIds(BTreeSet::new());
+    if let Err(why) = cluster.change(nobody).await {
+        warn!(
+            event = "membership-failed",
+            "the members are not changed yet: {why}"
+        );
+        time::sleep(PERIOD * 5).await;
     }
 }
 
