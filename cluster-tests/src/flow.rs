@@ -76,7 +76,7 @@ pub struct Report {
 static PORT: AtomicU16 = AtomicU16::new(7000);
 
 impl Flow {
-    /// Starts datagrams of `size` bytes every `interval` both ways.
+    /// Starts datagrams of `size` bytes every `interval`, or [`patience`] times that, both ways.
     pub fn start(
         lab: &Lab,
         a: End<'_>,
@@ -85,6 +85,7 @@ impl Flow {
         size: usize,
     ) -> Result<Self> {
         ensure!(size >= HEADER, "a datagram needs {HEADER} bytes");
+        let interval = interval * patience();
         let port = PORT.fetch_add(1, Ordering::Relaxed);
         let started = Instant::now();
         let queues = [

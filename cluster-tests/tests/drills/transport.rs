@@ -116,8 +116,7 @@ impl<P: Endpoint> Ends<P> {
     /// Numbered datagrams both ways, as many as the machine can do beside all else.
     fn flow(&self) -> Result<Flow> {
         let (a, b) = (self.outer.outer(1), self.outer.outer(2));
-        let interval = millis(5) * patience();
-        Flow::start(&self.lab, ("peer1", &a), ("gw", &b), interval, 200)
+        Flow::start(&self.lab, ("peer1", &a), ("gw", &b), millis(5), 200)
     }
 
     fn finish(self) -> Result<Findings> {
