@@ -1,6 +1,7 @@
 //! Clusters whose members have their ESP in the kernel, or some of them: a tunnel goes from kernel to kernel, to a member that carries packets itself, and
 //! back. Runs in `cluster-tests/guest`, where a boot and the start of a cluster take long: so it is one drill.
 
+use crate::cluster_operators::is_told;
 use anyhow::ensure;
 use evergate_cluster_tests::capture::now;
 use evergate_cluster_tests::cluster::{Trio, host};
@@ -49,6 +50,11 @@ impl Run {
         until(secs(10), "a kernel has the gateway", || {
             Ok(KERNELS.contains(&trio.active(G)?))
         })?;
+        // The third could, but a tunnel may come to any of them.
+        for n in KERNELS {
+            let says = "cannot do transport mode: no member negotiates that";
+            is_told(&trio, OTHER, "abilities", &name(n), says)?;
+        }
         let spis = trio.up(G)?;
         Ok(Self {
             trio,

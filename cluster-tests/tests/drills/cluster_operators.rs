@@ -128,7 +128,13 @@ fn found(trio: &Trio, n: usize) -> Result<Vec<[String; 3]>> {
 }
 
 /// Waits until a member says this of another, or of the cluster.
-fn is_told(trio: &Trio, n: usize, subject: &str, member: &str, part: &str) -> Result<()> {
+pub(crate) fn is_told(
+    trio: &Trio,
+    n: usize,
+    subject: &str,
+    member: &str,
+    part: &str,
+) -> Result<()> {
     until(secs(20), "the doctor says what is wrong", || {
         let all = found(trio, n)?;
         let this = |[s, m, t]: &[String; 3]| s == subject && m == member && t.contains(part);

@@ -13,13 +13,25 @@ use evergate_cluster_tests::{Result, secs, until};
 
 const G: &str = "g1";
 
+/// A cipher that sends no IV (RFC 8750).
+const IMPLICIT: &str = "aes128gcm16iiv";
+
+/// Asks for transport mode and [`IMPLICIT`], and would do without either.
+fn what_not_every_plane_can(connection: &mut Connection) {
+    connection.host_to_host();
+    connection.esp = vec![IMPLICIT.into(), "aes128gcm16".into()];
+}
+
 #[test]
 fn the_address_takes_its_sa_along() -> Result<()> {
     let mut trio: Trio<Member> =
-        Trio::start_against_member(Pace::Patient, &[Gateway::usual()], Connection::host_to_host)?;
+        Trio::start_against_member(Pace::Patient, &[Gateway::usual()], what_not_every_plane_can)?;
     let (spis, established) = (trio.up(G)?, now());
     let sas = trio.peer.ctl(&["sas", "--json"])?;
-    ensure!(sas.contains("\"mode\": \"transport\""), "{sas}");
+    ensure!(
+        sas.contains("\"mode\": \"transport\"") && sas.contains(IMPLICIT),
+        "{sas}"
+    );
     let pings = Pings::start(&trio.lab, "peer1", &V4.outer(2), "0.01")?;
     pings.run(50, secs(10))?;
     let active = trio.active(G)?;
