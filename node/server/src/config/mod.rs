@@ -4,12 +4,16 @@
 //! policy (`[connections]`, `[secrets]`, `[authorities]`, `[pools]`), which is replicated as one versioned document. Reading goes in
 //! two steps: every value by itself while it is parsed, then the document as a whole. Whatever is wrong has a place.
 
+mod child;
 mod cluster;
+mod connection;
 mod credentials;
 mod document;
 mod headers;
+mod local;
 mod marks;
 mod problem;
+mod secrets;
 #[cfg(test)]
 mod tests;
 mod times;
