@@ -246,7 +246,8 @@ async fn a_failed_append_may_have_been_written() {
 
 #[tokio::test]
 async fn a_disk_that_rots_or_loses_its_end_is_refused_until_it_is_empty() {
-    let damages: [(fn(&Disk) -> bool, &str); 3] = [
+    type Damage = fn(&Disk) -> bool;
+    let damages: [(Damage, &str); 3] = [
         (|disk| disk.rot(0), "damaged"),
         (|disk| disk.rot(u64::MAX / 3), "damaged"),
         (|disk| disk.lose_tail(1), "ends at entry"),
