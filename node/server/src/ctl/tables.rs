@@ -471,6 +471,7 @@ CHILD SA    NAME  IKE SA              FATE  OUT         LOCAL TS     REMOTE TS  
                 name: String::new(),
             }],
             leads: true,
+            generation: 1,
             data_plane: Some(DataPlane {
                 name: "userspace".into(),
                 ..DataPlane::default()
@@ -478,7 +479,7 @@ CHILD SA    NAME  IKE SA              FATE  OUT         LOCAL TS     REMOTE TS  
             ..GetStatusResponse::default()
         };
         let text = status(&s, false);
-        assert!(text.starts_with("member      m1\nversion     0.1.0\nuptime      1h 2m\ncluster     leads\ngateways    0 epoch 3 active\n"), "{text}");
+        assert!(text.starts_with("member      m1\nversion     0.1.0\nuptime      1h 2m\ncluster     leads, generation 1\ngateways    0 epoch 3 active\n"), "{text}");
         assert!(!text.contains("dropped"));
         s.ike_drops.insert("malformed".into(), 4);
         assert!(status(&s, false).ends_with("dropped     4 IKE messages: malformed\n"));
