@@ -5,7 +5,7 @@ use super::{
     log::{Identity, LogStore},
     machine::Machine,
     roster::{Known, Roster},
-    succession::from_proto,
+    succession::{from_proto, others},
     transport::{Network, Peers, decode},
     types::{Membership, Node, NodeId, Raft},
 };
@@ -226,17 +226,19 @@ fn join_request(
     }
 }
 
-/// Asks one member after the other until it has been taken in.
-async fn join(others: Vec<Node>, request: JoinRequest, peers: Peers, raft: Raft) {
-    let taken_in = || {
-        let metrics = raft.server_metrics();
-        let metrics = metrics.borrow_watched();
-        metrics.membership_config.get_node(&request.id).is_some()
-    };
+/// Asks one member after the other until it has been taken in: those that it is configured with, and those that they tell of. One that came later may lead, and is
+/// listened to only if it is known.
+async fn join(configured: Vec<Node>, request: JoinRequest, peers: Peers, known: Known) {
+    let has_this = |members: Arc<Membership>| members.get_node(&request.id).is_some();
+    let taken_in = || known.membership().is_some_and(has_this);
     while !taken_in() {
-        for node in &others {
-            if let Err(status) = peers.peer(node).join(request.clone()).await {
-                tracing::debug!(member = node.name, %status, "not taken in yet");
+        for node in others(&configured, &known.latest(), &request.name) {
+            let answer = peers.peer(&node).join(request.clone()).await;
+            match answer.and_then(|reply| decode::<Roster>(&reply.members)) {
+                Ok(roster) => known.tell(roster),
+                Err(status) => {
+                    tracing::debug!(member = node.name, %status, "not taken in yet");
+                }
             }
         }
         time::sleep(ASK_AGAIN).await;
@@ -278,19 +280,14 @@ pub(super) fn ask_to_join(
     role: &Role,
     ring: &KeyRing,
     peers: Option<Peers>,
-    raft: &Raft,
+    known: &Known,
 ) {
     if role.begin == Begin::Join
         && let Some(peers) = peers
     {
-        let others = config.members.iter().filter(|n| n.name != config.name);
         let request = join_request(config, role.node, None, ring);
-        tasks.spawn(join(
-            others.cloned().collect(),
-            request,
-            peers,
-            raft.clone(),
-        ));
+        let configured = config.members.clone();
+        tasks.spawn(join(configured, request, peers, known.clone()));
     }
 }
 

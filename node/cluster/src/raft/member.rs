@@ -212,7 +212,7 @@ async fn begin(
     running.send_replace(Some(raft.clone()));
     // Kept alive as long as the tasks are.
     tasks.spawn(async move { running.closed().await });
-    ask_to_join(&mut tasks, &config, &role, &ring, peers.clone(), &raft);
+    ask_to_join(&mut tasks, &config, &role, &ring, peers.clone(), &known);
 
     let (leader_sender, leader) = watch::channel(None);
     tasks.spawn(observe(raft.clone(), leader_sender, Arc::clone(shared)));

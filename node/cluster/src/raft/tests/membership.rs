@@ -169,6 +169,27 @@ async fn a_founder_that_lost_its_disk_forms_no_second_cluster() {
     settled(&[&replicas[0], &replicas[1], &back], &[0, 1, 2], &[]).await;
 }
 
+/// One that came after its configuration was written leads. It hears of that one from those that it knows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_lost_its_disk_hears_of_a_leader_that_it_is_not_configured_with() {
+    let mut lab = Lab::new(4);
+    let mut replicas = vec![first(&mut lab).await];
+    for n in 1..4 {
+        grow(&mut lab, &mut replicas, n).await;
+    }
+    kill(replicas.remove(1)).await;
+    lab.wipe(1);
+    within(replicas[0].cluster().transfer_leader("m3"))
+        .await
+        .unwrap();
+    let mut config = lab.config(1);
+    config.members.truncate(2);
+    let one = within(Replica::join(config)).await.unwrap();
+    let [zero, two, three] = <[Replica; 3]>::try_from(replicas).unwrap();
+    settled(&[&zero, &one, &two, &three], &[0, 1, 2, 3], &[]).await;
+    take(&one, 1, 1).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_is_for_one_member_and_once() {
     let mut lab = Lab::new(4);
