@@ -1,13 +1,16 @@
 //! A cluster goes on as another generation, and members of the former one have no part in it.
 
-use super::lab::{Lab, epoch, kill, same, take, within};
+use super::{
+    lab::{Lab, epoch, kill, same, take, within},
+    membership::{announce_level, invite},
+};
 use crate::{
     ClusterKey, Generation, KeyRing, Replica,
-    raft::{Estate, Heir, JoinError, JoinToken, Node, RaftConfig},
+    raft::{Estate, Heir, JoinError, Node, RaftConfig},
     store::Meta,
 };
 use evergate_ike::env::UnixMillis;
-use evergate_state::{Command, Enrolment, Level, Outcome, Stage, State};
+use evergate_state::State;
 use std::time::Duration;
 
 fn ring() -> KeyRing {
@@ -106,28 +109,11 @@ async fn others_join_a_later_generation() {
     let generation = recover(&config, &lab.members[0]).await;
     let m0 = within(Replica::join(config)).await.unwrap();
     take(&m0, 1, 1).await;
-    let announced = Command::AnnounceLevel {
-        member: "m".into(),
-        incarnation: 1,
-        level: Level::LATEST,
-    };
-    m0.propose(vec![announced]).await.unwrap();
+    announce_level(&m0, "m", 1).await;
     let mut others = Vec::new();
     for n in [1, 2] {
         lab.wipe(n);
-        let token = JoinToken::generate().unwrap();
-        let enrolment = Enrolment {
-            address: lab.members[n].address.clone(),
-            learner: false,
-            replaces: None,
-            stage: Stage::Invited {
-                digest: token.digest(),
-                until: UnixMillis(u64::MAX),
-            },
-        };
-        let member = format!("m{n}");
-        let invite = vec![Command::Invite { member, enrolment }];
-        assert_eq!(m0.propose(invite).await.unwrap(), [Outcome::Applied]);
+        let token = invite(&m0, &lab, n, |_| {}).await;
         let joiner = lab.joiner(n, &[0], Some(token));
         let joined = within(Replica::join(joiner)).await.unwrap();
         assert_eq!(joined.cluster().generation(), generation);

@@ -18,7 +18,7 @@ async fn ask(replica: &Replica, command: Command) -> Outcome {
 }
 
 /// Lets a member come, and yields its token.
-async fn invite(
+pub(super) async fn invite(
     replica: &Replica,
     lab: &Lab,
     n: usize,
@@ -99,14 +99,18 @@ async fn first(lab: &mut Lab) -> Replica {
         },
     )
     .await;
-    let level = Level::LATEST;
-    let announced = Command::AnnounceLevel {
-        member,
-        incarnation,
-        level,
-    };
-    assert_eq!(ask(&one, announced).await, Outcome::Applied);
+    announce_level(&one, &member, incarnation).await;
     one
+}
+
+/// Only who knows the latest format can invite others.
+pub(super) async fn announce_level(replica: &Replica, member: &str, incarnation: u128) {
+    let announced = Command::AnnounceLevel {
+        member: member.to_owned(),
+        incarnation,
+        level: Level::LATEST,
+    };
+    assert_eq!(ask(replica, announced).await, Outcome::Applied);
 }
 
 async fn grow(lab: &mut Lab, replicas: &mut Vec<Replica>, n: usize) {
