@@ -452,13 +452,14 @@ impl Connection {
         let _ = writeln!(out, "remote_addrs = {}", addresses(&self.remote));
         let _ = writeln!(out, "proposals = {}", array(&self.proposals));
         let _ = writeln!(out, "encap = {}", self.encap);
-        let _ = writeln!(out, "rekey_time = \"{}s\"\nrand_time = \"0s\"", self.rekey);
+        // As strongSwan's: two rekeys that cross and are both refused have time to come again.
+        let _ = writeln!(
+            out,
+            "rekey_time = \"{}s\"\nrand_time = \"0s\"\nover_time = \"30s\"",
+            self.rekey
+        );
         if self.reauth > 0 {
-            let _ = writeln!(
-                out,
-                "reauth_time = \"{}s\"\nover_time = \"30s\"",
-                self.reauth
-            );
+            let _ = writeln!(out, "reauth_time = \"{}s\"", self.reauth);
         }
         let (rekey, reauth) = self.together_packets;
         let _ = writeln!(
