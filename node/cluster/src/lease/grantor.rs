@@ -122,6 +122,12 @@ impl Grantor {
         running.map(|(owner, _)| owner)
     }
 
+    /// When the next of the leases that run is over, if nobody asks meanwhile.
+    pub fn next_end(&self, now: BootTime) -> Option<BootTime> {
+        let running = self.until.values().filter(|until| now < **until);
+        running.min().copied()
+    }
+
     /// Starts to take a gateway away from a silent owner (`None`: nobody has it). From here on the owner gets no lease under this epoch any
     /// more, also if it asks again before the assignment is committed. Returns false, and does nothing, while a lease of it may run.
     ///

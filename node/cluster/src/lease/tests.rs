@@ -132,6 +132,25 @@ fn a_silent_owner_is_waited_for() {
 }
 
 #[test]
+fn the_next_end_is_that_of_who_asked_first() {
+    let mut grantor = grantor(None);
+    assert_eq!(grantor.next_end(at(1100)), None);
+    for (name, asked) in [("b", 1130), ("a", 1100)] {
+        let mut request = holder().request(at(asked), Vec::new());
+        request.owner = owner(name);
+        grantor
+            .grant(&request, at(asked), at(2000), |_| None)
+            .unwrap();
+    }
+    let first = grantor.next_end(at(1140)).unwrap();
+    assert!(grantor.is_live(&owner("a"), at(1251)) && !grantor.is_live(&owner("a"), first));
+    let second = grantor.next_end(first).unwrap();
+    assert_eq!(first.until(second), ms(30));
+    assert!(!grantor.is_live(&owner("b"), second));
+    assert_eq!(grantor.next_end(second), None);
+}
+
+#[test]
 fn a_process_that_hears_no_answers_is_not_kept_alive_by_its_requests() {
     let (mut grantor, mut holder) = (grantor(None), holder());
     let own = || vec![(G1, 3)];

@@ -2,6 +2,7 @@
 
 use super::{
     Membership,
+    lease::at,
     message::{Answer, Ask, HandOver, decode, encode},
     now,
 };
@@ -19,12 +20,18 @@ use std::{
     sync::{Arc, Weak},
     time::Duration,
 };
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-/// The leader looks this often who should have what, and whenever something has changed.
+/// The leader looks this often who should have what while something is under way, and whenever it is told that something has changed.
 const PERIOD: Duration = Duration::from_millis(5);
+
+/// While everything is where it should be, it looks when the next lease could be over, or this late: nobody tells it of a policy that is another.
+const CALM_PERIOD: Duration = Duration::from_millis(50);
+
+/// Timers are as coarse as that: what is waited for is over when they end.
+const GRAIN: Duration = Duration::from_millis(1);
 
 /// So long a new leader waits for others to ask before it assigns gateways that were never assigned: members start at about the same time.
 const GATHER: Duration = Duration::from_secs(2);
@@ -52,6 +59,8 @@ pub(super) struct Leading {
     spreading: bool,
     /// When somebody came or went last.
     changed: BootTime,
+    /// Everything was where it should be at the last look.
+    calm: bool,
 }
 
 /// Answers requests for leases from now on.
@@ -74,6 +83,7 @@ pub(super) fn answer(node: &Arc<Node>, membership: &Arc<Membership>) {
             // It leads on, and knows nothing of what it granted before.
             _ => *leading = None,
         }
+        membership.plan.notify_one();
     }));
 }
 
@@ -170,10 +180,10 @@ type Assigned = BoxFuture<'static, (Vec<(GatewayId, u32)>, bool)>;
 
 /// Leads whenever this member is the leader, until told to stop.
 pub(super) async fn run(node: Arc<Node>, membership: Arc<Membership>, stop: CancellationToken) {
-    let mut period = interval(PERIOD);
-    period.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut leader = membership.cluster.leader();
     let mut assigned: FuturesUnordered<Assigned> = FuturesUnordered::new();
+    // When to look again.
+    let mut next = None;
     loop {
         tokio::select! {
             () = stop.cancelled() => {
@@ -181,7 +191,7 @@ pub(super) async fn run(node: Arc<Node>, membership: Arc<Membership>, stop: Canc
                 membership.leading().take();
                 return;
             }
-            _ = period.tick() => {}
+            () = at(next) => {}
             () = membership.plan.notified() => {}
             changed = leader.changed() => if changed.is_err() { return },
             Some((gateways, decided)) = assigned.next(), if !assigned.is_empty() => {
@@ -194,6 +204,7 @@ pub(super) async fn run(node: Arc<Node>, membership: Arc<Membership>, stop: Canc
         let term = mine
             .filter(|l| l.id == membership.cluster.id())
             .map(|l| l.term);
+        next = term.map(|_| Instant::now() + PERIOD);
         let Some(term) = term.filter(|_| membership.leads()) else {
             if membership.leading().take().is_some() {
                 info!(event = "follows", "this member does not lead any more");
@@ -205,6 +216,8 @@ pub(super) async fn run(node: Arc<Node>, membership: Arc<Membership>, stop: Canc
             continue;
         }
         assigned.extend(look(&node, &membership));
+        let pause = membership.leading().as_ref().map(|l| l.pause(now()));
+        next = Some(Instant::now() + pause.unwrap_or(PERIOD));
     }
 }
 
@@ -239,6 +252,7 @@ async fn elected(membership: &Membership, term: u64) -> bool {
         candidates: Vec::new(),
         spreading: false,
         changed: since,
+        calm: false,
     });
     membership.renew.notify_one();
     true
@@ -324,6 +338,10 @@ impl Leading {
             let wait = if epoch == 0 { GATHER } else { renew };
             complete || (at >= since.after(wait) && (epoch == 0 || !unheard))
         };
+        let at_rest =
+            self.moving.is_empty() && self.assigning.is_empty() && self.leaving.is_empty();
+        let held = |seat: &Seat| matches!(seat.holding, Holding::Held(_));
+        self.calm = at_rest && !self.spreading && actions.is_empty() && seats.iter().all(held);
         let mut chosen = Vec::new();
         for action in actions {
             match action {
@@ -341,6 +359,14 @@ impl Leading {
             }
         }
         chosen
+    }
+
+    /// How long nothing happens that it is not told of.
+    fn pause(&self, at: BootTime) -> Duration {
+        match self.grantor.next_end(at) {
+            Some(end) if self.calm => CALM_PERIOD.min(at.until(end)) + GRAIN,
+            _ => PERIOD,
+        }
     }
 
     /// Forgets what is over.

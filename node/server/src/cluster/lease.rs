@@ -77,7 +77,8 @@ pub(super) fn spawn(
     Ok(())
 }
 
-async fn at(time: Option<Instant>) {
+/// At a time, or never.
+pub(super) async fn at(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time).await,
         None => futures::future::pending().await,
