@@ -18,7 +18,7 @@ use crate::member::{Member, binary};
 use crate::process::run;
 use crate::sa::{Endpoint, Spis};
 use crate::strongswan::{Esp, StrongSwan};
-use crate::{Result, millis, secs, until};
+use crate::{Result, millis, patience, secs, until};
 use anyhow::{Context, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -27,6 +27,7 @@ use std::fmt::Write;
 use std::fs;
 use std::net::Ipv6Addr;
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 /// How many members there are.
 pub const MEMBERS: usize = 3;
@@ -73,9 +74,27 @@ pub enum Pace {
 }
 
 impl Pace {
+    /// Where processors are emulated no other will do.
+    fn here(self) -> Self {
+        match patience() {
+            1 => self,
+            _ => Self::Emulated,
+        }
+    }
+
+    /// No gap of a takeover may be as long as this, with the stalls of a usual machine.
+    #[must_use]
+    pub fn longest_gap(self) -> Duration {
+        match self.here() {
+            Self::Usual => secs(1),
+            Self::Patient => secs(6),
+            Self::Emulated => secs(30),
+        }
+    }
+
     /// Lines for a member's `[cluster]`.
     fn toml(self) -> &'static str {
-        match self {
+        match self.here() {
             Self::Usual => "",
             Self::Patient => {
                 "lease = \"2100ms\"\nrenew = \"240ms\"\nheartbeat = \"120ms\"\nelection_min = \"360ms\"\nelection_max = \"600ms\"\n"

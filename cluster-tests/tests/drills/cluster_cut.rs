@@ -7,13 +7,12 @@ use evergate_cluster_tests::cluster::{Gateway, MEMBERS, OneWay, Pace, Trio};
 use evergate_cluster_tests::flow::Report;
 use evergate_cluster_tests::lab::Family::V4;
 use evergate_cluster_tests::strongswan::Esp;
-use evergate_cluster_tests::{Result, millis, secs, until};
+use evergate_cluster_tests::{Result, patience, secs, until};
 use nix::sys::signal::Signal;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// No gap may be as long as this.
-const LONGEST: Duration = millis(1000);
+const PACE: Pace = Pace::Usual;
 
 const G: &str = "g1";
 
@@ -30,7 +29,7 @@ fn gap(report: &Report) -> Duration {
 }
 
 fn start() -> Result<Trio> {
-    Trio::start(Pace::Usual, Esp::InUdp, &[Gateway::usual()], |_| {})
+    Trio::start(PACE, Esp::InUdp, &[Gateway::usual()], |_| {})
 }
 
 /// Moves the gateway to a member with this role, and returns its number.
@@ -69,7 +68,7 @@ fn set_aside(
     let flow = trio.traffic(V4, 2)?;
     flow.runs(300, secs(10))?;
     back(&mut trio, active)?;
-    sleep(secs(2));
+    sleep(secs(2) * patience());
     let second = flow.stop();
     second.is_lossless()?;
     let flow = trio.traffic(V4, 2)?;
@@ -85,7 +84,7 @@ fn set_aside(
     );
     let found = trio.finish()?;
     assert_eq!(found.authentications_after(established), 0);
-    assert!(gap(&first) < LONGEST, "{:?}", gap(&first));
+    assert!(gap(&first) < PACE.longest_gap(), "{:?}", gap(&first));
     Ok(())
 }
 
@@ -157,7 +156,7 @@ fn another_leads(way: OneWay) -> Result<Report> {
     );
     flow.runs(300, secs(10))?;
     trio.cut_one_way(former, None)?;
-    sleep(secs(2));
+    sleep(secs(2) * patience());
     let report = flow.stop();
     report.has_no_duplicate()?;
     eprintln!("gap {:?}", gap(&report));
@@ -176,7 +175,7 @@ fn a_leader_that_is_not_heard_is_replaced_and_nobody_notices() -> Result<()> {
 fn a_leader_that_hears_nothing_is_replaced() -> Result<()> {
     // It has to notice first, so leases may end for a moment.
     let gap = gap(&another_leads(OneWay::Deaf)?);
-    assert!(gap < LONGEST / 2, "{gap:?}");
+    assert!(gap < PACE.longest_gap() / 2, "{gap:?}");
     Ok(())
 }
 
@@ -197,7 +196,7 @@ fn a_member_without_a_majority_ends_soon() -> Result<()> {
     let took = begun.elapsed();
     eprintln!("m{} without a majority ended after {took:?}", last + 1);
     drop(flow);
-    assert!(took < secs(2), "{took:?}");
+    assert!(took < secs(2) * patience(), "{took:?}");
     let log = trio.members[last].log()?;
     assert!(log.contains("was not committed in time"), "{log}");
     assert!(log.contains("not committed before the end"), "{log}");

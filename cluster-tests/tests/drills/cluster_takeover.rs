@@ -10,12 +10,11 @@ use evergate_cluster_tests::flow::{Direction, Report};
 use evergate_cluster_tests::lab::Family::{self, V4, V6};
 use evergate_cluster_tests::sa::{Endpoint, Spis};
 use evergate_cluster_tests::strongswan::Esp;
-use evergate_cluster_tests::{Result, millis, secs, until};
+use evergate_cluster_tests::{Result, millis, patience, secs, until};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// No gap may be as long as this.
-const LONGEST: Duration = millis(1000);
+const PACE: Pace = Pace::Usual;
 
 const G: &str = "g1";
 
@@ -26,7 +25,7 @@ enum By {
 }
 
 fn start(esp: Esp) -> Result<Trio> {
-    Trio::start(Pace::Usual, esp, &[Gateway::usual()], |_| {})
+    Trio::start(PACE, esp, &[Gateway::usual()], |_| {})
 }
 
 fn up(trio: &mut Trio, by: By) -> Result<Spis> {
@@ -86,7 +85,7 @@ fn kills(esp: Esp, by: By, rounds: usize, before: impl Fn(&mut Trio) -> Result<(
     );
     gaps.sort();
     eprintln!("gaps: {gaps:?}");
-    assert!(gaps.iter().all(|gap| *gap < LONGEST), "{gaps:?}");
+    assert!(gaps.iter().all(|gap| *gap < PACE.longest_gap()), "{gaps:?}");
     Ok(())
 }
 
@@ -167,7 +166,11 @@ fn lost_nothing(trio: &Trio, what: &str, report: &Report) -> Result<Duration> {
         eprintln!("{}", member.ctl(&["status"]).unwrap_or_default());
     }
     report.is_lossless()?;
-    ensure!(gap(report) < LONGEST, "{what}: a gap of {:?}", gap(report));
+    ensure!(
+        gap(report) < PACE.longest_gap(),
+        "{what}: a gap of {:?}",
+        gap(report)
+    );
     Ok(gap(report))
 }
 
@@ -193,7 +196,10 @@ fn drains(esp: Esp, family: Family) -> Result<()> {
         trio.members[active].ctl(&["drain", &name, "--undo"])?;
     }
     gaps.sort();
-    ensure!(gaps[MEMBERS / 2] < HANDOVER, "the gaps: {gaps:?}");
+    ensure!(
+        gaps[MEMBERS / 2] < HANDOVER * patience(),
+        "the gaps: {gaps:?}"
+    );
     assert_eq!(trio.agree(G, 1)?, spis);
     assert_eq!(trio.finish()?.authentications_after(established), 0);
     Ok(())
@@ -301,7 +307,7 @@ fn gateways_spread_over_all_members_that_live() -> Result<()> {
         outer: vec![format!("192.0.2.{}/24", 20 + n)],
         inner: Vec::new(),
     }));
-    let mut trio = Trio::start(Pace::Usual, Esp::InUdp, &gateways, |_| {})?;
+    let mut trio = Trio::start(PACE, Esp::InUdp, &gateways, |_| {})?;
     let wait = |trio: &Trio, ask, wanted: &[usize]| {
         until(secs(10), &format!("gateways are spread {wanted:?}"), || {
             let counts = spread(trio, ask)?;
