@@ -22,7 +22,7 @@ use crate::{Result, millis, patience, secs, until};
 use anyhow::{Context, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::fs;
 use std::net::Ipv6Addr;
@@ -59,6 +59,17 @@ impl Gateway {
             outer: text(&["192.0.2.2/24", "2001:db8::2/64"]),
             inner: text(&["10.10.2.1/24", "fd00:10:2::1/64"]),
         }
+    }
+
+    /// That one, and others without a peer, so that there are so many.
+    #[must_use]
+    pub fn several(count: usize) -> Vec<Self> {
+        let more = (2..=count).map(|n| Self {
+            name: format!("g{n}"),
+            outer: vec![format!("192.0.2.{}/24", 20 + n)],
+            inner: Vec::new(),
+        });
+        std::iter::once(Self::usual()).chain(more).collect()
     }
 }
 
@@ -295,6 +306,35 @@ impl<P: Endpoint> Trio<P> {
     /// The IKE SAs that a member knows of.
     pub fn sas_of(&self, n: usize) -> Result<Vec<crate::sa::IkeSa>> {
         self.members[n].sas()
+    }
+
+    /// Adds lines to a member's `[member]`, which it reads when it starts.
+    pub fn configure_member(&self, n: usize, lines: &str) -> Result<()> {
+        let path = self.members[n].dir().join("evergate.toml");
+        let text = fs::read_to_string(&path)?;
+        ensure!(text.contains("[member]\n"), "{text}");
+        let text = text.replacen("[member]\n", &format!("[member]\n{lines}\n"), 1);
+        fs::write(&path, text)?;
+        Ok(())
+    }
+
+    /// Waits until the numbers of gateways, by the names of members that have any, are as wanted, as far as member `n` knows.
+    pub fn has_spread(
+        &self,
+        n: usize,
+        wanted: impl Fn(&BTreeMap<String, usize>) -> bool,
+    ) -> Result<()> {
+        until(secs(10), "the gateways are spread as wanted", || {
+            let text = self.members[n].ctl(&["gateways", "--json"])?;
+            let gateways: Vec<Value> = serde_json::from_str(&text)?;
+            let mut counts = BTreeMap::new();
+            for gateway in gateways {
+                let member = gateway["member"].as_str().unwrap_or_default().to_owned();
+                *counts.entry(member).or_default() += 1;
+            }
+            ensure!(wanted(&counts), "{counts:?}");
+            Ok(true)
+        })
     }
 
     /// Puts a token where a member looks for it.

@@ -11,7 +11,6 @@ use evergate_cluster_tests::lab::Family::{self, V4, V6};
 use evergate_cluster_tests::sa::{Endpoint, Spis};
 use evergate_cluster_tests::strongswan::Esp;
 use evergate_cluster_tests::{Result, millis, patience, secs, until};
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 const PACE: Pace = Pace::Usual;
@@ -287,36 +286,15 @@ fn a_clean_stop_hands_over_at_once() -> Result<()> {
     Ok(())
 }
 
-/// How many gateways each member has, by its name.
-fn spread(trio: &Trio, ask: usize) -> Result<BTreeMap<String, usize>> {
-    let text = trio.members[ask].ctl(&["gateways", "--json"])?;
-    let gateways: Vec<serde_json::Value> = serde_json::from_str(&text)?;
-    let mut counts = BTreeMap::new();
-    for gateway in gateways {
-        let member = gateway["member"].as_str().unwrap_or_default().to_owned();
-        *counts.entry(member).or_default() += 1;
-    }
-    Ok(counts)
-}
-
 #[test]
 fn gateways_spread_over_all_members_that_live() -> Result<()> {
-    let mut gateways = vec![Gateway::usual()];
-    gateways.extend((2..=6).map(|n| Gateway {
-        name: format!("g{n}"),
-        outer: vec![format!("192.0.2.{}/24", 20 + n)],
-        inner: Vec::new(),
-    }));
+    let gateways = Gateway::several(6);
     let mut trio = Trio::start(PACE, Esp::InUdp, &gateways, |_| {})?;
     let wait = |trio: &Trio, ask, wanted: &[usize]| {
-        until(secs(10), &format!("gateways are spread {wanted:?}"), || {
-            let counts = spread(trio, ask)?;
+        trio.has_spread(ask, |counts| {
             let mut sorted: Vec<usize> = counts.values().copied().collect();
             sorted.sort_unstable();
-            if sorted == wanted {
-                return Ok(true);
-            }
-            anyhow::bail!("{counts:?}")
+            sorted == wanted
         })
     };
     wait(&trio, 0, &[2, 2, 2])?;

@@ -16,6 +16,7 @@ mod cluster_kills;
 mod cluster_many;
 mod cluster_membership;
 mod cluster_operators;
+mod cluster_placement;
 mod cluster_reauthentication;
 mod cluster_recovery;
 mod cluster_roaming;
