@@ -57,8 +57,12 @@ pub(super) async fn decide(
     log: &LogStore,
     known: &Known,
 ) -> Result<Role, JoinError> {
+    let restarts = identity.node.is_some() && !identity.pristine;
+    // One that ended right after it was let in may have voted, and know nobody: it would listen to nobody.
+    let is_stranger = log.membership().is_none() && identity.purged.is_none();
     if let Some(node) = identity.node
-        && !identity.pristine
+        && restarts
+        && !(is_stranger && config.entrance.is_some())
     {
         return Ok(Role {
             node,
@@ -79,7 +83,10 @@ pub(super) async fn decide(
         return Ok(Role {
             node,
             generation,
-            begin: Begin::Enter,
+            begin: match restarts {
+                true => Begin::Restart,
+                false => Begin::Enter,
+            },
         });
     }
     let (begin, generation) = meet(config, peers, ring).await?;
@@ -273,7 +280,7 @@ pub(super) fn key_check(ring: &KeyRing) -> Bytes {
     Bytes::copy_from_slice(&ring.check())
 }
 
-/// A member that is new asks the others to take it in.
+/// A member that is new asks the others to take it in; one that ended before it knew who they are asks them for that.
 pub(super) fn ask_to_join(
     tasks: &mut JoinSet<()>,
     config: &RaftConfig,
@@ -282,7 +289,9 @@ pub(super) fn ask_to_join(
     peers: Option<Peers>,
     known: &Known,
 ) {
-    if role.begin == Begin::Join
+    let is_stranger =
+        role.begin == Begin::Restart && config.entrance.is_none() && known.membership().is_none();
+    if (role.begin == Begin::Join || is_stranger)
         && let Some(peers) = peers
     {
         let request = join_request(config, role.node, None, ring);

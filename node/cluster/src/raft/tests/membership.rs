@@ -3,10 +3,12 @@
 use super::lab::{Lab, kill, leader, same, take, within};
 use crate::{
     Replica,
-    raft::{JoinError, JoinToken},
+    raft::{JoinError, JoinToken, forming::new_node, log::LogStore},
+    replica::Failed,
 };
 use evergate_ike::env::UnixMillis;
 use evergate_state::{Command, Enrolment, Level, Outcome, Refusal, Stage};
+use openraft::storage::RaftLogStorage as _;
 use std::time::Duration;
 
 /// What an operator asks of a member.
@@ -192,6 +194,24 @@ async fn a_member_that_lost_its_disk_hears_of_a_leader_that_it_is_not_configured
     let [zero, two, three] = <[Replica; 3]>::try_from(replicas).unwrap();
     settled(&[&zero, &one, &two, &three], &[0, 1, 2, 3], &[]).await;
     take(&one, 1, 1).await;
+}
+
+/// It has a vote, so it stays the node that it was. But it has no entry that says who the others are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_died_right_after_it_was_let_in_asks_again_who_there_is() {
+    let mut lab = Lab::new(2);
+    let one = first(&mut lab).await;
+    let token = invite(&one, &lab, 1, |_| {}).await;
+    let config = lab.joiner(1, &[0], Some(token));
+    let opened = LogStore::open(&config.storage, Failed::default()).unwrap();
+    let mut log = opened.log;
+    log.name(new_node().unwrap()).await.unwrap();
+    let vote = openraft::Vote::new_committed(1, one.cluster().id());
+    log.save_vote(&vote).await.unwrap();
+    opened.end.close();
+    let two = within(Replica::join(config)).await.unwrap();
+    settled(&[&one, &two], &[0, 1], &[]).await;
+    take(&two, 1, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
