@@ -33,7 +33,7 @@ pub struct Flow {
 struct Side {
     sent: Arc<Mutex<Vec<Duration>>>,
     arrived: Arc<Mutex<Vec<(u64, Duration)>>>,
-    unsent: Arc<AtomicU64>,
+    refused: Arc<Mutex<Vec<String>>>,
     strangers: Arc<AtomicU64>,
 }
 
@@ -42,8 +42,8 @@ struct Side {
 pub struct Direction {
     /// Datagrams that the sender's kernel took.
     pub sent: u64,
-    /// Datagrams that the sender's kernel refused.
-    pub unsent: u64,
+    /// What the sender's kernel said of those that it refused, and when since the start of the flow.
+    pub refused: Vec<String>,
     /// Different datagrams that arrived.
     pub received: u64,
     /// Sent, and never arrived.
@@ -198,13 +198,13 @@ impl Report {
     pub fn is_lossless(&self) -> Result<()> {
         for (name, way) in [("forth", &self.forth), ("back", &self.back)] {
             ensure!(
-                way.sent > 0 && way.lost <= way.dropped_at_ends && way.unsent == 0,
-                "{name}: {} sent, {} received, {} refused, {} dropped in full queues of the ends; lost at {:?}",
+                way.sent > 0 && way.lost <= way.dropped_at_ends && way.refused.is_empty(),
+                "{name}: {} sent, {} received, refused: {:?}, {} dropped in full queues of the ends; lost at {:?}",
                 way.sent,
                 way.received,
-                way.unsent,
+                first(&way.refused),
                 way.dropped_at_ends,
-                &way.lost_at[..way.lost_at.len().min(10)]
+                first(&way.lost_at)
             );
         }
         self.has_no_duplicate()
@@ -247,10 +247,9 @@ fn send(
         let number = lock(&side.sent).len() as u64;
         datagram[MARKER.len()..HEADER].copy_from_slice(&number.to_be_bytes());
         let now = started.elapsed();
-        if socket.send_to(&datagram, to).is_ok() {
-            lock(&side.sent).push(now);
-        } else {
-            side.unsent.fetch_add(1, Ordering::Relaxed);
+        match socket.send_to(&datagram, to) {
+            Ok(_) => lock(&side.sent).push(now),
+            Err(error) => lock(&side.refused).push(format!("{now:?}: {error}")),
         }
         // After a stall of the machine no burst makes up for it: that would
         // overflow queues, and is another test.
@@ -309,7 +308,7 @@ impl Side {
             .collect();
         Direction {
             sent: sent.len() as u64,
-            unsent: self.unsent.load(Ordering::Relaxed),
+            refused: lock(&self.refused).clone(),
             received: seen.len() as u64,
             lost: lost_at.len() as u64,
             dropped_at_ends: 0,
@@ -321,6 +320,11 @@ impl Side {
             last_arrival: last,
         }
     }
+}
+
+/// So many are enough to see what it is.
+fn first<T>(list: &[T]) -> &[T] {
+    &list[..list.len().min(10)]
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
