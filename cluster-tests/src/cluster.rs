@@ -12,7 +12,7 @@ use crate::capture::Capture;
 use crate::checker::Findings;
 use crate::connection::{Connection, Plane};
 use crate::duo::C1;
-use crate::flow::Flow;
+use crate::flow::{Flow, Report};
 use crate::lab::{Family, Lab, PROTECTED, inside};
 use crate::member::{Member, binary};
 use crate::process::run;
@@ -391,6 +391,17 @@ impl<P: Endpoint> Trio<P> {
         let addresses = inside(1);
         let (a, b) = (("peer1", &*addresses[index]), ("host", PROTECTED[index]));
         Flow::start(&self.lab, a, b, millis(interval), 200)
+    }
+
+    /// Fails if a datagram was lost or came twice. What members did with packets is said then.
+    pub fn lost_nothing(&self, report: &Report) -> Result<()> {
+        let lossless = report.is_lossless();
+        if lossless.is_err() {
+            for member in &self.members {
+                eprintln!("{}", member.ctl(&["status"]).unwrap_or_default());
+            }
+        }
+        lossless
     }
 
     /// Waits until the peer and the active member name the same live SAs, and returns them from the member's view.

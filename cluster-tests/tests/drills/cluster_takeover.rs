@@ -156,15 +156,7 @@ fn lost_nothing(trio: &Trio, what: &str, report: &Report) -> Result<Duration> {
         count(&report.forth),
         count(&report.back)
     );
-    for member in trio
-        .members
-        .iter()
-        .filter(|_| report.is_lossless().is_err())
-    {
-        // Says who dropped it, and why.
-        eprintln!("{}", member.ctl(&["status"]).unwrap_or_default());
-    }
-    report.is_lossless()?;
+    trio.lost_nothing(report)?;
     ensure!(
         gap(report) < PACE.longest_gap(),
         "{what}: a gap of {:?}",

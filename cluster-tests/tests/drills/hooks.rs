@@ -69,11 +69,10 @@ fn a_program_hears_of_up_takeover_release_and_down() -> Result<()> {
     duo.peer.terminate(C1)?;
     let lines = heard(&hook, &[&all[..], &["down-client"]].concat())?;
     assert!(lines[4].ends_with("deleted-by-peer"), "{lines:?}");
-    assert!(
-        duo.member
-            .log()?
-            .contains("said by the hook for down-client")
-    );
+    until(secs(5), "what it says is in the log", || {
+        let log = duo.member.log()?;
+        Ok(log.contains("said by the hook for down-client"))
+    })?;
     duo.finish()?;
     Ok(())
 }
