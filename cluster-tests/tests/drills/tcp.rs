@@ -269,11 +269,12 @@ fn malformed_streams_end_and_hurt_nobody() -> Result<()> {
     until(secs(5), "some are refused", || {
         Ok(two.drops("tcp_refused")? > 0)
     })?;
-    ensure!(
-        two.connections()? <= 65,
-        "{} connections",
-        two.connections()?
-    );
+    // One that is refused may still be closing.
+    until(secs(5), "no more than 64, and that of the tunnel", || {
+        let there = two.connections()?;
+        ensure!(there <= 65, "{there} connections");
+        Ok(true)
+    })?;
     drop(many);
     flow.runs(50, secs(5))?;
     flow.stop().is_lossless()?;
