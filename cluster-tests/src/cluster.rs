@@ -345,6 +345,14 @@ impl<P: Endpoint> Trio<P> {
         Ok(())
     }
 
+    /// A member by its name, as member `n` sees it: an element of `ctl members --json`.
+    pub fn member(&self, n: usize, name: &str) -> Result<Value> {
+        let text = self.members[n].ctl(&["members", "--json"])?;
+        let all: Vec<Value> = serde_json::from_str(&text)?;
+        let found = all.into_iter().find(|m| m["name"] == name);
+        found.with_context(|| format!("no {name} in {text}"))
+    }
+
     /// Waits until a member sees these members and no others, all of them voters, and none on its way.
     pub fn has_voters(&self, n: usize, names: &[&str]) -> Result<()> {
         until(secs(30), "the members are as wanted", || {

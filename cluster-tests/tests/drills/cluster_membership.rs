@@ -152,3 +152,26 @@ fn a_token_that_is_no_good_lets_nobody_in() -> Result<()> {
     refused(&trio, 0, &["member", "remove", "m1"], "is the only voter")?;
     trio.finish().map(drop)
 }
+
+#[test]
+fn a_learner_serves_and_votes_once_it_is_promoted() -> Result<()> {
+    let mut trio = Trio::start_with_one(Pace::Patient, Esp::InUdp, 2)?;
+    let up = trio.up(G)?;
+    let flow = trio.traffic(V4, 5)?;
+    flow.runs(50, secs(10))?;
+    trio.join(1, 0, &["add", "m2", &address(1), "--learner"])?;
+    trio.members[0].ctl(&["move", G, "m2"])?;
+    ensure!(trio.active(G)? == 1);
+    flow.runs(50, secs(10))?;
+    ensure!(trio.member(1, "m2")?["voter"] == false, "it votes already");
+
+    let refused = trio.members[1].ctl(&["member", "promote", "m9"]);
+    let refused = refused.err().context("a stranger votes")?;
+    ensure!(refused.to_string().contains("m9"), "{refused:#}");
+    trio.members[1].ctl(&["member", "promote", "m2"])?;
+    trio.has_voters(0, &["m1", "m2"])?;
+    flow.runs(50, secs(10))?;
+    flow.stop().is_lossless()?;
+    ensure!(trio.agree(G, 1)? == up, "other SAs");
+    trio.finish().map(drop)
+}
