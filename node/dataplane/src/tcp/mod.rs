@@ -27,13 +27,18 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::AsFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
 /// The non-ESP marker (RFC 9329 §3.1).
 const NON_ESP_MARKER: &[u8] = &[0; 4];
+/// Waits between attempts: of the first, which span a takeover, and of the others.
+const DIAL_AGAIN: Duration = Duration::from_millis(250);
+const DIAL_SELDOM: Duration = Duration::from_secs(5);
+/// How many are the first.
+const SOON: u32 = 40;
 
 /// The two ends of a connection, ours first. Of one that we make, our port is the one that it should have, and need not be the one that it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,7 +62,7 @@ struct Table {
     /// Which connection each IKE SA claims, and how many claim it.
     claims: HashMap<u64, Ends>,
     claimed: HashMap<Ends, usize>,
-    /// Those that are to be made.
+    /// Those that are to be made, until they are in `connections`: ends are in one of the two, so that nobody makes them twice.
     dials: HashMap<Ends, Dial>,
     per_address: HashMap<IpAddr, usize>,
 }
@@ -196,6 +201,22 @@ impl Table {
         self.dials.len() > before
     }
 
+    /// Those that are due, and how often they were tried in vain.
+    fn due(&self, now: Instant) -> impl Iterator<Item = (Ends, u32)> {
+        let due = self.dials.iter().filter(move |(_, dial)| dial.at <= now);
+        due.map(|(ends, dial)| (*ends, dial.attempts))
+    }
+
+    /// There is none, or no longer: it is to be made after a while, if an IKE SA claims it.
+    fn dial_again(&mut self, ends: Ends, attempts: u32, now: Instant) {
+        if self.is_claimed(&ends) {
+            let at = now + pause(attempts);
+            self.dials.insert(ends, Dial { at, attempts });
+        } else {
+            self.dials.remove(&ends);
+        }
+    }
+
     fn disclaim(&mut self, owner: u64) {
         let Some(ends) = self.claims.remove(&owner) else {
             return;
@@ -214,6 +235,7 @@ impl Table {
     }
 
     fn insert(&mut self, connection: &Arc<Connection>) {
+        self.dials.remove(&connection.ends);
         *self.per_address.entry(connection.peer()).or_default() += 1;
         self.connections
             .insert(connection.ends, Arc::clone(connection));
@@ -233,6 +255,15 @@ impl Table {
     }
 }
 
+/// How long to wait before an attempt.
+fn pause(attempts: u32) -> Duration {
+    match attempts {
+        0 => Duration::ZERO,
+        1..=SOON => DIAL_AGAIN,
+        _ => DIAL_SELDOM,
+    }
+}
+
 fn listen(ipv4: bool, port: u16, mark: u32) -> io::Result<Socket> {
     let (domain, any): (_, IpAddr) = match ipv4 {
         true => (Domain::IPV4, Ipv4Addr::UNSPECIFIED.into()),
@@ -248,4 +279,45 @@ fn listen(ipv4: bool, port: u16, mark: u32) -> io::Result<Socket> {
     socket.bind(&SockAddr::from(SocketAddr::new(any, port)))?;
     socket.listen(BACKLOG)?;
     Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ends that nothing listens at.
+    fn ends() -> Ends {
+        let loopback = |port| SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
+        Ends {
+            local: loopback(4500),
+            remote: loopback(9),
+        }
+    }
+
+    #[test]
+    fn what_is_being_made_is_not_made_again() {
+        let (mut table, ends) = (Table::default(), ends());
+        assert!(table.dial(ends));
+        let now = Instant::now();
+        assert_eq!(table.due(now).collect::<Vec<_>>(), [(ends, 0)]);
+        // Another message is to be sent before the connection is in the table.
+        assert!(!table.dial(ends));
+        let connection = Connection::dial(ends, 0).unwrap();
+        table.insert(&Arc::new(connection));
+        assert_eq!(table.due(now).count(), 0);
+    }
+
+    #[test]
+    fn what_nobody_claims_is_not_tried_again() {
+        let (mut table, ends) = (Table::default(), ends());
+        table.dial(ends);
+        let now = Instant::now();
+        table.dial_again(ends, 1, now);
+        assert_eq!(table.due(now + DIAL_SELDOM).count(), 0);
+        table.claimed.insert(ends, 1);
+        table.dial_again(ends, 1, now);
+        assert_eq!(table.due(now).count(), 0);
+        let later = now + DIAL_AGAIN;
+        assert_eq!(table.due(later).collect::<Vec<_>>(), [(ends, 1)]);
+    }
 }

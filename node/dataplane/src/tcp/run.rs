@@ -1,7 +1,7 @@
 //! The thread that accepts, dials and reads.
 
 use super::{
-    Connection, Dial, Ends, Tcp,
+    Connection, Ends, Tcp,
     stream::{Corrupt, Stream},
 };
 use crate::{
@@ -30,11 +30,6 @@ const DISCLAIMED: Duration = Duration::from_secs(5);
 /// So long one attempt to connect takes. The kernel's own repetitions come later and later, and a successor that has just taken the address
 /// should not have to wait for the next.
 const CONNECT: Duration = Duration::from_secs(1);
-/// Waits between attempts: of the first, which span a takeover, and of the others.
-const DIAL_AGAIN: Duration = Duration::from_millis(250);
-const DIAL_SELDOM: Duration = Duration::from_secs(5);
-/// How many are the first.
-const SOON: u32 = 40;
 /// One that lived for so long was good: the next attempt is not counted with those before.
 const GOOD: Duration = Duration::from_secs(5);
 /// How often connections and dials are looked through.
@@ -203,7 +198,11 @@ impl Runner {
             };
             let ends = Ends { local, remote };
             match Connection::accepted(socket, ends) {
-                Ok(connection) if self.has_room(remote) => self.admit(connection, 0),
+                Ok(connection) if self.has_room(remote) => {
+                    if let Err(error) = self.admit(connection, 0) {
+                        tracing::debug!(%remote, %error, "cannot watch a TCP connection");
+                    }
+                }
                 Ok(connection) => {
                     shared.traffic.dropped(DropReason::TcpRefused);
                     connection.will_reset();
@@ -221,7 +220,7 @@ impl Runner {
             && of_address < config.tcp_connections_per_address
     }
 
-    fn admit(&mut self, connection: Connection, attempts: u32) {
+    fn admit(&mut self, connection: Connection, attempts: u32) -> io::Result<()> {
         let token = self.next_token;
         self.next_token += 1;
         let connection = Arc::new(connection);
@@ -229,10 +228,7 @@ impl Runner {
             | EpollFlags::EPOLLOUT
             | EpollFlags::EPOLLRDHUP
             | EpollFlags::EPOLLET;
-        if let Err(error) = self.tcp().watch(&*connection, token, all) {
-            tracing::debug!(%error, "cannot watch a TCP connection");
-            return;
-        }
+        self.tcp().watch(&*connection, token, all)?;
         self.tcp().table().insert(&connection);
         let reader = Reader {
             stream: Stream::new(connection.end == TcpEnd::Responder),
@@ -244,6 +240,7 @@ impl Runner {
             attempts,
         };
         self.readers.insert(token, reader);
+        Ok(())
     }
 
     fn ready(&mut self, token: u64, what: EpollFlags) {
@@ -333,14 +330,10 @@ impl Runner {
         let _ = self.tcp().epoll.delete(&*connection);
         let mut table = self.tcp().table();
         table.remove(&connection);
-        if connection.end == TcpEnd::Originator && table.is_claimed(&connection.ends) {
+        if connection.end == TcpEnd::Originator {
             let was_good = self.clock.instant.saturating_duration_since(opened) >= GOOD;
             let attempts = if was_good { 0 } else { attempts + 1 };
-            let dial = Dial {
-                at: self.clock.instant + pause(attempts),
-                attempts,
-            };
-            table.dials.insert(connection.ends, dial);
+            table.dial_again(connection.ends, attempts, self.clock.instant);
         }
     }
 
@@ -349,24 +342,18 @@ impl Runner {
         let now = self.clock.instant;
         let due: Vec<(Ends, u32)> = {
             let holds = self.shared.enter(Direction::Tcp, 0);
-            let mut table = self.tcp().table();
+            let table = self.tcp().table();
             let due = table
-                .dials
-                .extract_if(|ends, dial| dial.at <= now && holds.of(ends.local.ip()).is_none());
-            due.map(|(ends, dial)| (ends, dial.attempts)).collect()
+                .due(now)
+                .filter(|(ends, _)| holds.of(ends.local.ip()).is_none());
+            due.collect()
         };
         for (ends, attempts) in due {
-            match Connection::dial(ends, self.shared.config.mark) {
-                Ok(connection) => self.admit(connection, attempts),
-                Err(error) => {
-                    tracing::debug!(remote = %ends.remote, %error, "cannot make a TCP connection");
-                    let mut table = self.tcp().table();
-                    if table.is_claimed(&ends) {
-                        let attempts = attempts + 1;
-                        let at = now + pause(attempts);
-                        table.dials.insert(ends, Dial { at, attempts });
-                    }
-                }
+            let made = Connection::dial(ends, self.shared.config.mark)
+                .and_then(|connection| self.admit(connection, attempts));
+            if let Err(error) = made {
+                tracing::debug!(remote = %ends.remote, %error, "cannot make a TCP connection");
+                self.tcp().table().dial_again(ends, attempts + 1, now);
             }
         }
     }
@@ -462,14 +449,5 @@ impl Reader {
             UNCLAIMED
         };
         (since(unclaimed) >= patience).then_some(Ended::Unclaimed)
-    }
-}
-
-/// How long to wait before an attempt.
-fn pause(attempts: u32) -> Duration {
-    match attempts {
-        0 => Duration::ZERO,
-        1..=SOON => DIAL_AGAIN,
-        _ => DIAL_SELDOM,
     }
 }
