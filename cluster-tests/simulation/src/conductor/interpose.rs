@@ -49,6 +49,7 @@ pub(super) mod real {
     real!(epoll_wait: fn(fd: c_int, events: *mut libc::epoll_event, most: c_int, timeout: c_int) -> c_int);
     real!(write: fn(fd: c_int, bytes: *const c_void, length: size_t) -> ssize_t);
     real!(sched_yield: fn() -> c_int);
+    real!(sched_getaffinity: fn(process: libc::pid_t, size: size_t, set: *mut libc::cpu_set_t) -> c_int);
     real!(pthread_create: fn(thread: *mut pthread_t, attributes: *const pthread_attr_t, start: Start, argument: *mut c_void) -> c_int);
     real!(pthread_join: fn(thread: pthread_t, value: *mut *mut c_void) -> c_int);
 
@@ -66,6 +67,9 @@ pub(super) mod real {
         unsafe { syscall(libc::SYS_futex, word, operation.into(), 1, 0, 0, 0) };
     }
 }
+
+/// Processors of every simulated machine.
+const PROCESSORS: usize = 2;
 
 type Start = extern "C" fn(*mut c_void) -> *mut c_void;
 
@@ -294,6 +298,30 @@ unsafe extern "C" fn sched_yield() -> c_int {
     }
     threads::hand_over();
     0
+}
+
+/// How many threads a process makes depends on the processors that it finds: they are as many on every machine.
+///
+/// # Safety
+/// As for the C library's.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn sched_getaffinity(
+    process: libc::pid_t,
+    size: size_t,
+    set: *mut libc::cpu_set_t,
+) -> c_int {
+    // SAFETY: the caller's business.
+    let outcome = unsafe { real::sched_getaffinity(process, size, set) };
+    if simulated() && outcome == 0 {
+        // SAFETY: it was just written to.
+        let set = unsafe { &mut *set };
+        // SAFETY: the numbers are those of processors that a set has room for.
+        unsafe {
+            libc::CPU_ZERO(set);
+            (0..PROCESSORS).for_each(|processor| libc::CPU_SET(processor, set));
+        }
+    }
+    outcome
 }
 
 /// What a new thread begins with.
