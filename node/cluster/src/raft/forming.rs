@@ -9,7 +9,7 @@ use super::{
     transport::{Network, Peers, decode},
     types::{Membership, Node, NodeId, Raft},
 };
-use crate::{Generation, KeyRing, replica::Shared};
+use crate::{Generation, KeyRing, replica::Shared, store::Snapshots};
 use aws_lc_rs::{
     digest,
     rand::{SecureRandom, SystemRandom},
@@ -33,6 +33,8 @@ pub(super) struct Role {
     /// The generation of the cluster that it is part of.
     pub(super) generation: Generation,
     begin: Begin,
+    /// It has to ask the members that it is configured with to take it in.
+    asks: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +43,7 @@ enum Begin {
     Restart,
     /// All members are new.
     Form,
-    /// The others are a cluster already, of which it was part, and it has to ask them to take it in.
+    /// The others are a cluster already, of which it was part, and take it in.
     Join,
     /// They let it in already.
     Enter,
@@ -54,12 +56,12 @@ pub(super) async fn decide(
     identity: Identity,
     peers: Option<&Peers>,
     ring: &KeyRing,
-    log: &LogStore,
+    (log, snapshots): (&LogStore, &dyn Snapshots),
     known: &Known,
 ) -> Result<Role, JoinError> {
     let restarts = identity.node.is_some() && !identity.pristine;
     // One that ended right after it was let in may have voted, and know nobody: it would listen to nobody.
-    let is_stranger = log.membership().is_none() && identity.purged.is_none();
+    let is_stranger = log.membership().is_none() && snapshots.list()?.is_empty();
     if let Some(node) = identity.node
         && restarts
         && !(is_stranger && config.entrance.is_some())
@@ -68,6 +70,7 @@ pub(super) async fn decide(
             node,
             generation: identity.generation,
             begin: Begin::Restart,
+            asks: is_stranger,
         });
     }
     if let Some(entrance) = &config.entrance
@@ -87,6 +90,7 @@ pub(super) async fn decide(
                 true => Begin::Restart,
                 false => Begin::Enter,
             },
+            asks: false,
         });
     }
     let (begin, generation) = meet(config, peers, ring).await?;
@@ -98,6 +102,7 @@ pub(super) async fn decide(
         node,
         generation,
         begin,
+        asks: begin == Begin::Join,
     })
 }
 
@@ -280,7 +285,7 @@ pub(super) fn key_check(ring: &KeyRing) -> Bytes {
     Bytes::copy_from_slice(&ring.check())
 }
 
-/// A member that is new asks the others to take it in; one that ended before it knew who they are asks them for that.
+/// A member that has to ask the others to take it in does.
 pub(super) fn ask_to_join(
     tasks: &mut JoinSet<()>,
     config: &RaftConfig,
@@ -289,9 +294,7 @@ pub(super) fn ask_to_join(
     peers: Option<Peers>,
     known: &Known,
 ) {
-    let is_stranger =
-        role.begin == Begin::Restart && config.entrance.is_none() && known.membership().is_none();
-    if (role.begin == Begin::Join || is_stranger)
+    if role.asks
         && let Some(peers) = peers
     {
         let request = join_request(config, role.node, None, ring);

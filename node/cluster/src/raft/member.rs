@@ -188,7 +188,8 @@ async fn begin(
     if config.founds_alone() && identity.pristine {
         nobody_greets(&config, &greeted).await?;
     }
-    let role = decide(&config, identity, peers.as_ref(), &ring, &log, &known).await?;
+    let stores = (&log, &*snapshots);
+    let role = decide(&config, identity, peers.as_ref(), &ring, stores, &known).await?;
     belong(&role, &log, &succession).await?;
     let own = own(role.node, identity, window)?;
     let (machine, full) = Machine::open(

@@ -3,7 +3,7 @@
 use super::lab::{Lab, kill, leader, same, take, within};
 use crate::{
     Replica,
-    raft::{JoinError, JoinToken, forming::new_node, log::LogStore},
+    raft::{JoinError, JoinToken, RaftConfig, forming::new_node, log::LogStore},
     replica::Failed,
 };
 use evergate_ike::env::UnixMillis;
@@ -196,6 +196,16 @@ async fn a_member_that_lost_its_disk_hears_of_a_leader_that_it_is_not_configured
     take(&one, 1, 1).await;
 }
 
+/// Makes what a member leaves that ended before its first entry: it has a node, which has voted for this one.
+async fn has_voted(config: &RaftConfig, voted: &Replica) {
+    let opened = LogStore::open(&config.storage, Failed::default()).unwrap();
+    let mut log = opened.log;
+    log.name(new_node().unwrap()).await.unwrap();
+    let vote = openraft::Vote::new_committed(1, voted.cluster().id());
+    log.save_vote(&vote).await.unwrap();
+    opened.end.close();
+}
+
 /// It has a vote, so it stays the node that it was. But it has no entry that says who the others are.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_died_right_after_it_was_let_in_asks_again_who_there_is() {
@@ -203,15 +213,25 @@ async fn a_member_that_died_right_after_it_was_let_in_asks_again_who_there_is() 
     let one = first(&mut lab).await;
     let token = invite(&one, &lab, 1, |_| {}).await;
     let config = lab.joiner(1, &[0], Some(token));
-    let opened = LogStore::open(&config.storage, Failed::default()).unwrap();
-    let mut log = opened.log;
-    log.name(new_node().unwrap()).await.unwrap();
-    let vote = openraft::Vote::new_committed(1, one.cluster().id());
-    log.save_vote(&vote).await.unwrap();
-    opened.end.close();
+    has_voted(&config, &one).await;
     let two = within(Replica::join(config)).await.unwrap();
     settled(&[&one, &two], &[0, 1], &[]).await;
     take(&two, 1, 1).await;
+}
+
+/// The same of one that came back with an empty disk, and died before it was taken in.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_lost_its_disk_and_died_after_its_vote_is_taken_in() {
+    let mut lab = Lab::new(3);
+    let mut replicas = lab.start_all().await;
+    take(&replicas[0], 1, 1).await;
+    kill(replicas.remove(2)).await;
+    lab.wipe(2);
+    let config = lab.config(2);
+    has_voted(&config, &replicas[0]).await;
+    let back = within(Replica::join(config)).await.unwrap();
+    settled(&[&replicas[0], &replicas[1], &back], &[0, 1, 2], &[]).await;
+    take(&back, 1, 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
