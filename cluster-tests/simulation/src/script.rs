@@ -399,7 +399,8 @@ impl Script {
     fn rare(&self, random: &mut Random, acts: &mut Vec<(u64, Act)>) {
         let at = |random: &mut Random| random.range(self.from, self.to);
         let host = usize::try_from(random.below(self.first as u64)).unwrap_or_default();
-        if random.one_in(4) {
+        let loses_disk = random.one_in(4);
+        if loses_disk {
             let loss = match random.below(3) {
                 0 => Loss::Everything,
                 1 => Loss::Bit(random.next()),
@@ -410,10 +411,14 @@ impl Script {
         if !random.one_in(3) {
             return;
         }
+        // Of two members no disk may be lost: there would be no majority for good.
+        let may_shrink = !loses_disk || self.first > 3;
         let (at, host) = (at(random), (host + 1) % self.first);
         let replaces = random.one_in(2).then_some(host);
         if self.first == self.members {
-            acts.push((at, Act::Remove(host)));
+            if may_shrink {
+                acts.push((at, Act::Remove(host)));
+            }
         } else {
             let newcomer = self.first;
             let joins = Act::Join {
@@ -423,7 +428,9 @@ impl Script {
             acts.push((at, joins));
             if replaces.is_none() && random.one_in(2) {
                 let later = at + random.range(500, 4000) * MILLI;
-                acts.push((later, Act::Remove(host)));
+                if may_shrink {
+                    acts.push((later, Act::Remove(host)));
+                }
             }
         }
     }
