@@ -394,10 +394,9 @@ impl Turn<'_, '_> {
             Some(Command::RekeyIke) => self.start_ike_rekey(),
             Some(Command::Reauthenticate) => self.start_reauthentication(),
             Some(Command::DeleteChild(spi)) => {
+                // One that is gone meanwhile is what was wanted.
                 if self.record.children().iter().any(|c| c.spi_in == spi) {
                     self.delete_children(vec![spi]);
-                } else {
-                    self.fail(Failure::Command("there is no such Child SA to delete"));
                 }
             }
             Some(Command::Delete) => self.delete_ike(),

@@ -46,6 +46,18 @@ impl Shared {
         ago.is_some_and(|ago| ago < SETTLES)
     }
 
+    /// Whether a response may still be asked for. It may not once Message IDs were synchronised (RFC 6311 §5.1): then the peer has begun its request again.
+    fn still_answers(&self, id: SaId, response: &[u8]) -> bool {
+        let Ok(header) = Header::parse(response) else {
+            return false;
+        };
+        self.read(|state| {
+            let record = state.sa(id);
+            let known = record.and_then(|r| r.inbound.response(header.message_id));
+            known.is_some_and(|all| all.iter().any(|one| one[..] == *response))
+        })
+    }
+
     /// Sends an IKE message. One that the kernel does not take is repeated by whoever waits for it.
     fn send_message(
         &self,
@@ -87,7 +99,9 @@ impl Worker {
                     let shared = Arc::clone(&self.shared);
                     tokio::spawn(async move {
                         tokio::time::sleep(SETTLES).await;
-                        shared.send_message(local, remote, transport, &datagram);
+                        if shared.still_answers(id, &datagram) {
+                            shared.send_message(local, remote, transport, &datagram);
+                        }
                     });
                 }
                 other => self.effect(id, other),

@@ -185,6 +185,10 @@ fn either_end_deletes() {
         pair.command(b, Command::DeleteChild(child));
         pair.settle();
         assert!(pair.a.children().is_empty() && pair.b.children().is_empty());
+        // It is gone already, as it should be.
+        pair.command(b, Command::DeleteChild(child));
+        let failed = |e: &Event| matches!(e, Event::Failed { .. });
+        assert!(!pair.end(b).events.iter().any(failed));
         pair.command(!b, Command::CreateChild("net".into()));
         pair.settle();
         pair.check_agreement();
