@@ -207,7 +207,7 @@ fn a_member_without_a_majority_ends_soon() -> Result<()> {
     drop(flow);
     assert!(took < secs(2) * patience(), "{took:?}");
     let log = trio.members[last].log()?;
-    assert!(log.contains("was not committed in time"), "{log}");
+    assert!(log.contains("was not committed"), "{log}");
     assert!(log.contains("not committed before the end"), "{log}");
     for member in &mut trio.members {
         member.spawn(&[])?;

@@ -5,6 +5,7 @@
 use anyhow::ensure;
 use evergate_cluster_tests::capture::now;
 use evergate_cluster_tests::cluster::{Gateway, MEMBERS, Pace, Trio};
+use evergate_cluster_tests::connection::Plane;
 use evergate_cluster_tests::duo::C1;
 use evergate_cluster_tests::flow::{Direction, Report};
 use evergate_cluster_tests::lab::Family::{self, V4, V6};
@@ -147,7 +148,7 @@ fn a_member_whose_disk_was_wiped_joins_again_and_takes_over() -> Result<()> {
 /// A handover interrupts traffic for less than this: at least every other one, because a stall of the machine is in the gap, too.
 const HANDOVER: Duration = millis(100);
 
-/// Nothing was lost, and nothing came twice. Yields the longest gap.
+/// A handover lost nothing, and nothing came twice. The kernel cannot hold ESP back: there, what comes between two owners is dropped. Yields the longest gap.
 fn lost_nothing(trio: &Trio, what: &str, report: &Report) -> Result<Duration> {
     let count = |way: &Direction| (way.sent, way.lost, way.reordered);
     eprintln!(
@@ -156,7 +157,10 @@ fn lost_nothing(trio: &Trio, what: &str, report: &Report) -> Result<Duration> {
         count(&report.forth),
         count(&report.back)
     );
-    trio.lost_nothing(report)?;
+    match Plane::usual() {
+        Plane::Userspace => trio.lost_nothing(report)?,
+        Plane::Kernel => report.has_no_duplicate()?,
+    }
     ensure!(
         gap(report) < PACE.longest_gap(),
         "{what}: a gap of {:?}",
@@ -255,9 +259,7 @@ fn rekeys_go_on_while_a_gateway_moves() -> Result<()> {
         flow.runs(100, secs(10))?;
     }
     flow.runs(500, secs(10))?;
-    let report = flow.stop();
-    eprintln!("rekeys: gap {:?}", gap(&report));
-    report.is_lossless()?;
+    lost_nothing(&trio, "four moves", &flow.stop())?;
     trio.agree(G, 1)?;
     assert_eq!(trio.finish()?.authentications_after(established), 0);
     Ok(())
