@@ -205,7 +205,8 @@ fn a_member_without_a_majority_ends_soon() -> Result<()> {
     let took = begun.elapsed();
     eprintln!("m{} without a majority ended after {took:?}", last + 1);
     drop(flow);
-    assert!(took < secs(2) * patience(), "{took:?}");
+    // Until its lease is over it waits for the others.
+    assert!(took < secs(2).max(PACE.longest_gap()), "{took:?}");
     let log = trio.members[last].log()?;
     assert!(log.contains("was not committed"), "{log}");
     assert!(log.contains("not committed before the end"), "{log}");
