@@ -52,7 +52,8 @@ impl Responder {
                 "{letter}\t21200101000000Z\t{revoked}\t{serial}\tunknown\t/CN=x"
             );
         }
-        let dir = lab.dir_of("ocsp")?;
+        // One for each: what a log says is of its own responder.
+        let dir = lab.dir_of(&format!("ocsp-{host}"))?;
         let file = dir.join("index.txt");
         std::fs::write(&file, index)?;
         let (namespace, port) = (lab.namespace(host), PORT.to_string());
