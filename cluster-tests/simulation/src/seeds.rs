@@ -92,6 +92,21 @@ impl Running {
             processor,
         })
     }
+
+    /// How it ended: empty if it is well. `None` if it runs; what stands still is ended.
+    fn outcome(&mut self) -> Option<String> {
+        match self.child.try_wait() {
+            Ok(None) if self.since.elapsed() < TOO_LONG => None,
+            Ok(None) => {
+                let _ = self.child.kill();
+                Some(format!("stands still after {} s", TOO_LONG.as_secs()))
+            }
+            Ok(Some(status)) if status.success() => Some(String::new()),
+            Ok(Some(status)) if status.code() == Some(FOUND) => Some("found".to_owned()),
+            Ok(Some(status)) => Some(status.to_string()),
+            Err(e) => Some(e.to_string()),
+        }
+    }
 }
 
 /// One thread of a simulation runs at a time: where all are on one processor, handing over to the next is much cheaper.
@@ -144,19 +159,8 @@ pub(crate) fn many(range: &Range<'_>) -> ExitCode {
         thread::sleep(Duration::from_millis(5));
         let seeds: Vec<u64> = running.keys().copied().collect();
         for seed in seeds {
-            let Some(one) = running.get_mut(&seed) else {
+            let Some(over) = running.get_mut(&seed).and_then(Running::outcome) else {
                 continue;
-            };
-            let over = match one.child.try_wait() {
-                Ok(None) if one.since.elapsed() < TOO_LONG => continue,
-                Ok(None) => {
-                    let _ = one.child.kill();
-                    format!("stands still after {} s", TOO_LONG.as_secs())
-                }
-                Ok(Some(status)) if status.success() => String::new(),
-                Ok(Some(status)) if status.code() == Some(FOUND) => "found".to_owned(),
-                Ok(Some(status)) => format!("{status}"),
-                Err(e) => e.to_string(),
             };
             let Some(Running { child, .. }) = running.remove(&seed) else {
                 continue;

@@ -208,7 +208,7 @@ fn a_member_without_a_majority_ends_soon() -> Result<()> {
     // Until its lease is over it waits for the others.
     assert!(took < secs(2).max(PACE.longest_gap()), "{took:?}");
     let log = trio.members[last].log()?;
-    assert!(log.contains("was not committed"), "{log}");
+    assert!(log.contains("event=\"handover-failed\""), "{log}");
     assert!(log.contains("not committed before the end"), "{log}");
     for member in &mut trio.members {
         member.spawn(&[])?;
