@@ -4,6 +4,7 @@ use super::{
     Tag, algorithms,
     policies::{self, PolicyId, Rule},
     states::{StateId, Told},
+    thresholds::{self, OfVersions},
 };
 use crate::rtnl::Requests;
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
@@ -196,6 +197,24 @@ impl Kernel {
             }
         }
         Ok(removed)
+    }
+
+    /// From which lengths of prefixes on policies are hashed. `None` if the kernel does not tell.
+    pub(super) fn thresholds(&mut self) -> io::Result<Option<OfVersions>> {
+        let request = XfrmMessage::GetSpdInfo(policy::GetSpdInfoMessage::default());
+        Ok(match self.requests.get(request)? {
+            Some(XfrmMessage::NewSpdInfo(told)) => thresholds::told(&told.nlas),
+            _ => None,
+        })
+    }
+
+    /// Sets them, for everybody in this network namespace.
+    pub(super) fn set_thresholds(&mut self, chosen: OfVersions) -> io::Result<()> {
+        let message = policy::NewSpdInfoMessage {
+            flags: 0,
+            nlas: thresholds::telling(chosen),
+        };
+        self.requests.ask(XfrmMessage::NewSpdInfo(message), 0)
     }
 }
 

@@ -8,6 +8,7 @@
 //! - [`numbers`]: why a state uses no sequence number twice
 //! - [`spd`], [`flows`], [`policies`], [`rules`], [`kinds`]: who sends and receives what; [`gates`]: and who may send now
 //! - [`monitor`]: what the kernel tells by itself
+//! - [`thresholds`]: which policies the kernel hashes
 //! - [`leftovers`]: what a former process left
 
 mod algorithms;
@@ -28,6 +29,7 @@ mod rules;
 mod spd;
 mod states;
 mod statistics;
+mod thresholds;
 mod trap;
 
 use crate::{
@@ -173,6 +175,9 @@ impl Xfrm {
 fn begin(mut kernel: Kernel, tag: Tag, nat_port: u16) -> Result<Children, PlaneError> {
     let leftovers = Leftovers::clear(&mut kernel, tag);
     let leftovers = leftovers.map_err(|e| refused("remove old states and policies", e))?;
+    if let Err(error) = thresholds::choose(&mut kernel) {
+        tracing::warn!(%error, "many peers take long to install: the kernel does not hash their policies");
+    }
     let mut children = Children::new(kernel, tag, nat_port, leftovers);
     children.arm(trap::number(crate::boot_time()))?;
     Ok(children)

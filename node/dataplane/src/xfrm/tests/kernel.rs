@@ -73,3 +73,19 @@ fn a_state_that_is_not_there_has_nothing_to_say() {
         assert!(kernel.states().unwrap().is_empty());
     });
 }
+
+#[test]
+fn policies_of_single_peers_are_hashed_unless_somebody_has_chosen() {
+    in_namespace(|| {
+        let mut kernel = Kernel::open(OURS).unwrap();
+        thresholds::choose(&mut kernel).unwrap();
+        let (ipv4, ipv6) = kernel.thresholds().unwrap().expect("it tells");
+        assert_eq!((ipv4.local, ipv4.remote), (0, 32));
+        assert_eq!((ipv6.local, ipv6.remote), (0, 128));
+        let mut theirs = (ipv4, ipv6);
+        theirs.0.remote = 24;
+        kernel.set_thresholds(theirs).unwrap();
+        thresholds::choose(&mut kernel).unwrap();
+        assert_eq!(kernel.thresholds().unwrap(), Some(theirs));
+    });
+}

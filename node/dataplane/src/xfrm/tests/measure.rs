@@ -97,7 +97,8 @@ fn say(what: &str, n: u32, since: Instant) {
 }
 
 fn measure(n: u32) {
-    let kernel = Kernel::open(TAG).unwrap();
+    let mut kernel = Kernel::open(TAG).unwrap();
+    thresholds::choose(&mut kernel).unwrap();
     let mut children = Children::new(kernel, TAG, 4500, Leftovers::default());
     let gate = Arc::new(Gate::closed());
     let (before, start) = (slab(), Instant::now());
