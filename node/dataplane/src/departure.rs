@@ -47,11 +47,9 @@ pub(crate) fn depart(
     // Sealing took a while. A lease may have ended.
     let boot = crate::boot_time();
     let allowed = |run: &Run| {
-        let open = run.child.gate.is_open(boot);
+        let open = train.gate(run).is_open(boot);
         if !open {
-            let traffic = &shared.traffic;
-            run.child
-                .dropped_many(DropReason::NoLease, run.count, traffic);
+            departure.dropped(run, 0..run.count, DropReason::NoLease);
         }
         open
     };
@@ -122,7 +120,7 @@ impl<'t> Departure<'t> {
     fn failed(&self, socket: &OuterSocket, message: &Message<'_>, error: &io::Error) {
         let Message { run, packets } = message;
         if packets.len() == 1 {
-            return self.lost(run, error);
+            return self.lost(run, packets.start, error);
         }
         // Kernels say in several ways that they cannot cut it like this, or that a packet is too long for the path. Alone each gets
         // an answer of its own.
@@ -161,15 +159,23 @@ impl<'t> Departure<'t> {
             Some(_) => DropReason::TcpFull,
             None => DropReason::NotConnected,
         };
-        run.child
-            .dropped_many(reason, run.count - sent, &self.shared.traffic);
+        self.dropped(run, sent..run.count, reason);
     }
 
     fn sent(&self, run: &Run, packets: Range<usize>) {
+        for (child, packets) in self.train.children(run, packets.clone()) {
+            let (count, bytes) = (packets.len(), self.train.inner_bytes(run, packets));
+            child.traffic.sent(count, bytes);
+            child.last_outbound.set(self.unix_ms);
+        }
         let (count, bytes) = (packets.len(), self.train.inner_bytes(run, packets));
-        run.child.traffic.sent(count, bytes);
-        run.child.last_outbound.set(self.unix_ms);
         self.shared.traffic.sent(count, bytes);
+    }
+
+    fn dropped(&self, run: &Run, packets: Range<usize>, reason: DropReason) {
+        for (child, packets) in self.train.children(run, packets) {
+            child.dropped_many(reason, packets.len(), &self.shared.traffic);
+        }
     }
 
     /// Captures what was sent, by a socket with this role or by TCP.
@@ -181,23 +187,27 @@ impl<'t> Departure<'t> {
                 (local, (role == Role::Nat).then_some(Transport::Udp))
             }
         };
-        let (spi_in, ends) = (run.child.spi_in, (local, run.to.remote));
-        for packet in packets.map(|i| self.train.bytes(run, i..i + 1)) {
-            self.tapped
-                .sent(spi_in, ends, run.to.traffic_class, by, packet);
+        let (ends, class) = ((local, run.to.remote), run.to.traffic_class);
+        for (child, packets) in self.train.children(run, packets) {
+            for packet in packets.map(|i| self.train.bytes(run, i..i + 1)) {
+                self.tapped.sent(child.spi_in, ends, class, by, packet);
+            }
         }
     }
 
-    fn lost(&self, run: &Run, error: &io::Error) {
+    /// A packet did not leave.
+    fn lost(&self, run: &Run, packet: usize, error: &io::Error) {
         let reason = if error.raw_os_error() == Some(libc::EMSGSIZE) {
             // A router reported a smaller MTU since we asked. The packet is encrypted in its place, so it is lost; its sender
             // learns of the limit with the next one.
-            self.shared.paths.forget(&run.child.path.load());
+            for (child, _) in self.train.children(run, packet..packet + 1) {
+                self.shared.paths.forget(&child.path.load());
+            }
             DropReason::TooBig
         } else {
             tracing::debug!(to = %run.to.remote, %error, "cannot send ESP");
             DropReason::SendFailed
         };
-        run.child.dropped(reason, &self.shared.traffic);
+        self.dropped(run, packet..packet + 1, reason);
     }
 }

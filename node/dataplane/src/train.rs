@@ -1,6 +1,6 @@
 //! Sealed packets that wait to leave together.
 
-use crate::{child::Child, exit::Destination};
+use crate::{Gate, child::Child, exit::Destination};
 use evergate_esp::{HEADROOM, TAILROOM};
 use std::{ops::Range, sync::Arc};
 
@@ -15,9 +15,9 @@ const MAX_SEGMENTS: usize = 64;
 /// ... and their bytes: a UDP datagram over IPv4.
 const MAX_BYTES: usize = 65_507;
 
-/// Packets of one Child SA that go to one place, one behind the other: all as long as the first, only the last may be shorter.
+/// Packets that go to one place, one behind the other: all as long as the first, only the last may be shorter. They may be of several Child SAs, whose
+/// gate is the same.
 pub(crate) struct Run {
-    pub(crate) child: Arc<Child>,
     pub(crate) to: Destination,
     /// Where they are.
     bytes: Range<usize>,
@@ -30,12 +30,19 @@ pub(crate) struct Run {
     complete: bool,
 }
 
+/// Packets of one Child SA that follow each other in a train: from those of the group before up to this one.
+struct Group {
+    child: Arc<Child>,
+    end: usize,
+}
+
 /// What was sealed since the last departure. Its memory is used again and again.
 pub(crate) struct Train {
     bytes: Vec<u8>,
     used: usize,
     /// The length of the inner packet of each.
     inner_lens: Vec<usize>,
+    groups: Vec<Group>,
     runs: Vec<Run>,
 }
 
@@ -46,6 +53,7 @@ impl Train {
             bytes: vec![0; CAPACITY + HEADROOM + MAX_INNER + TAILROOM],
             used: 0,
             inner_lens: Vec::with_capacity(MAX_PACKETS),
+            groups: Vec::with_capacity(MAX_PACKETS),
             runs: Vec::with_capacity(MAX_PACKETS),
         }
     }
@@ -73,10 +81,13 @@ impl Train {
         sealed: Range<usize>,
         inner_len: usize,
     ) {
+        let first = self.inner_lens.len();
         self.used = sealed.end;
         self.inner_lens.push(inner_len);
+        let same_gate = self.belongs_to(child, first);
         if let Some(last) = self.runs.last_mut()
-            && last.takes(child, &to, sealed.len())
+            && same_gate
+            && last.takes(&to, sealed.len())
         {
             last.complete = sealed.len() < last.segment;
             last.bytes.end = sealed.end;
@@ -84,19 +95,35 @@ impl Train {
             return;
         }
         self.runs.push(Run {
-            child: Arc::clone(child),
             to,
             segment: sealed.len(),
             bytes: sealed,
             count: 1,
-            first: self.inner_lens.len() - 1,
+            first,
             complete: false,
         });
+    }
+
+    /// Notes whose packet this is. Yields whether the gate of the one before is the same.
+    fn belongs_to(&mut self, child: &Arc<Child>, packet: usize) -> bool {
+        let end = packet + 1;
+        let same_gate = match self.groups.last_mut() {
+            Some(last) if Arc::ptr_eq(&last.child, child) => {
+                last.end = end;
+                return true;
+            }
+            Some(last) => Arc::ptr_eq(&last.child.gate, &child.gate),
+            None => false,
+        };
+        let child = Arc::clone(child);
+        self.groups.push(Group { child, end });
+        same_gate
     }
 
     pub(crate) fn clear(&mut self) {
         self.used = 0;
         self.inner_lens.clear();
+        self.groups.clear();
         self.runs.clear();
     }
 
@@ -112,12 +139,34 @@ impl Train {
         let lens = &self.inner_lens[run.first + packets.start..run.first + packets.end];
         lens.iter().sum()
     }
+
+    /// Whose packets of a run these are: each Child SA with those that follow each other.
+    pub(crate) fn children(
+        &self,
+        run: &Run,
+        packets: Range<usize>,
+    ) -> impl Iterator<Item = (&Arc<Child>, Range<usize>)> {
+        let (mut next, end) = (packets.start, packets.end);
+        let first = run.first;
+        let at = self.groups.partition_point(|g| g.end <= first + next);
+        let groups = self.groups[at..].iter();
+        groups.map_while(move |group| {
+            let start = next;
+            next = end.min(group.end - first);
+            (start < next).then_some((&group.child, start..next))
+        })
+    }
+
+    /// What lets a run out.
+    pub(crate) fn gate(&self, run: &Run) -> &Gate {
+        let at = self.groups.partition_point(|g| g.end <= run.first);
+        &self.groups[at].child.gate
+    }
 }
 
 impl Run {
-    fn takes(&self, child: &Arc<Child>, to: &Destination, len: usize) -> bool {
+    fn takes(&self, to: &Destination, len: usize) -> bool {
         !self.complete
-            && Arc::ptr_eq(&self.child, child)
             && self.to == *to
             && len <= self.segment
             && self.count < MAX_SEGMENTS
@@ -130,8 +179,10 @@ mod tests {
     use super::*;
     use crate::{child::tests::child_sa, exit::Exit};
 
-    fn child() -> Arc<Child> {
-        Arc::new(Child::new(&child_sa(0x1000)).unwrap())
+    /// Child SAs with one gate.
+    fn children() -> [Arc<Child>; 2] {
+        let sa = child_sa(0x1000);
+        [Child::new(&sa), Child::new(&sa)].map(|child| Arc::new(child.unwrap()))
     }
 
     fn to(class: u8) -> Destination {
@@ -156,15 +207,27 @@ mod tests {
         train.runs().iter().map(|r| (r.count, r.segment)).collect()
     }
 
+    /// Whose packets they are: `a`'s or others'.
+    fn owners(
+        train: &Train,
+        run: usize,
+        of: Range<usize>,
+        a: &Arc<Child>,
+    ) -> Vec<(bool, Range<usize>)> {
+        let children = train.children(&train.runs()[run], of);
+        children
+            .map(|(child, range)| (Arc::ptr_eq(child, a), range))
+            .collect()
+    }
+
     #[test]
     fn equal_packets_of_one_way_run_together_and_a_shorter_one_is_the_last() {
-        let (mut train, a, b) = (Train::new(), child(), child());
+        let (mut train, [a, _]) = (Train::new(), children());
         for (fill, len) in [(1, 100), (2, 100), (3, 60), (4, 60), (5, 100)] {
             add(&mut train, &a, 0, fill, len);
         }
         add(&mut train, &a, 8, 6, 100);
-        add(&mut train, &b, 8, 7, 100);
-        let expected = [(3, 104), (1, 64), (1, 104), (1, 104), (1, 104)];
+        let expected = [(3, 104), (1, 64), (1, 104), (1, 104)];
         assert_eq!(shape(&train), expected);
         let first = &train.runs()[0];
         assert_eq!(train.bytes(first, 0..3).len(), 104 + 104 + 64);
@@ -172,12 +235,35 @@ mod tests {
         assert_eq!(train.bytes(first, 2..3), [3; 64]);
         assert_eq!(train.inner_bytes(first, 0..3), 260);
         assert_eq!(train.inner_bytes(first, 2..3), 60);
-        assert_eq!(train.inner_bytes(&train.runs()[4], 0..1), 100);
+        assert_eq!(train.inner_bytes(&train.runs()[3], 0..1), 100);
+        assert_eq!(owners(&train, 0, 0..3, &a), [(true, 0..3)]);
+        assert_eq!(owners(&train, 3, 0..1, &a), [(true, 0..1)]);
+    }
+
+    #[test]
+    fn child_sas_of_one_gate_run_together_and_each_packet_is_of_its_own() {
+        let (mut train, [a, b]) = (Train::new(), children());
+        for child in [&a, &b, &b, &a, &b] {
+            add(&mut train, child, 0, 0, 100);
+        }
+        let other = Arc::new(Child::new(&child_sa(0x2000)).unwrap());
+        for child in [&other, &a] {
+            add(&mut train, child, 0, 0, 100);
+        }
+        assert_eq!(shape(&train), [(5, 104), (1, 104), (1, 104)]);
+        let all = [(true, 0..1), (false, 1..3), (true, 3..4), (false, 4..5)];
+        assert_eq!(owners(&train, 0, 0..5, &a), all);
+        assert_eq!(owners(&train, 0, 2..4, &a), [(false, 2..3), (true, 3..4)]);
+        assert_eq!(owners(&train, 0, 2..2, &a), []);
+        assert_eq!(owners(&train, 1, 0..1, &other), [(true, 0..1)]);
+        assert!(std::ptr::eq(train.gate(&train.runs()[0]), &*a.gate));
+        assert!(std::ptr::eq(train.gate(&train.runs()[1]), &*other.gate));
+        assert!(std::ptr::eq(train.gate(&train.runs()[2]), &*a.gate));
     }
 
     #[test]
     fn runs_and_trains_are_bounded() {
-        let (mut train, child) = (Train::new(), child());
+        let (mut train, [child, _]) = (Train::new(), children());
         for _ in 0..100 {
             add(&mut train, &child, 0, 0, 100);
         }
