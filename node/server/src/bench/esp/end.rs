@@ -6,8 +6,8 @@ use super::{
 };
 use anyhow::{Context, ensure};
 use evergate_dataplane::{
-    ChildSa, Cipher, DataPlane, Encapsulation, Encryption, HeaderPolicy, Marks, Mode, Offload,
-    Outer, PlaneConfig, Protected, Selector, Userspace,
+    ChildSa, Cipher, DataPlane, Encapsulation, Encryption, Gate, HeaderPolicy, Marks, Mode,
+    Offload, Outer, PlaneConfig, Protected, Selector, Userspace,
 };
 use nix::sched::{CloneFlags, unshare};
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,7 @@ use std::{
     fs,
     io::{BufRead, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    ops::RangeInclusive,
     process::Command,
     sync::Arc,
     thread,
@@ -24,7 +25,7 @@ use zeroize::Zeroizing;
 
 /// The address behind the first end.
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
-/// Behind the second end each Child SA has one, from here on.
+/// Those behind the second end, from here on.
 const SERVERS: Ipv4Addr = Ipv4Addr::new(10, 128, 0, 0);
 const SERVERS_PREFIX: u8 = 9;
 const FIRST_SPI: u32 = 0x1000;
@@ -43,6 +44,17 @@ pub(crate) struct EndOptions {
     cipher: CipherName,
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     sas: u32,
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    hosts: u32,
+}
+
+impl EndOptions {
+    /// The hosts behind the second end that a Child SA is for.
+    fn hosts_of(&self, sa: u32) -> RangeInclusive<Ipv4Addr> {
+        let (sa, sas, hosts) = (u64::from(sa), u64::from(self.sas), u64::from(self.hosts));
+        let before = |sa: u64| u32::try_from(sa * hosts / sas).unwrap_or(self.hosts);
+        server(before(sa))..=server(before(sa + 1).saturating_sub(1))
+    }
 }
 
 /// What an end has done so far.
@@ -80,7 +92,7 @@ pub(super) fn run(options: &EndOptions) -> anyhow::Result<()> {
     thread::spawn(move || while events.blocking_recv().is_some() {});
     install(options, &plane)?;
     let sinks = Sinks::open()?;
-    let servers: Vec<IpAddr> = (0..options.sas).map(|i| server(i).into()).collect();
+    let servers: Vec<IpAddr> = (0..options.hosts).map(|i| server(i).into()).collect();
     let servers = Arc::<[IpAddr]>::from(servers);
     let mut load = None;
     writeln!(out, "set up")?;
@@ -109,7 +121,7 @@ pub(super) fn run(options: &EndOptions) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The address behind the second end that belongs to a Child SA.
+/// A host behind the second end.
 fn server(i: u32) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(SERVERS) + 1 + i)
 }
@@ -152,7 +164,12 @@ fn install(options: &EndOptions, plane: &Userspace) -> anyhow::Result<()> {
         CipherName::Aes256gcm16 => Encryption::AesGcm16 { key_bits: 256 }.into(),
         CipherName::Chacha20poly1305 => Encryption::ChaCha20Poly1305.into(),
     };
-    let host = |address: Ipv4Addr| vec![Selector::addresses(address.into(), address.into())];
+    // As those of a virtual gateway have.
+    let gate = Arc::<Gate>::default();
+    let hosts = |addresses: RangeInclusive<Ipv4Addr>| {
+        let (first, last) = addresses.into_inner();
+        vec![Selector::addresses(first.into(), last.into())]
+    };
     for i in 0..options.sas {
         let key = |direction: u8| {
             let mut key = vec![direction; cipher.material_len()];
@@ -161,8 +178,8 @@ fn install(options: &EndOptions, plane: &Userspace) -> anyhow::Result<()> {
         };
         let spi = |of: u8| FIRST_SPI + 2 * i + u32::from(of);
         let (behind_me, behind_peer) = match me {
-            1 => (host(CLIENT), host(server(i))),
-            _ => (host(server(i)), host(CLIENT)),
+            1 => (hosts(CLIENT..=CLIENT), hosts(options.hosts_of(i))),
+            _ => (hosts(options.hosts_of(i)), hosts(CLIENT..=CLIENT)),
         };
         plane.install(ChildSa {
             spi_in: spi(me),
@@ -191,7 +208,7 @@ fn install(options: &EndOptions, plane: &Userspace) -> anyhow::Result<()> {
             marks: Marks::default(),
             offload: Offload::No,
             source_hint: None,
-            gate: Arc::default(),
+            gate: Arc::clone(&gate),
         })?;
     }
     Ok(())

@@ -58,6 +58,10 @@ pub(super) struct Options {
     /// Child SAs that there are
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1")]
     sas: Vec<u32>,
+    /// Hosts behind the second end, spread over the Child SAs and sent to in turn; one for each Child SA if not given. With the same hosts whatever the
+    /// number of SAs, the traffic is the same, too
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    hosts: Option<u32>,
     /// Their ciphers
     #[arg(
         long,
@@ -85,6 +89,7 @@ struct Case {
     encap: Encap,
     cipher: CipherName,
     sas: u32,
+    hosts: u32,
 }
 
 /// Runs the loads and prints the report.
@@ -92,6 +97,11 @@ struct Case {
 /// # Errors
 /// If they cannot be run, or nothing came through.
 pub(super) fn run(options: &Options) -> anyhow::Result<()> {
+    let most = options.sas.iter().max().copied().unwrap_or(1);
+    ensure!(
+        options.hosts.is_none_or(|hosts| hosts >= most),
+        "--hosts: each of {most} Child SAs needs one"
+    );
     let mut measured = Vec::new();
     for run in 1..=options.runs {
         for case in cases(options) {
@@ -134,7 +144,12 @@ fn cases(options: &Options) -> Vec<Case> {
     let mut cases = Vec::new();
     for &cipher in &options.cipher {
         for &encap in &options.encap {
-            let of = |&sas| Case { encap, cipher, sas };
+            let of = |&sas| Case {
+                encap,
+                cipher,
+                sas,
+                hosts: options.hosts.unwrap_or(sas),
+            };
             cases.extend(options.sas.iter().map(of));
         }
     }
@@ -212,6 +227,7 @@ impl End {
             .args(["--encap", &value(&case.encap)])
             .args(["--cipher", &value(&case.cipher)])
             .args(["--sas", &case.sas.to_string()])
+            .args(["--hosts", &case.hosts.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -124,6 +124,7 @@ mod tests {
                 encap: Encap::Udp,
                 cipher: CipherName::Aes256gcm16,
                 sas,
+                hosts: sas,
             };
             let after = Snapshot {
                 plane_cpu_ns: 2_000_000_000,
