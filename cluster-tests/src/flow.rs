@@ -193,7 +193,28 @@ impl Drop for Flow {
     }
 }
 
+impl Direction {
+    /// How often something was lost: what was sent less than this after a lost one, and was lost too, counts with it.
+    pub fn losses(&self, apart: Duration) -> usize {
+        let follows = |pair: &&[Duration]| pair[1] - pair[0] < apart;
+        self.lost_at.len() - self.lost_at.windows(2).filter(follows).count()
+    }
+}
+
 impl Report {
+    /// Fails if something was lost more often than this, on either way ([`Direction::losses`]). Again, the full queues of the ends are not the member's.
+    pub fn lost_at_most(&self, times: usize, apart: Duration) -> Result<()> {
+        for (name, way) in [("forth", &self.forth), ("back", &self.back)] {
+            let losses = way.losses(apart);
+            ensure!(
+                losses as u64 <= times as u64 + way.dropped_at_ends,
+                "{name}: {losses} times something was lost, where {times} would be right: {:?}",
+                way.lost_at
+            );
+        }
+        Ok(())
+    }
+
     /// Fails unless every datagram arrived exactly once. What the kernels of the two ends dropped in full queues is not held against the member.
     pub fn is_lossless(&self) -> Result<()> {
         for (name, way) in [("forth", &self.forth), ("back", &self.back)] {
@@ -350,6 +371,7 @@ mod tests {
         assert_eq!((way.sent, way.received, way.lost), (6, 4, 2));
         assert_eq!((way.duplicated, way.reordered), (1, 1));
         assert_eq!(way.lost_at, [millis(30), millis(40)]);
+        assert_eq!((way.losses(millis(11)), way.losses(millis(10))), (1, 2));
         assert_eq!(way.longest_gap, millis(67));
     }
 

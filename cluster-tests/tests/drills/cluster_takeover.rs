@@ -148,8 +148,8 @@ fn a_member_whose_disk_was_wiped_joins_again_and_takes_over() -> Result<()> {
 /// A handover interrupts traffic for less than this: at least every other one, because a stall of the machine is in the gap, too.
 const HANDOVER: Duration = millis(100);
 
-/// A handover lost nothing, and nothing came twice. The kernel cannot hold ESP back: there, what comes between two owners is dropped. Yields the longest gap.
-fn lost_nothing(trio: &Trio, what: &str, report: &Report) -> Result<Duration> {
+/// Handovers lost nothing, and nothing came twice. The kernel cannot hold ESP back: there, what comes between two owners is dropped, and nothing else. Yields the longest gap.
+fn lost_nothing(trio: &Trio, handovers: usize, what: &str, report: &Report) -> Result<Duration> {
     let count = |way: &Direction| (way.sent, way.lost, way.reordered);
     eprintln!(
         "{what}: longest gap {:?}; sent, lost, out of order: {:?} and {:?}",
@@ -159,7 +159,10 @@ fn lost_nothing(trio: &Trio, what: &str, report: &Report) -> Result<Duration> {
     );
     match Plane::usual() {
         Plane::Userspace => trio.lost_nothing(report)?,
-        Plane::Kernel => report.has_no_duplicate()?,
+        Plane::Kernel => {
+            report.has_no_duplicate()?;
+            report.lost_at_most(handovers, HANDOVER * patience())?;
+        }
     }
     ensure!(
         gap(report) < PACE.longest_gap(),
@@ -185,6 +188,7 @@ fn drains(esp: Esp, family: Family) -> Result<()> {
         flow.runs(1200, secs(20))?;
         gaps.push(lost_nothing(
             &trio,
+            1,
             &format!("{name} drained"),
             &flow.stop(),
         )?);
@@ -225,7 +229,7 @@ fn a_gateway_that_moves_again_and_again_loses_no_packet() -> Result<()> {
         assert_eq!(trio.active(G)?, to);
     }
     flow.runs(1200, secs(20))?;
-    lost_nothing(&trio, "20 moves", &flow.stop())?;
+    lost_nothing(&trio, 20, "20 moves", &flow.stop())?;
     assert_eq!(trio.agree(G, 1)?, spis);
     // The peer was always answered by whoever had the gateway, and in the end by one alone.
     let taken = now();
@@ -259,7 +263,7 @@ fn rekeys_go_on_while_a_gateway_moves() -> Result<()> {
         flow.runs(100, secs(10))?;
     }
     flow.runs(500, secs(10))?;
-    lost_nothing(&trio, "four moves", &flow.stop())?;
+    lost_nothing(&trio, 4, "four moves", &flow.stop())?;
     trio.agree(G, 1)?;
     assert_eq!(trio.finish()?.authentications_after(established), 0);
     Ok(())
@@ -274,7 +278,7 @@ fn a_clean_stop_hands_over_at_once() -> Result<()> {
     let active = trio.active(G)?;
     trio.members[active].stop()?;
     flow.runs(500, secs(10))?;
-    lost_nothing(&trio, "stopped", &flow.stop())?;
+    lost_nothing(&trio, 1, "stopped", &flow.stop())?;
     assert_eq!(trio.agree(G, 1)?, spis);
     assert_eq!(trio.finish()?.authentications_after(established), 0);
     Ok(())
