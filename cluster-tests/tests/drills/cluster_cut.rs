@@ -2,6 +2,7 @@
 //! comes back: another one goes on with its tunnel, and nothing of the former one
 //! comes between. Also when it is cut off in one direction only.
 
+use crate::cluster_takeover::start_with_packet_sockets;
 use evergate_cluster_tests::capture::now;
 use evergate_cluster_tests::cluster::{Gateway, MEMBERS, OneWay, Pace, Trio};
 use evergate_cluster_tests::flow::Report;
@@ -50,11 +51,11 @@ fn place(trio: &mut Trio, role: Role) -> Result<usize> {
 /// Something is done to the active member under traffic, so that another takes over, and undone later. Nothing of the former one may come
 /// between, and that it is back costs nothing.
 fn set_aside(
+    mut trio: Trio,
     role: Role,
     aside: impl Fn(&mut Trio, usize) -> Result<()>,
     back: impl Fn(&mut Trio, usize) -> Result<()>,
 ) -> Result<()> {
-    let mut trio = start()?;
     let (spis, established) = (trio.up(G)?, now());
     let active = place(&mut trio, role)?;
     let flow = trio.traffic(V4, 2)?;
@@ -97,15 +98,32 @@ fn set_aside(
     Ok(())
 }
 
+/// Stops the active member as a whole, and lets it go on when another has its gateway.
+fn stop_and_go_on(trio: Trio) -> Result<()> {
+    let signal = |signal: Signal| move |trio: &mut Trio, n: usize| trio.signal(n, signal);
+    set_aside(
+        trio,
+        Role::Any,
+        signal(Signal::SIGSTOP),
+        signal(Signal::SIGCONT),
+    )
+}
+
 #[test]
 fn a_member_that_was_stopped_and_goes_on_says_nothing_any_more() -> Result<()> {
-    let signal = |signal: Signal| move |trio: &mut Trio, n: usize| trio.signal(n, signal);
-    set_aside(Role::Any, signal(Signal::SIGSTOP), signal(Signal::SIGCONT))
+    stop_and_go_on(start()?)
+}
+
+/// What packet sockets send, no output chain of IP sees.
+#[test]
+fn a_member_with_packet_sockets_that_was_stopped_says_nothing_either() -> Result<()> {
+    stop_and_go_on(start_with_packet_sockets()?)
 }
 
 #[test]
 fn a_member_that_is_cut_off_from_the_others_falls_silent() -> Result<()> {
     set_aside(
+        start()?,
         Role::Any,
         |trio, n| trio.cut(n, true),
         |trio, n| trio.cut(n, false),
@@ -114,6 +132,7 @@ fn a_member_that_is_cut_off_from_the_others_falls_silent() -> Result<()> {
 
 fn one_way(role: Role, way: OneWay) -> Result<()> {
     set_aside(
+        start()?,
         role,
         |trio, n| trio.cut_one_way(n, Some(way)),
         |trio, n| trio.cut_one_way(n, None),

@@ -28,6 +28,13 @@ fn start(esp: Esp) -> Result<Trio> {
     Trio::start(PACE, esp, &[Gateway::usual()], |_| {})
 }
 
+/// Members whose plain ESP goes by packet sockets.
+pub(crate) fn start_with_packet_sockets() -> Result<Trio> {
+    Trio::start(PACE, Esp::Plain, &[Gateway::usual()], |connection| {
+        connection.dataplane = "link_devices = [\"up0\"]\n";
+    })
+}
+
 fn up(trio: &mut Trio, by: By) -> Result<Spis> {
     match by {
         By::Peer => trio.up(G),
@@ -44,8 +51,12 @@ fn gap(report: &Report) -> Duration {
 }
 
 /// Kills the active member `rounds` times under traffic, and starts it again each time.
-fn kills(esp: Esp, by: By, rounds: usize, before: impl Fn(&mut Trio) -> Result<()>) -> Result<()> {
-    let mut trio = start(esp)?;
+fn kills(
+    mut trio: Trio,
+    by: By,
+    rounds: usize,
+    before: impl Fn(&mut Trio) -> Result<()>,
+) -> Result<()> {
     let (spis, established) = (up(&mut trio, by)?, now());
     let mut gaps = Vec::new();
     for round in 0..rounds {
@@ -91,12 +102,17 @@ fn kills(esp: Esp, by: By, rounds: usize, before: impl Fn(&mut Trio) -> Result<(
 
 #[test]
 fn the_tunnel_outlives_the_active_member_ten_times() -> Result<()> {
-    kills(Esp::InUdp, By::Peer, 10, |_| Ok(()))
+    kills(start(Esp::InUdp)?, By::Peer, 10, |_| Ok(()))
+}
+
+#[test]
+fn the_tunnel_outlives_its_member_by_packet_sockets_too() -> Result<()> {
+    kills(start_with_packet_sockets()?, By::Peer, 4, |_| Ok(()))
 }
 
 #[test]
 fn the_tunnel_outlives_the_leader_as_initiator() -> Result<()> {
-    kills(Esp::Plain, By::Member, 4, |trio| {
+    kills(start(Esp::Plain)?, By::Member, 4, |trio| {
         let leader = trio.leader()?;
         let name = format!("m{}", leader + 1);
         trio.members[leader].ctl(&["move", G, &name])?;
@@ -173,8 +189,7 @@ fn lost_nothing(trio: &Trio, handovers: usize, what: &str, report: &Report) -> R
 }
 
 /// Under load: each member is drained in turn.
-fn drains(esp: Esp, family: Family) -> Result<()> {
-    let mut trio = start(esp)?;
+fn drains(mut trio: Trio, family: Family) -> Result<()> {
     let (spis, established) = (trio.up(G)?, now());
     let mut gaps = Vec::new();
     for _ in 0..MEMBERS {
@@ -206,12 +221,17 @@ fn drains(esp: Esp, family: Family) -> Result<()> {
 
 #[test]
 fn a_drained_member_loses_no_packet() -> Result<()> {
-    drains(Esp::InUdp, V4)
+    drains(start(Esp::InUdp)?, V4)
 }
 
 #[test]
 fn a_drained_member_loses_no_plain_esp_either() -> Result<()> {
-    drains(Esp::Plain, V6)
+    drains(start(Esp::Plain)?, V6)
+}
+
+#[test]
+fn a_drained_member_loses_nothing_of_packet_sockets() -> Result<()> {
+    drains(start_with_packet_sockets()?, V4)
 }
 
 /// Faster than neighbours and relays forget where a gateway was.

@@ -32,6 +32,8 @@ pub struct PlaneConfig {
     pub route_metric: u32,
     /// Protocol number that routes and rules bear, to know them again.
     pub route_protocol: u8,
+    /// Interfaces on which plain ESP goes by packet sockets, if packets are carried in user space: faster, and unseen by firewall rules of IP.
+    pub link_devices: Vec<String>,
     /// Room in the queue of events.
     pub event_queue: usize,
     /// Threads in each direction that packets are spread over, by flow; at least 1 and at most [`MAX_WORKERS`]: clamped.
@@ -59,6 +61,7 @@ impl Default for PlaneConfig {
             rule_priority: 220,
             route_metric: 100,
             route_protocol: ROUTE_PROTOCOL,
+            link_devices: Vec::new(),
             event_queue: 4096,
             workers: std::thread::available_parallelism().map_or(1, |n| n.get().min(USUAL_WORKERS)),
         }

@@ -3,20 +3,27 @@
 use crate::{
     DropReason, TcpEnd, Transport,
     exit::Exit,
+    link::{self, Header},
     sockets::{OuterSocket, Role},
-    sys::{BATCH, Outgoing},
+    sys::{BATCH, Outgoing, To},
     tap::{MaybeTapped, Tapped},
     tcp::Ends,
     train::{MAX_PACKETS, Run, Train},
     userspace::Shared,
 };
 use smallvec::SmallVec;
-use std::{io, net::SocketAddr, ops::Range};
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    ops::Range,
+};
 
 /// Packets of a run that leave as one message.
 struct Message<'t> {
     run: &'t Run,
     packets: Range<usize>,
+    /// The IP header, if IP does not make it.
+    header: Option<Header>,
 }
 
 /// Everything that has to be known here.
@@ -72,11 +79,9 @@ impl<'t> Departure<'t> {
         let mut messages = SmallVec::<[Message<'_>; MAX_PACKETS]>::new();
         for &run in runs.iter().filter(|run| is_meant(run)) {
             if together && !run.to.fragmentable {
-                let packets = 0..run.count;
-                messages.push(Message { run, packets });
+                messages.push(self.message(run, 0..run.count));
             } else {
-                let each = (0..run.count).map(|i| i..i + 1);
-                messages.extend(each.map(|packets| Message { run, packets }));
+                messages.extend((0..run.count).map(|i| self.message(run, i..i + 1)));
             }
         }
         // Those that may be fragmented, which is rare, go one by one.
@@ -85,7 +90,7 @@ impl<'t> Departure<'t> {
         }
     }
 
-    fn send(&self, socket: &OuterSocket, group: &[Message<'_>]) {
+    fn send(&self, socket: &OuterSocket, group: &[Message<'t>]) {
         let mut next = 0;
         while next < group.len() {
             let sent = if group[next].run.to.fragmentable {
@@ -117,30 +122,54 @@ impl<'t> Departure<'t> {
     }
 
     /// The first of them did not leave.
-    fn failed(&self, socket: &OuterSocket, message: &Message<'_>, error: &io::Error) {
-        let Message { run, packets } = message;
+    fn failed(&self, socket: &OuterSocket, message: &Message<'t>, error: &io::Error) {
+        let Message { run, packets, .. } = message;
         if packets.len() == 1 {
             return self.lost(run, packets.start, error);
         }
         // Kernels say in several ways that they cannot cut it like this, or that a packet is too long for the path. Alone each gets
         // an answer of its own.
         socket.could_not_cut(error);
-        let alone = packets.clone().map(|i| Message {
-            run,
-            packets: i..i + 1,
-        });
+        let alone = packets.clone().map(|i| self.message(run, i..i + 1));
         self.send(socket, &alone.collect::<SmallVec<[_; MAX_PACKETS]>>());
     }
 
-    fn outgoing(&self, message: &Message<'_>) -> Outgoing<'_> {
-        let Message { run, packets } = message;
+    fn outgoing<'m>(&self, message: &'m Message<'t>) -> Outgoing<'m> {
+        let Message {
+            run,
+            packets,
+            header,
+        } = message;
+        let (to, from) = match run.to.hop {
+            None => (To::Host(run.to.remote), run.to.local),
+            // The source is in the header.
+            Some(hop) => {
+                let ethertype = link::ethertype(run.to.local.is_ipv4());
+                let to = To::Neighbour(ethertype, hop.device, hop.mac);
+                (to, Ipv4Addr::UNSPECIFIED.into())
+            }
+        };
         Outgoing {
             data: self.train.bytes(run, packets.clone()),
-            prefix: &[],
-            to: run.to.remote,
-            from: run.to.local,
+            prefix: header.as_ref().map_or(&[], Header::bytes),
+            to,
+            from,
             traffic_class: Some(run.to.traffic_class),
             segment: (packets.len() > 1).then_some(run.segment),
+        }
+    }
+
+    /// A message of these packets of a run.
+    fn message(&self, run: &'t Run, packets: Range<usize>) -> Message<'t> {
+        let header = run.to.hop.and_then(|_| {
+            let len = self.train.bytes(run, packets.clone()).len();
+            let to = &run.to;
+            Header::new(to.local, to.remote.ip(), to.traffic_class, len)
+        });
+        Message {
+            run,
+            packets,
+            header,
         }
     }
 
@@ -206,6 +235,12 @@ impl<'t> Departure<'t> {
             DropReason::TooBig
         } else {
             tracing::debug!(to = %run.to.remote, %error, "cannot send ESP");
+            if run.to.hop.is_some() {
+                // The interface is down, or gone.
+                for (child, _) in self.train.children(run, packet..packet + 1) {
+                    child.path.load().way.forget();
+                }
+            }
             DropReason::SendFailed
         };
         self.dropped(run, packet..packet + 1, reason);

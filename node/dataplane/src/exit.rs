@@ -1,8 +1,13 @@
 //! How sealed packets leave: by which socket or connection, to whom, and how long they may be.
 
 use crate::{
-    Encapsulation, Outer, TcpEnd, child::Child, path::Path, sockets::Role, tcp::Ends,
-    userspace::Shared,
+    Encapsulation, TcpEnd,
+    child::Child,
+    link::Hop,
+    path::Path,
+    sockets::Role,
+    tcp::Ends,
+    userspace::{Clock, Shared},
 };
 use std::net::{IpAddr, SocketAddr};
 
@@ -15,6 +20,8 @@ pub(crate) struct Destination {
     pub(crate) traffic_class: u8,
     /// It is larger than the path, and goes in fragments.
     pub(crate) fragmentable: bool,
+    /// The neighbour that it goes to, by a packet socket.
+    pub(crate) hop: Option<Hop>,
 }
 
 /// By what it leaves.
@@ -31,10 +38,12 @@ pub(crate) fn destination(
     shared: &Shared,
     worker: usize,
     child: &Child,
-    outer: &Outer,
+    path: &Path,
     class: u8,
+    clock: &Clock,
 ) -> Option<Destination> {
-    let mut remote = outer.remote;
+    let outer = &path.outer;
+    let (mut remote, mut hop) = (outer.remote, None);
     let socket = |role| {
         shared
             .sockets
@@ -46,7 +55,15 @@ pub(crate) fn destination(
         Encapsulation::None => {
             // In raw sockets a port would be a protocol.
             remote.set_port(0);
-            Exit::Socket(socket(Role::Esp)?)
+            hop = shared.links.as_ref().and_then(|l| l.hop(path, clock.ms));
+            let link = hop.and_then(|hop| socket(Role::Link(hop.device)));
+            match link {
+                Some(link) => Exit::Socket(link),
+                None => {
+                    hop = None;
+                    Exit::Socket(socket(Role::Esp)?)
+                }
+            }
         }
         Encapsulation::Tcp(end) => Exit::Tcp(
             Ends {
@@ -66,7 +83,27 @@ pub(crate) fn destination(
             Some(_) => class,
         },
         fragmentable: false,
+        hop,
     })
+}
+
+impl Destination {
+    /// The same for a packet that may be fragmented: IP does that. `None` if there is no socket of the family.
+    pub(crate) fn fragmentable(self, shared: &Shared, worker: usize) -> Option<Self> {
+        let exit = match self.hop {
+            None => self.exit,
+            Some(_) => {
+                let sockets = shared.sockets.of(worker);
+                Exit::Socket(sockets.index(Role::Esp, self.remote.is_ipv4())?)
+            }
+        };
+        Some(Self {
+            exit,
+            fragmentable: true,
+            hop: None,
+            ..self
+        })
+    }
 }
 
 /// Without an answer the path is taken to be as wide as the narrowest Ethernet; the next error asks again.

@@ -6,6 +6,7 @@ use crate::{
     counters::{RateLimit, hand_on_ike},
     delivery::{Delivery, Stock, deliver},
     hold::Holds,
+    link,
     sockets::{OuterSocket, Role},
     sys::{BATCH, Received, RecvBatch},
     tap::{MaybeTapped, Tapped},
@@ -140,8 +141,8 @@ impl Inbound {
 
     /// One batch: whoever has more is called again, and does not keep the others waiting.
     fn read(&mut self, socket: &OuterSocket) {
-        if socket.queues_errors() {
-            self.batch.discard_errors(socket.as_fd());
+        if socket.queues_errors() && self.batch.discard_errors(socket.as_fd()) {
+            self.shared.narrower(&self.clock);
         }
         // Nothing there, or an error that belongs to a datagram that we sent: nothing is lost.
         if let Err(error) = self.batch.recv(socket.as_fd()) {
@@ -189,6 +190,8 @@ fn look_ahead<'b>(
         let header = match (socket.role, socket.ipv4) {
             (Role::Ike, _) => return,
             (Role::Esp, true) => ipv4_header_len(datagram),
+            (Role::Link(_), true) => link::V4,
+            (Role::Link(_), false) => link::V6,
             _ => 0,
         };
         let Some(spi) = datagram.get(header..).and_then(spi_of) else {
@@ -270,6 +273,7 @@ impl<'a> Turn<'a> {
                     self.shared.traffic.dropped(DropReason::MalformedOuter);
                 }
             },
+            Role::Link(_) => self.frame(datagram, delivery),
             Role::Esp => {
                 let header = if socket.ipv4 {
                     ipv4_header_len(datagram)
@@ -280,6 +284,32 @@ impl<'a> Turn<'a> {
                 self.take(DatagramKind::Esp, origin, packet, delivery);
             }
         }
+    }
+
+    /// Works on what a packet socket received.
+    fn frame<'p>(&mut self, packet: &'p mut [u8], delivery: &mut Delivery<'p>) {
+        let Some(parsed) = link::parse(packet) else {
+            return self.shared.traffic.dropped(DropReason::MalformedOuter);
+        };
+        let origin = Origin {
+            local: SocketAddr::new(parsed.destination, 0),
+            remote: SocketAddr::new(parsed.source, 0),
+            traffic_class: parsed.traffic_class,
+        };
+        let esp = packet.get_mut(parsed.start..parsed.end).unwrap_or_default();
+        if self.is_ours(parsed.destination, esp) {
+            self.take(DatagramKind::Esp, &origin, esp, delivery);
+        }
+    }
+
+    /// Whether a packet is for this host, and not one to be forwarded. An address that has just come may not be known as ours yet; but then it is that of a
+    /// Child SA.
+    fn is_ours(&self, destination: IpAddr, esp: &[u8]) -> bool {
+        let links = self.shared.links.as_ref();
+        links.is_some_and(|links| links.is_local(destination))
+            || spi_of(esp)
+                .and_then(|spi| self.shared.tables.inbound(spi))
+                .is_some_and(|child| child.path.load().outer.local.ip() == destination)
     }
 
     /// Works on a datagram, unless it is held back.

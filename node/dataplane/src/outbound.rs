@@ -188,8 +188,9 @@ impl Outbound {
             &self.shared,
             self.worker,
             &child,
-            &path.outer,
+            &path,
             inner.traffic_class,
+            &self.clock,
         ) else {
             self.refused(&child, DropReason::SendFailed, count, bytes);
             return None;
@@ -262,7 +263,7 @@ impl Outbound {
             mss::clamp(bytes, limit.min(self.shared.config.tun_mtu as usize));
         }
         let ipv6 = inner.selectors.destination.is_ipv6();
-        to.fragmentable = may_be_cut(&child)
+        let fragmentable = may_be_cut(&child)
             || inner.total_len > limit
                 && match ipv6 {
                     true => was_cut || inner.total_len <= MIN_MTU_V6,
@@ -270,6 +271,15 @@ impl Outbound {
                     false => child.transport.is_some() && !inner.dont_fragment,
                 };
         let bytes = &bytes[..inner.total_len];
+        if fragmentable {
+            match to.fragmentable(&self.shared, self.worker) {
+                Some(other) => to = other,
+                None => {
+                    self.refused(&child, DropReason::SendFailed, 1, bytes);
+                    return Attempt::Done;
+                }
+            }
+        }
         if inner.total_len > limit && !to.fragmentable {
             let limit = if ipv6 { limit.max(MIN_MTU_V6) } else { limit };
             return self.too_big(bytes, &child, inner, limit, to);

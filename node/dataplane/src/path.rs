@@ -3,7 +3,7 @@
 //! The kernel knows the MTU of a path: that of the route, or less if a router said so. It is asked once for a path (from one of our addresses to
 //! one of a peer's), for all Child SAs that take it; each notes the answer where its packets find it without a lock.
 
-use crate::Outer;
+use crate::{Outer, link::Way};
 use arc_swap::ArcSwapOption;
 use std::{
     collections::HashMap,
@@ -34,6 +34,8 @@ pub(crate) struct Path {
     mtu: AtomicU64,
     /// Where the last authentic packet came from, by UDP or TCP.
     seen: ArcSwapOption<SocketAddr>,
+    /// The next hop, where plain ESP goes by packet sockets.
+    pub(crate) way: Way,
 }
 
 impl Path {
@@ -42,6 +44,7 @@ impl Path {
             outer,
             mtu: AtomicU64::new(0),
             seen: ArcSwapOption::empty(),
+            way: Way::default(),
         })
     }
 
@@ -151,6 +154,12 @@ impl Paths {
     /// A packet was too big after all: the kernel is to be asked again, for all Child SAs of the path.
     pub(crate) fn forget(&self, path: &Path) {
         self.known().mtus.remove(&path.ends());
+        self.round.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Some path may be narrower than was known: the kernel is to be asked again, for all of them.
+    pub(crate) fn forget_all(&self) {
+        self.known().mtus.clear();
         self.round.fetch_add(1, Ordering::Relaxed);
     }
 

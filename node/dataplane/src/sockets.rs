@@ -12,7 +12,7 @@
 //! (and was sent to), so the packets of a peer stay in their order: at the NAT port the kernel distributes them, ESP right on IP is
 //! filtered by each socket.
 
-use crate::{PlaneConfig, PlaneError, sys};
+use crate::{PlaneConfig, PlaneError, link, sys};
 use netlink_packet_core::Emitable;
 use netlink_packet_xfrm as xfrm;
 use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
@@ -53,6 +53,8 @@ pub(crate) enum Role {
     Nat,
     /// ESP right on IP.
     Esp,
+    /// The same by a packet socket of this interface ([`link`](crate::link)).
+    Link(u32),
 }
 
 /// Who carries ESP.
@@ -81,6 +83,19 @@ struct Share {
 }
 
 impl Share {
+    /// The same, also if there is but one part.
+    fn filter_or_all(self, ipv4: bool) -> Vec<SockFilter> {
+        match self.of {
+            ..=1 => vec![SockFilter::new(
+                u16::try_from(libc::BPF_RET | libc::BPF_K).unwrap_or(0),
+                0,
+                0,
+                u32::MAX,
+            )],
+            _ => self.filter(ipv4),
+        }
+    }
+
     /// Lets those packets through whose source address is of this part.
     fn filter(self, ipv4: bool) -> Vec<SockFilter> {
         let code = |parts: [u32; 3]| u16::try_from(parts.iter().sum::<u32>()).unwrap_or(0);
@@ -124,7 +139,7 @@ pub(crate) struct OuterSocket {
     socket: Socket,
     pub(crate) role: Role,
     pub(crate) ipv4: bool,
-    /// The local port; 0 for [`Role::Esp`].
+    /// The local port; 0 for ESP right on IP.
     pub(crate) port: u16,
     /// Whether datagrams leave with DF, unless they may be fragmented.
     sets_df: bool,
@@ -132,6 +147,8 @@ pub(crate) struct OuterSocket {
     unset_df: Mutex<()>,
     /// Whether the kernel cuts several datagrams out of one message.
     cuts: AtomicBool,
+    /// Whether errors come by a queue.
+    queues_errors: bool,
 }
 
 impl OuterSocket {
@@ -147,18 +164,11 @@ impl OuterSocket {
             Role::Ike => (Type::DGRAM, Protocol::UDP, config.ike_port),
             Role::Nat => (Type::DGRAM, Protocol::UDP, config.nat_port),
             Role::Esp => (Type::RAW, Protocol::from(libc::IPPROTO_ESP), 0),
+            Role::Link(device) => return Self::open_link(device, ipv4, share, config),
         };
         let socket = Socket::new(domain, kind, Some(protocol))?;
         socket.set_mark(config.mark)?;
-        // Bounded by the kernel's limits without the privilege; then it is what the kernel gives.
-        let _ = socket.set_recv_buffer_size(BUFFER);
-        let _ = sys::set_option(
-            socket.as_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_RCVBUFFORCE,
-            i32::try_from(BUFFER).expect("a small constant"),
-        );
-        let _ = socket.set_send_buffer_size(BUFFER);
+        enlarge(&socket);
         socket.set_write_timeout(Some(SEND_TIMEOUT))?;
         let (level, options) = if ipv4 {
             (libc::IPPROTO_IP, [libc::IP_PKTINFO, libc::IP_RECVTOS])
@@ -183,6 +193,7 @@ impl OuterSocket {
             sets_df: role != Role::Ike && esp == Esp::Ours,
             unset_df: Mutex::new(()),
             cuts: AtomicBool::new(false),
+            queues_errors: role == Role::Esp && (!ipv4 || !config.link_devices.is_empty()),
         };
         match (role, esp) {
             (Role::Nat, Esp::Ours) => opened.take_together(),
@@ -193,8 +204,13 @@ impl OuterSocket {
         if esp == Esp::Kernel {
             opened.pass_policies()?;
         }
-        if opened.queues_errors() {
-            sys::set_option(opened.as_fd(), level, libc::IPV6_RECVERR, 1)?;
+        if opened.queues_errors {
+            let option = if ipv4 {
+                libc::IP_RECVERR
+            } else {
+                libc::IPV6_RECVERR
+            };
+            sys::set_option(opened.as_fd(), level, option, 1)?;
         }
         if role == Role::Esp && share.of > 1 {
             opened.socket.attach_filter(&share.filter(ipv4))?;
@@ -218,6 +234,27 @@ impl OuterSocket {
             opened.socket.set_reuse_port(true)?;
         }
         Ok(opened)
+    }
+
+    /// A packet socket for ESP of one family on an interface.
+    fn open_link(device: u32, ipv4: bool, share: Share, config: &PlaneConfig) -> io::Result<Self> {
+        let socket = Socket::new(Domain::PACKET, Type::DGRAM, None)?;
+        socket.set_mark(config.mark)?;
+        enlarge(&socket);
+        socket.set_write_timeout(Some(SEND_TIMEOUT))?;
+        // Before it is bound: it receives nothing yet.
+        socket.attach_filter(&link::filter(ipv4, share.filter_or_all(ipv4)))?;
+        sys::bind_link(socket.as_fd(), link::ethertype(ipv4), device)?;
+        Ok(Self {
+            socket,
+            role: Role::Link(device),
+            ipv4,
+            port: 0,
+            sets_df: false,
+            unset_df: Mutex::new(()),
+            cuts: AtomicBool::new(false),
+            queues_errors: false,
+        })
     }
 
     /// ESP in UDP goes through the kernel's states (RFC 3948), and does not come here.
@@ -301,9 +338,9 @@ impl OuterSocket {
     }
 
     /// Whether errors come by a queue, to be discarded. Only so does the kernel believe a "packet too big" about what went out by a raw IPv6
-    /// socket; elsewhere it does without.
+    /// socket; elsewhere it does without, but tells of it what packet sockets would not be told.
     pub(crate) fn queues_errors(&self) -> bool {
-        self.role == Role::Esp && !self.ipv4
+        self.queues_errors
     }
 
     /// Sends what must not be fragmented; how many datagrams the kernel took. An error is about the first.
@@ -336,14 +373,32 @@ impl AsFd for OuterSocket {
     }
 }
 
+/// Bounded by the kernel's limits without the privilege; then buffers are what the kernel gives.
+fn enlarge(socket: &Socket) {
+    let _ = socket.set_recv_buffer_size(BUFFER);
+    let _ = sys::set_option(
+        socket.as_fd(),
+        libc::SOL_SOCKET,
+        libc::SO_RCVBUFFORCE,
+        i32::try_from(BUFFER).expect("a small constant"),
+    );
+    let _ = socket.set_send_buffer_size(BUFFER);
+}
+
 /// The outer sockets of a worker.
 pub(crate) struct SocketSet(Vec<OuterSocket>);
 
 impl SocketSet {
-    fn open(esp: Esp, share: Share, config: &PlaneConfig) -> Result<Self, PlaneError> {
+    fn open(
+        esp: Esp,
+        devices: &[u32],
+        share: Share,
+        config: &PlaneConfig,
+    ) -> Result<Self, PlaneError> {
         let mut all = Vec::new();
         for ipv4 in [true, false] {
-            for &role in esp.roles() {
+            let links = devices.iter().map(|device| Role::Link(*device));
+            for role in esp.roles().iter().copied().chain(links) {
                 if role == Role::Ike && share.part > 0 {
                     continue;
                 }
@@ -385,10 +440,15 @@ pub(crate) struct Sockets {
 }
 
 impl Sockets {
-    /// Opens them all in the network namespace of the calling thread, for so many workers. A host without IPv6 has only those for IPv4.
-    pub(crate) fn open(config: &PlaneConfig, esp: Esp, workers: usize) -> Result<Self, PlaneError> {
+    /// Opens them all in the network namespace of the calling thread, for so many workers, with packet sockets on these interfaces. A host without IPv6 has only those for IPv4.
+    pub(crate) fn open(
+        config: &PlaneConfig,
+        esp: Esp,
+        devices: &[u32],
+        workers: usize,
+    ) -> Result<Self, PlaneError> {
         let of = u32::try_from(workers).unwrap_or(1);
-        let sets = (0..of).map(|part| SocketSet::open(esp, Share { part, of }, config));
+        let sets = (0..of).map(|part| SocketSet::open(esp, devices, Share { part, of }, config));
         Ok(Self {
             sets: sets.collect::<Result<_, _>>()?,
             ike_port: config.ike_port,
@@ -441,7 +501,7 @@ impl Sockets {
         set.all()[socket].send_fragmentable(sys::Outgoing {
             data,
             prefix,
-            to: remote,
+            to: sys::To::Host(remote),
             from: local.ip(),
             traffic_class: None,
             segment: None,

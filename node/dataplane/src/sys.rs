@@ -118,6 +118,13 @@ fn low_half(flags: i32) -> [u8; 2] {
     u16::from_le_bytes([bytes[0], bytes[1]]).to_ne_bytes()
 }
 
+/// Lets a packet socket receive packets of this Ethernet type from this interface, and from no other.
+pub(crate) fn bind_link(fd: BorrowedFd<'_>, ethertype: u16, device: u32) -> io::Result<()> {
+    let address = link_address(ethertype, device, [0; 6])?;
+    // SAFETY: the pointer is to a live address of the stated length.
+    check(unsafe { libc::bind(fd.as_raw_fd(), address.as_ptr().cast(), address.len()) }).map(|_| ())
+}
+
 /// An address of a link: where a packet socket sends.
 pub(crate) fn link_address(ethertype: u16, device: u32, mac: [u8; 6]) -> io::Result<SockAddr> {
     let mut link = libc::sockaddr_ll {
@@ -146,7 +153,7 @@ pub(crate) fn link_address(ethertype: u16, device: u32, mac: [u8; 6]) -> io::Res
 pub(crate) struct Received {
     /// How many bytes of the buffer it fills.
     pub(crate) len: usize,
-    /// Where it came from.
+    /// Where it came from; unspecified if a packet socket received it.
     pub(crate) remote: SocketAddr,
     /// The address that it was sent to.
     pub(crate) local: Option<IpAddr>,
@@ -184,10 +191,11 @@ impl RecvBatch {
         self.recv_flags(fd, libc::MSG_DONTWAIT)
     }
 
-    /// Empties a socket's queue of errors, as far as one batch goes.
-    pub(crate) fn discard_errors(&mut self, fd: BorrowedFd<'_>) {
-        let _ = self.recv_flags(fd, libc::MSG_DONTWAIT | libc::MSG_ERRQUEUE);
+    /// Empties a socket's queue of errors, as far as one batch goes. Yields whether there was any.
+    pub(crate) fn discard_errors(&mut self, fd: BorrowedFd<'_>) -> bool {
+        let found = self.recv_flags(fd, libc::MSG_DONTWAIT | libc::MSG_ERRQUEUE);
         self.received.clear();
+        found.is_ok_and(|count| count > 0)
     }
 
     fn recv_flags(&mut self, fd: BorrowedFd<'_>, flags: i32) -> io::Result<usize> {
@@ -249,6 +257,9 @@ impl RecvBatch {
     }
 
     fn remote(&self, i: usize, len: libc::socklen_t) -> Option<SocketAddr> {
+        if libc::c_int::from(self.names[i].ss_family) == libc::AF_PACKET {
+            return Some(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0));
+        }
         // SAFETY: `SockAddrStorage` has the layout of sockaddr_storage, which the kernel filled up to `len`; the rest is
         // initialised. socket2 looks at the family before it reads more.
         let address = unsafe {
@@ -306,15 +317,24 @@ fn control_messages(header: &libc::msghdr) -> Told {
     told
 }
 
+/// Where a datagram goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum To {
+    /// To a host.
+    Host(SocketAddr),
+    /// By a packet socket: to a neighbour with this address on an interface, as a packet of this Ethernet type.
+    Neighbour(u16, u32, [u8; 6]),
+}
+
 /// A datagram to be sent.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Outgoing<'a> {
     /// Its bytes, behind what `prefix` is.
     pub(crate) data: &'a [u8],
     /// Bytes before them.
-    pub(crate) prefix: &'static [u8],
+    pub(crate) prefix: &'a [u8],
     /// Where it goes.
-    pub(crate) to: SocketAddr,
+    pub(crate) to: To,
     /// Source address; unspecified lets the kernel choose.
     pub(crate) from: IpAddr,
     /// Traffic class of its IP header; `None` for the socket's.
@@ -332,7 +352,10 @@ pub(crate) fn send(fd: BorrowedFd<'_>, messages: &[Outgoing<'_>], wait: bool) ->
     let mut control: [Control; BATCH] = [[0; 16]; BATCH];
     let mut names: [Option<SockAddr>; BATCH] = [const { None }; BATCH];
     for (i, message) in messages.iter().take(count).enumerate() {
-        let name = names[i].insert(SockAddr::from(message.to));
+        let name = names[i].insert(match message.to {
+            To::Host(host) => SockAddr::from(host),
+            To::Neighbour(ethertype, device, mac) => link_address(ethertype, device, mac)?,
+        });
         for (vector, bytes) in vectors[i].iter_mut().zip([message.prefix, message.data]) {
             vector.iov_base = bytes.as_ptr().cast_mut().cast();
             vector.iov_len = bytes.len();
@@ -347,8 +370,8 @@ pub(crate) fn send(fd: BorrowedFd<'_>, messages: &[Outgoing<'_>], wait: bool) ->
             len: 0,
         };
         writer.source(message.from);
-        if let Some(class) = message.traffic_class {
-            writer.traffic_class(message.to.is_ipv4(), class);
+        if let (Some(class), To::Host(host)) = (message.traffic_class, message.to) {
+            writer.traffic_class(host.is_ipv4(), class);
         }
         if let Some(size) = message.segment.and_then(|size| u16::try_from(size).ok()) {
             writer.put(libc::SOL_UDP, libc::UDP_SEGMENT, size);
@@ -462,7 +485,7 @@ mod tests {
         let message = |data, class| Outgoing {
             data,
             prefix: &[0; 4],
-            to: server.local_addr().unwrap(),
+            to: To::Host(server.local_addr().unwrap()),
             from,
             segment: None,
             traffic_class: Some(class),
@@ -493,7 +516,7 @@ mod tests {
         let message = Outgoing {
             data: &[7; 2500],
             prefix: &[],
-            to: server.local_addr().unwrap(),
+            to: To::Host(server.local_addr().unwrap()),
             from: client.local_addr().unwrap().ip(),
             segment: Some(1000),
             traffic_class: None,

@@ -192,6 +192,7 @@ mod tests {
             local: "192.0.2.1".parse().unwrap(),
             traffic_class: class,
             fragmentable: false,
+            hop: None,
         }
     }
 

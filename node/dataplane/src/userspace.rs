@@ -8,8 +8,9 @@ use crate::{
     early::Early,
     hold::{Holds, Inbox, Room},
     inbound::Inbound,
+    link::{self, Links},
     local,
-    netlink::Netlink,
+    netlink::{Netlink, refused},
     outbound::Outbound,
     passage::{Pass, Passage},
     path::Paths,
@@ -73,6 +74,8 @@ pub(crate) struct Shared {
     pub(crate) events: Events,
     pub(crate) tables: Tables,
     pub(crate) paths: Paths,
+    /// Where plain ESP goes by packet sockets.
+    pub(crate) links: Option<Links>,
     /// What came before its Child SA.
     early: Mutex<Early>,
     passage: Passage,
@@ -124,7 +127,9 @@ impl Userspace {
         let mut netlink = Netlink::open(&config)?;
         netlink.add_rules()?;
         let workers = config.workers.clamp(1, MAX_WORKERS);
-        let sockets = Sockets::open(&config, Esp::Ours, workers)?;
+        let links = Links::open(&config)?;
+        let devices = links.as_ref().map_or(&[][..], Links::devices);
+        let sockets = Sockets::open(&config, Esp::Ours, devices, workers)?;
         let tcp = Tcp::open(&config)?;
         let tun = Tun::create(&config.tun_name, workers)?;
         let device = netlink.bring_up(&config.tun_name, config.tun_mtu)?;
@@ -144,6 +149,7 @@ impl Userspace {
             events: Events(sender),
             tables: Tables::default(),
             paths: Paths::default(),
+            links,
             early: Mutex::default(),
             passage: Passage::new(2 * workers + 1),
             taps: Arc::default(),
@@ -162,6 +168,11 @@ impl Userspace {
         let tcp = tcp::Runner::new(Arc::clone(&plane.shared));
         let tcp = tcp.map_err(|e| failed("wait for TCP connections", e))?;
         plane.spawn(Direction::Tcp, 0, move || tcp.run())?;
+        if plane.shared.links.is_some() {
+            let watch = link::Watch::open(Arc::clone(&plane.shared));
+            let watch = watch.map_err(|e| refused("listen to changes of the network", e))?;
+            plane.spawn_named("evergate-link", move || watch.run())?;
+        }
         for worker in 0..workers {
             let outbound = Outbound::new(Arc::clone(&plane.shared), worker);
             plane.spawn(Direction::Out, worker, move || outbound.run())?;
@@ -183,10 +194,18 @@ impl Userspace {
             Direction::In => format!("evergate-in{worker}"),
             Direction::Tcp => "evergate-tcp".to_owned(),
         };
-        let thread = thread::Builder::new().name(name).spawn(move || {
+        self.spawn_named(&name, move || {
             Lanes::choose(lane);
             work();
-        });
+        })
+    }
+
+    fn spawn_named(
+        &self,
+        name: &str,
+        work: impl FnOnce() + Send + 'static,
+    ) -> Result<(), PlaneError> {
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(work);
         let thread = thread.map_err(|e| failed("start a thread", e))?;
         lock(&self.threads).push(thread);
         Ok(())
@@ -445,6 +464,17 @@ impl Shared {
     }
 
     /// Waits until one of at most 63 descriptors has something to read; which of them, as bits. `None` once the plane stops.
+    /// Somebody on the way has said something of plain ESP: perhaps that a packet was too large. Who sends by packet sockets is not told when they send.
+    pub(crate) fn narrower(&self, clock: &Clock) {
+        if self
+            .links
+            .as_ref()
+            .is_some_and(|l| l.may_look_again(clock.ms))
+        {
+            self.paths.forget_all();
+        }
+    }
+
     pub(crate) fn wait(&self, fds: &[&dyn AsFd], timeout: Option<Duration>) -> Option<u64> {
         self.stop.wait(fds, timeout)
     }

@@ -105,6 +105,7 @@ impl<'a> Kernel<'a> {
             mark: config.dataplane.mark.0.value,
             mark_mask: config.dataplane.mark.0.mask,
             route_table: config.dataplane.route_table,
+            link_devices: config.dataplane.link_devices.clone(),
             rule_priority: config.dataplane.route_table,
             ..PlaneConfig::default()
         }
@@ -152,6 +153,7 @@ impl Machine for Kernel<'_> {
             inner_interface: self.member.inner_interface.clone(),
             origin: AddressesConfig::ORIGIN,
         };
-        cluster::open_front(addresses, policy, alone)
+        let links = &self.config.dataplane.link_devices;
+        cluster::open_front(addresses, links, policy, alone)
     }
 }

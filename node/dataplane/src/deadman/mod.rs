@@ -14,10 +14,11 @@
 //! A refresh is one message of about 200 bytes for each address and table, spoken directly to the kernel: it takes tens of
 //! microseconds, where a start of `nft` takes milliseconds.
 
-mod nftables;
-
-use crate::{Addresses, PlaneError, netlink::refused};
-use nftables::{Base, Expression, Family, Key, Nftables, Transaction};
+use crate::{
+    Addresses, PlaneError,
+    netlink::refused,
+    nftables::{Base, Expression, Family, Key, Nftables, Transaction},
+};
 use std::{collections::BTreeSet, io, net::IpAddr, time::Duration};
 
 /// What the switch is made of.
@@ -191,7 +192,7 @@ impl DeadMan {
                 Family::Arp => (1, &[][..]),
                 Family::Netdev => (1, &self.config.devices[..]),
             };
-            transaction.add_chain(family, table, CHAIN, hook, devices);
+            transaction.add_chain(family, table, CHAIN, (hook, 0), devices);
             for (i, key) in [Key::V4, Key::V6].into_iter().enumerate() {
                 if family != Family::Arp || key == Key::V4 {
                     transaction.add_set(family, table, GUARDED[i], key, false);

@@ -117,7 +117,7 @@ impl Xfrm {
         };
         let mut netlink = Netlink::open(config)?;
         netlink.add_rules()?;
-        let sockets = Sockets::open(config, Esp::Kernel, 1)?;
+        let sockets = Sockets::open(config, Esp::Kernel, &[], 1)?;
         let kernel = Kernel::open(tag).map_err(|e| refused("open an XFRM socket", e))?;
         let children = begin(kernel, tag, config.nat_port)?;
         netlink.make_xfrm_interface(&config.tun_name, tag.if_id)?;

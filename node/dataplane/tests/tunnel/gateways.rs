@@ -58,7 +58,7 @@ pub(crate) struct Pair {
     pub(crate) a: Gateway,
     pub(crate) b: Gateway,
     /// The router between them, if any: it lives as long as they do.
-    _router: Option<Host>,
+    pub(crate) router: Option<Host>,
 }
 
 impl Pair {
@@ -79,6 +79,10 @@ impl Pair {
 
     /// With a router between them, whose link to `b` has this MTU.
     pub(crate) fn routed(mtu: u32) -> Self {
+        Self::routed_with(mtu, PlaneConfig::default())
+    }
+
+    pub(crate) fn routed_with(mtu: u32, config: PlaneConfig) -> Self {
         let (a, b, router) = (inside(1), inside(2), Host::new());
         for (host, n) in [(&a, 1), (&b, 2)] {
             let to = format!("to{n}");
@@ -109,14 +113,14 @@ impl Pair {
         router.sysctl("ipv6/conf/all/forwarding", "1");
         router.ip(&format!("link set to2 mtu {mtu}"));
         b.ip(&format!("link set wire mtu {mtu}"));
-        Self::start(a, b, Some(router), PlaneConfig::default())
+        Self::start(a, b, Some(router), config)
     }
 
     fn start(a: Host, b: Host, router: Option<Host>, config: PlaneConfig) -> Self {
         let pair = Self {
             a: Gateway::start(a, config.clone()),
             b: Gateway::start(b, config),
-            _router: router,
+            router,
         };
         pair.a
             .plane

@@ -6,6 +6,7 @@ mod gateways;
 mod handover;
 mod headers;
 mod hosts;
+mod link;
 mod packets;
 mod policy;
 mod sizes;

@@ -17,7 +17,7 @@ const INNER_V4: usize = 1238;
 
 /// Sets DF on everything that an IPv4 socket sends, or on nothing.
 #[allow(unsafe_code)]
-fn discover(socket: &UdpSocket, on: bool) {
+pub(crate) fn discover(socket: &UdpSocket, on: bool) {
     let value = if on {
         libc::IP_PMTUDISC_DO
     } else {
@@ -39,7 +39,7 @@ fn discover(socket: &UdpSocket, on: bool) {
 }
 
 /// Sends until the kernel refuses the size, and yields how often it did not.
-fn send_until_refused(from: &UdpSocket, to: &UdpSocket, len: usize) -> usize {
+pub(crate) fn send_until_refused(from: &UdpSocket, to: &UdpSocket, len: usize) -> usize {
     let end = Instant::now() + Duration::from_secs(3);
     for sent in 0.. {
         assert!(Instant::now() < end, "the sender is never told");
@@ -53,7 +53,7 @@ fn send_until_refused(from: &UdpSocket, to: &UdpSocket, len: usize) -> usize {
 }
 
 /// Sends a datagram and waits for it; what was sent before to find the path MTU may come late and is passed over.
-fn arrives(from: &UdpSocket, to: &UdpSocket, len: usize) -> io::Result<()> {
+pub(crate) fn arrives(from: &UdpSocket, to: &UdpSocket, len: usize) -> io::Result<()> {
     uninterrupted(|| from.send_to(&vec![6; len], to.local_addr()?))?;
     let mut buffer = vec![0; 65_536];
     loop {

@@ -1,7 +1,7 @@
 //! The addresses of virtual gateways.
 
 use crate::machine::{Front, Fronts, Switch};
-use anyhow::Context;
+use anyhow::{Context, bail, ensure};
 use evergate_dataplane::{
     ANNOUNCEMENTS, Addresses, AddressesConfig, Announcer, DeadMan, DeadManConfig, PlaneError, Side,
     Taken,
@@ -87,9 +87,11 @@ fn close(switch: DeadMan) {
 /// that is `alone` needs no switch if no address moves.
 ///
 /// # Errors
-/// If there is no netlink or no packet socket; or no nf_tables, and there are addresses that move.
+/// If there is no netlink or no packet socket; or no nf_tables, and there are addresses that move; or it does not see what leaves by one of the `links`, which are
+/// interfaces with packet sockets.
 pub(crate) fn open(
     config: AddressesConfig,
+    links: &[String],
     policy: &Policy,
     alone: bool,
 ) -> anyhow::Result<Fronts> {
@@ -105,6 +107,7 @@ pub(crate) fn open(
             devices.insert(name.to_string_lossy().into_owned());
         }
     }
+    let unseen = links.iter().find(|link| !devices.contains(*link)).cloned();
     let guarded: Vec<_> = addresses(policy).map(|n| n.addr()).collect();
     let config = DeadManConfig {
         table: TABLE.to_owned(),
@@ -114,6 +117,17 @@ pub(crate) fn open(
     let switch = (!alone || !guarded.is_empty())
         .then(|| DeadMan::install(config, &guarded).context("cannot make the dead-man switch"))
         .transpose()?;
+    if let Some(switch) = switch.as_ref().filter(|_| !links.is_empty()) {
+        ensure!(
+            switch.guards_packet_sockets(),
+            "link_devices: this kernel does not stop what packet sockets send (it takes Linux 5.16), so a member that is stopped itself could send beside its successor"
+        );
+        if let Some(link) = unseen {
+            bail!(
+                "link_devices: no address of a virtual gateway is on {link}, so nothing would stop what leaves there from a member that is stopped itself"
+            );
+        }
+    }
     let announcer = Announcer::open().context("cannot announce addresses")?;
     let mut front = KernelFront {
         addresses: all,

@@ -158,6 +158,8 @@ pub(crate) struct Dataplane {
     pub(crate) mtu: u16,
     /// Threads in each direction that packets are spread over.
     pub(crate) workers: usize,
+    /// Interfaces on which plain ESP goes by packet sockets.
+    pub(crate) link_devices: Vec<String>,
     /// Mark of outer packets: those do not take the routes into the tunnel.
     pub(crate) mark: FirewallMark,
     /// Routing table for protected prefixes, and priority of the rule that leads to it.
@@ -216,6 +218,7 @@ impl Default for Dataplane {
             tun: "evergate0".to_owned(),
             mtu: 1400,
             workers: PlaneConfig::default().workers,
+            link_devices: Vec::new(),
             mark: FirewallMark(Mark {
                 value: 0xe6,
                 mask: u32::MAX,

@@ -14,6 +14,8 @@ const HALF_OPEN_TIMEOUT: RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(600);
 /// Longest name of a network device, in bytes (IFNAMSIZ without its end).
 const MAX_DEVICE_NAME: usize = 15;
+/// Each has two sockets for each worker.
+const MAX_LINK_DEVICES: usize = 16;
 /// Most workers that can be asked for.
 const MAX_WORKERS: usize = 256;
 
@@ -55,6 +57,20 @@ impl Check<'_> {
         }
         if d.kind == PlaneKind::Xfrm && member.is_some_and(|m| m.listen_tcp) {
             let what = "kind is xfrm, but listen_tcp is set: the kernel's data plane has no TCP";
+            self.error(span.clone(), what);
+        }
+        if d.kind == PlaneKind::Xfrm && !d.link_devices.is_empty() {
+            let what = "kind is xfrm, but link_devices is set: the kernel's data plane has no packet sockets";
+            self.error(span.clone(), what);
+        }
+        if d.link_devices.len() > MAX_LINK_DEVICES {
+            let what = format!("link_devices has too many, expected up to {MAX_LINK_DEVICES}");
+            self.error(span.clone(), what);
+        }
+        for name in d.link_devices.iter().filter(|name| !is_device(name)) {
+            let what = format!(
+                "link_devices: {name:?} is not the name of a device, expected up to {MAX_DEVICE_NAME} characters"
+            );
             self.error(span.clone(), what);
         }
         if !is_device(&d.tun) {

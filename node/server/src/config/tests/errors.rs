@@ -218,6 +218,14 @@ fn wrong_documents_are_refused_where_they_are_wrong() {
             "1:1: error: tun is not the name of a device, expected up to 15 characters",
         ),
         (
+            "[dataplane]\nlink_devices = ['eth0', 'a/b']",
+            "1:1: error: link_devices: \"a/b\" is not the name of a device, expected up to 15 characters",
+        ),
+        (
+            "[dataplane]\nkind = 'xfrm'\nlink_devices = ['eth0']",
+            "1:1: error: kind is xfrm, but link_devices is set: the kernel's data plane has no packet sockets",
+        ),
+        (
             "[limits]\nhalf_open_timeout = '0'",
             "1:1: error: half_open_timeout is out of range, expected 1s to 600s",
         ),

@@ -1,4 +1,4 @@
-//! As much of the kernel's nf_tables protocol as the dead-man switch needs: tables, base chains, sets with time-outs, a few expressions, and
+//! As much of the kernel's nf_tables protocol as is needed here: tables, base chains, sets with time-outs, a few expressions, and
 //! transactions.
 
 use crate::rtnl;
@@ -20,17 +20,22 @@ const REQUEST: u16 = 1;
 const ACK: u16 = 4;
 const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
+const EXCLUSIVE: u16 = 0x200;
 const NESTED: u16 = 0x8000;
 
 const ERROR: u16 = 2;
 const SET_TIMEOUT: u32 = 0x10;
+/// The table goes with the socket that made it.
+const TABLE_OWNER: u32 = 2;
+const FIB_ADDRESS_TYPE: u32 = 3;
+const FIB_DESTINATION: u32 = 2;
 const REGISTER: u32 = 1;
 const ACCEPT: u32 = 1;
 const DROP: u32 = 0;
 
 /// Which packets a table sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Family {
+pub(crate) enum Family {
     /// IPv4 and IPv6.
     Inet = 1,
     Arp = 3,
@@ -40,21 +45,21 @@ pub(super) enum Family {
 
 /// What a set holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Key {
+pub(crate) enum Key {
     V4,
     V6,
 }
 
 /// Where something is in a packet.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Base {
+pub(crate) enum Base {
     Network = 1,
     Transport = 2,
 }
 
 /// One expression of a rule.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Expression<'a> {
+pub(crate) enum Expression<'a> {
     /// The packet is of this family (inet tables): 2 or 10.
     NfProto(u8),
     /// The Ethernet type is this.
@@ -63,6 +68,14 @@ pub(super) enum Expression<'a> {
     L4Proto(u8),
     /// A byte of the packet is this.
     Byte(Base, u32, u8),
+    /// None of these bits of two bytes of the packet is set.
+    NoBits(Base, u32, u16),
+    /// It came by this interface.
+    From(u32),
+    /// Its frame was for this host.
+    ForHost,
+    /// Its destination is an address of this host.
+    Local,
     /// Bytes of the packet are in a set, or are not.
     In {
         base: Base,
@@ -92,13 +105,13 @@ impl Key {
 }
 
 /// A socket to nf_tables of the network namespace in which it was made.
-pub(super) struct Nftables {
+pub(crate) struct Nftables {
     socket: Socket,
     sequence: u32,
 }
 
 impl Nftables {
-    pub(super) fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         Ok(Self {
             socket: rtnl::open(NETLINK_NETFILTER)?,
             sequence: 0,
@@ -106,7 +119,7 @@ impl Nftables {
     }
 
     /// Carries a transaction out: all of it or nothing.
-    pub(super) fn commit(&mut self, transaction: Transaction) -> io::Result<()> {
+    pub(crate) fn commit(&mut self, transaction: Transaction) -> io::Result<()> {
         let Transaction { messages } = transaction;
         let Some(last) = messages.len().checked_sub(1) else {
             return Ok(());
@@ -195,7 +208,7 @@ impl Answer {
 
 /// What is to be done at once.
 #[derive(Default)]
-pub(super) struct Transaction {
+pub(crate) struct Transaction {
     messages: Vec<Message>,
 }
 
@@ -217,27 +230,38 @@ impl Transaction {
     }
 
     /// Removes a table, whether it is there or not.
-    pub(super) fn remove_table(&mut self, family: Family, table: &str) {
+    pub(crate) fn remove_table(&mut self, family: Family, table: &str) {
         let named = || Attributes::default().string(1, table);
         self.push(family, NEW_TABLE, CREATE, named());
         self.push(family, DELETE_TABLE, 0, named());
     }
 
-    pub(super) fn add_table(&mut self, family: Family, table: &str) {
+    pub(crate) fn add_table(&mut self, family: Family, table: &str) {
         let body = Attributes::default().string(1, table);
         self.push(family, NEW_TABLE, CREATE, body);
     }
 
-    /// A base chain. Hook numbers depend on the family; a chain of a netdev table names its interfaces.
-    pub(super) fn add_chain(
+    /// One that nobody has yet, and that is gone when the socket is closed that makes it (since Linux 5.12).
+    pub(crate) fn add_own_table(&mut self, family: Family, table: &str) {
+        let body = Attributes::default()
+            .string(1, table)
+            .number(2, TABLE_OWNER);
+        self.push(family, NEW_TABLE, CREATE | EXCLUSIVE, body);
+    }
+
+    /// A base chain. Hook numbers depend on the family; a chain of a netdev table names its interfaces. Of several at a hook the one with the lowest priority
+    /// comes first.
+    pub(crate) fn add_chain(
         &mut self,
         family: Family,
         table: &str,
         chain: &str,
-        hook: u32,
+        (hook, priority): (u32, i32),
         devices: &[String],
     ) {
-        let mut at = Attributes::default().number(1, hook).number(2, 0);
+        let mut at = Attributes::default()
+            .number(1, hook)
+            .number(2, priority.cast_unsigned());
         if !devices.is_empty() {
             let names = devices.iter();
             let names = names.fold(Attributes::default(), |a, name| a.string(1, name));
@@ -253,7 +277,7 @@ impl Transaction {
     }
 
     /// A set of addresses, whose elements may have time-outs.
-    pub(super) fn add_set(
+    pub(crate) fn add_set(
         &mut self,
         family: Family,
         table: &str,
@@ -272,7 +296,7 @@ impl Transaction {
         self.push(family, NEW_SET, CREATE, body);
     }
 
-    pub(super) fn add_rule(
+    pub(crate) fn add_rule(
         &mut self,
         family: Family,
         table: &str,
@@ -288,7 +312,7 @@ impl Transaction {
     }
 
     /// An element that is not there yet, or (without a time-out) may be.
-    pub(super) fn add_element(
+    pub(crate) fn add_element(
         &mut self,
         family: Family,
         table: &str,
@@ -301,7 +325,7 @@ impl Transaction {
     }
 
     /// Removes an element, whether it is there or not.
-    pub(super) fn remove_element(&mut self, family: Family, table: &str, set: &str, key: &[u8]) {
+    pub(crate) fn remove_element(&mut self, family: Family, table: &str, set: &str, key: &[u8]) {
         self.push(family, NEW_ELEMENT, CREATE, element(table, set, key, None));
         self.push(family, DELETE_ELEMENT, 0, element(table, set, key, None));
     }
@@ -359,6 +383,29 @@ fn encode(list: Attributes, expression: &Expression<'_>) -> Attributes {
                 .number(2, REGISTER)
                 .number(5, u32::from(inverted));
             payload(list, base, offset, key.len()).expression("lookup", data)
+        }
+        Expression::NoBits(base, offset, bits) => {
+            let data = |value: [u8; 2]| Attributes::default().bytes(1, &value);
+            let masked = Attributes::default()
+                .number(1, REGISTER)
+                .number(2, REGISTER)
+                .number(3, 2)
+                .nested(4, data(bits.to_be_bytes()))
+                .nested(5, data([0; 2]));
+            let list = payload(list, base, offset, 2).expression("bitwise", masked);
+            equals(list, &[0; 2])
+        }
+        Expression::From(device) => equals(meta(list, 4), &device.to_ne_bytes()),
+        Expression::ForHost => equals(meta(list, 19), &[libc::PACKET_HOST]),
+        Expression::Local => {
+            let data = Attributes::default()
+                .number(1, REGISTER)
+                .number(2, FIB_ADDRESS_TYPE)
+                .number(3, FIB_DESTINATION);
+            equals(
+                list.expression("fib", data),
+                &u32::from(libc::RTN_LOCAL).to_ne_bytes(),
+            )
         }
         Expression::Count => list.expression("counter", Attributes::default()),
         Expression::Drop => {
