@@ -87,7 +87,11 @@ pub(super) fn run(options: &EndOptions) -> anyhow::Result<()> {
     let mut next = || lines.next().transpose();
     ensure!(next()?.is_some_and(|l| l == "set up"), "no command came");
     network(options)?;
-    let (plane, mut events) = Userspace::start(PlaneConfig::default())?;
+    let by_link = options.encap == Encap::Link;
+    let (plane, mut events) = Userspace::start(PlaneConfig {
+        link_devices: by_link.then(|| "eg0".to_owned()).into_iter().collect(),
+        ..PlaneConfig::default()
+    })?;
     // Nobody has to act on them, but their queue must not be full.
     thread::spawn(move || while events.blocking_recv().is_some() {});
     install(options, &plane)?;
@@ -196,7 +200,7 @@ fn install(options: &EndOptions, plane: &Userspace) -> anyhow::Result<()> {
                 remote: outer(peer),
                 encapsulation: match options.encap {
                     Encap::Udp => Encapsulation::Udp,
-                    Encap::None => Encapsulation::None,
+                    Encap::None | Encap::Link => Encapsulation::None,
                 },
             },
             local_ts: behind_me,

@@ -23,6 +23,8 @@ pub(super) enum Encap {
     Udp,
     /// Right on IP.
     None,
+    /// The same, by packet sockets.
+    Link,
 }
 
 /// The cipher of all Child SAs.
