@@ -74,8 +74,8 @@ impl Header {
     }
 }
 
-/// Reads the header of a packet without options or extension headers that is no fragment and holds ESP. `None` if it is not such a one, is shorter than it says, or
-/// its checksum is wrong (RFC 1122 §3.2.1.2).
+/// Reads the header of a packet without options or extension headers that is no fragment and holds ESP. `None` if it is not such a one, is shorter than it says,
+/// its checksum is wrong (RFC 1122 §3.2.1.2), or no host can have sent it (RFC 1122 §3.2.1.3, RFC 4291 §2.5.2, §2.7).
 pub(crate) fn parse(packet: &[u8]) -> Option<Parsed> {
     let (source, destination, traffic_class, start, end) = match packet.first()? >> 4 {
         4 => {
@@ -111,13 +111,19 @@ pub(crate) fn parse(packet: &[u8]) -> Option<Parsed> {
         }
         _ => return None,
     };
-    (start <= end && end <= packet.len()).then_some(Parsed {
+    (start <= end && end <= packet.len() && is_host(source)).then_some(Parsed {
         source,
         destination,
         traffic_class,
         start,
         end,
     })
+}
+
+/// Whether it can be the address of another host.
+fn is_host(address: IpAddr) -> bool {
+    let broadcast = matches!(address, IpAddr::V4(a) if a.is_broadcast());
+    !(broadcast || address.is_unspecified() || address.is_multicast() || address.is_loopback())
 }
 
 /// The one's complement sum of the 16-bit words of a header (RFC 1071): all ones if its checksum is right.
@@ -206,5 +212,19 @@ mod tests {
         let mut other = packet("2001:db8::1", "2001:db8::2", b"payload");
         other[6] = 44;
         assert_eq!(parse(&other), None);
+    }
+
+    #[test]
+    fn what_no_host_sends_is_nothing() {
+        for source in ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255"] {
+            assert_eq!(parse(&packet(source, "192.0.2.1", b"x")), None, "{source}");
+        }
+        for source in ["::", "::1", "ff02::1"] {
+            assert_eq!(
+                parse(&packet(source, "2001:db8::1", b"x")),
+                None,
+                "{source}"
+            );
+        }
     }
 }

@@ -87,6 +87,11 @@ impl Links {
             asker: Mutex::new(asker),
         };
         links.changed();
+        let names = &config.link_devices;
+        tracing::info!(
+            ?names,
+            "plain ESP goes by packet sockets on these interfaces"
+        );
         Ok(Some(links))
     }
 
