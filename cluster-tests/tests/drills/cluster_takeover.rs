@@ -31,6 +31,7 @@ fn start(esp: Esp) -> Result<Trio> {
 /// Members whose plain ESP goes by packet sockets.
 pub(crate) fn start_with_packet_sockets() -> Result<Trio> {
     Trio::start(PACE, Esp::Plain, &[Gateway::usual()], |connection| {
+        connection.plane = Plane::Userspace;
         connection.dataplane = "link_devices = [\"up0\"]\n";
     })
 }
