@@ -2,12 +2,14 @@
 
 use crate::userspace::Shared;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, thread, time::Duration};
 
 /// Multicast groups of rtnetlink: links and neighbours; addresses, routes and rules of both families.
 const GROUPS: [u32; 8] = [1, 3, 5, 7, 8, 9, 11, 19];
-/// So much is read before it is acted upon.
+/// So much is read before it is acted upon...
 const AT_ONCE: usize = 1024;
+/// ... and so long nothing is read then: where there are many neighbours, some change all the time.
+const SETTLE: Duration = Duration::from_millis(10);
 
 /// Listens to the kernel, on a thread of its own.
 pub(crate) struct Watch {
@@ -37,6 +39,7 @@ impl Watch {
                 && let Some(links) = &self.shared.links
             {
                 links.changed();
+                thread::sleep(SETTLE);
             }
         }
     }
