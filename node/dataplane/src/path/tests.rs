@@ -54,6 +54,19 @@ fn it_is_asked_again_after_a_time_and_when_it_was_wrong() {
 }
 
 #[test]
+fn all_are_asked_again_when_any_may_be_narrower() {
+    let paths = Paths::default();
+    let all = ["192.0.2.2", "192.0.2.3"].map(|remote| path("192.0.2.1", remote, 1));
+    for path in &all {
+        assert_eq!(paths.mtu(path, 0, || 1500), 1500);
+    }
+    paths.forget_all();
+    for path in &all {
+        assert_eq!(paths.mtu(path, 0, || 1400), 1400);
+    }
+}
+
+#[test]
 fn no_path_is_narrower_than_the_internet_allows_or_wider_than_a_packet() {
     let paths = Paths::default();
     let v4 = path("192.0.2.1", "192.0.2.2", 1);
