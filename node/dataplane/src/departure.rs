@@ -140,7 +140,8 @@ impl<'t> Departure<'t> {
             packets,
             header,
         } = message;
-        let (to, from) = match run.to.hop {
+        let (to, from) = match run.to.hop.filter(|_| header.is_some()) {
+            // A packet socket refuses it: nothing leaves without a header.
             None => (To::Host(run.to.remote), run.to.local),
             // The source is in the header.
             Some(hop) => {

@@ -20,6 +20,17 @@ pub(crate) fn open(protocol: isize) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// A socket that hears what the kernel tells these multicast groups, in the network namespace of the thread that calls. It does not wait.
+pub(crate) fn listen(protocol: isize, groups: &[u32]) -> io::Result<Socket> {
+    let mut socket = Socket::new(protocol)?;
+    socket.bind(&SocketAddr::new(0, 0))?;
+    for group in groups {
+        socket.add_membership(*group)?;
+    }
+    socket.set_non_blocking(true)?;
+    Ok(socket)
+}
+
 /// Waits until the kernel has answered something.
 pub(crate) fn wait_readable(socket: &Socket) -> io::Result<()> {
     use nix::poll::{PollFd, PollFlags, poll};

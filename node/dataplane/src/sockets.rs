@@ -215,25 +215,30 @@ impl OuterSocket {
         if role == Role::Esp && share.of > 1 {
             opened.socket.attach_filter(&share.filter(ipv4))?;
         }
-        let shares_port = role == Role::Nat && share.of > 1;
-        if shares_port && share.part > 0 {
-            opened.socket.set_reuse_port(true)?;
-        }
         if role != Role::Esp {
-            let any: IpAddr = if ipv4 {
-                Ipv4Addr::UNSPECIFIED.into()
-            } else {
-                Ipv6Addr::UNSPECIFIED.into()
-            };
-            opened
-                .socket
-                .bind(&SockAddr::from(SocketAddr::new(any, port)))?;
-        }
-        if shares_port && share.part == 0 {
-            // Only now, so that the port is not taken from somebody else who shares it.
-            opened.socket.set_reuse_port(true)?;
+            opened.bind(share)?;
         }
         Ok(opened)
+    }
+
+    /// Takes its port, which the NAT ports of several workers share.
+    fn bind(&self, share: Share) -> io::Result<()> {
+        let shares_port = self.role == Role::Nat && share.of > 1;
+        if shares_port && share.part > 0 {
+            self.socket.set_reuse_port(true)?;
+        }
+        let any: IpAddr = if self.ipv4 {
+            Ipv4Addr::UNSPECIFIED.into()
+        } else {
+            Ipv6Addr::UNSPECIFIED.into()
+        };
+        let address = SocketAddr::new(any, self.port);
+        self.socket.bind(&SockAddr::from(address))?;
+        if shares_port && share.part == 0 {
+            // Only now, so that the port is not taken from somebody else who shares it.
+            self.socket.set_reuse_port(true)?;
+        }
+        Ok(())
     }
 
     /// A packet socket for ESP of one family on an interface.

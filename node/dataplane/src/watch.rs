@@ -1,6 +1,7 @@
 //! Notices when addresses, links or routes of this host change.
 
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use crate::rtnl;
+use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::{io, os::fd::AsFd, time::Duration};
 
@@ -28,14 +29,8 @@ impl NetworkWatch {
     /// # Errors
     /// What the kernel says.
     pub fn open(tun: &str) -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind(&SocketAddr::new(0, 0))?;
-        for group in GROUPS {
-            socket.add_membership(group)?;
-        }
-        socket.set_non_blocking(true)?;
         Ok(Self {
-            socket,
+            socket: rtnl::listen(NETLINK_ROUTE, &GROUPS)?,
             device: nix::net::if_::if_nametoindex(tun).ok(),
         })
     }

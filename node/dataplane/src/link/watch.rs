@@ -1,7 +1,7 @@
 //! Notices when a way may have changed.
 
-use crate::userspace::Shared;
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use crate::{rtnl, userspace::Shared};
+use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 use std::{io, sync::Arc, thread, time::Duration};
 
 /// Multicast groups of rtnetlink: links and neighbours; addresses, routes and rules of both families.
@@ -20,12 +20,7 @@ pub(crate) struct Watch {
 impl Watch {
     /// Begins to listen, in the network namespace of the calling thread.
     pub(crate) fn open(shared: Arc<Shared>) -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind(&SocketAddr::new(0, 0))?;
-        for group in GROUPS {
-            socket.add_membership(group)?;
-        }
-        socket.set_non_blocking(true)?;
+        let socket = rtnl::listen(NETLINK_ROUTE, &GROUPS)?;
         Ok(Self { shared, socket })
     }
 

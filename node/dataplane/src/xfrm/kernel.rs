@@ -6,10 +6,10 @@ use super::{
     states::{StateId, Told},
     thresholds::{self, OfVersions},
 };
-use crate::rtnl::Requests;
+use crate::rtnl::{self, Requests};
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_xfrm::{XFRMNLGRP_SA, XfrmAttrs, XfrmMessage, policy, state};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_XFRM};
+use netlink_sys::{Socket, protocols::NETLINK_XFRM};
 use std::io;
 use zeroize::Zeroizing;
 
@@ -33,11 +33,7 @@ impl Witness {
     }
 
     fn listen() -> io::Result<Socket> {
-        let mut socket = Socket::new(NETLINK_XFRM)?;
-        socket.bind(&SocketAddr::new(0, 0))?;
-        socket.add_membership(XFRMNLGRP_SA)?;
-        socket.set_non_blocking(true)?;
-        Ok(socket)
+        rtnl::listen(NETLINK_XFRM, &[XFRMNLGRP_SA])
     }
 }
 

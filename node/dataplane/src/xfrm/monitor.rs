@@ -9,13 +9,13 @@ use super::{
     states::{StateId, Told},
     trap,
 };
-use crate::{DropReason, PlaneEvent, Transport, counters::RateLimit};
+use crate::{DropReason, PlaneEvent, Transport, counters::RateLimit, rtnl};
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_xfrm::{
     UserMapping, XFRMNLGRP_ACQUIRE, XFRMNLGRP_AEVENTS, XFRMNLGRP_EXPIRE, XFRMNLGRP_MAPPING,
     XfrmAttrs, XfrmMessage,
 };
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_XFRM};
+use netlink_sys::{Socket, protocols::NETLINK_XFRM};
 use std::{
     io, net,
     os::fd::AsFd,
@@ -42,18 +42,13 @@ pub(super) struct Monitor {
 impl Monitor {
     /// Begins to listen, in the network namespace of the calling thread.
     pub(super) fn open(shared: Arc<Shared>) -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_XFRM)?;
-        socket.bind(&SocketAddr::new(0, 0))?;
         let groups = [
             XFRMNLGRP_ACQUIRE,
             XFRMNLGRP_EXPIRE,
             XFRMNLGRP_AEVENTS,
             XFRMNLGRP_MAPPING,
         ];
-        for group in groups {
-            socket.add_membership(group)?;
-        }
-        socket.set_non_blocking(true)?;
+        let socket = rtnl::listen(NETLINK_XFRM, &groups)?;
         // Without the privilege it is what the kernel gives.
         let _ = crate::sys::set_option(
             socket.as_fd(),

@@ -46,17 +46,18 @@ impl Thresholds {
 
 /// Has policies of single peers hashed, unless somebody has chosen thresholds already: those belong to all who set policies here.
 pub(super) fn choose(kernel: &mut Kernel) -> io::Result<()> {
-    let found = kernel.thresholds()?;
-    if found == Some(INITIAL) {
-        return kernel.set_thresholds(MANY_PEERS);
+    match kernel.thresholds()? {
+        Some(INITIAL) => kernel.set_thresholds(MANY_PEERS),
+        // The kernel has none, or a former process has set them.
+        None | Some(MANY_PEERS) => Ok(()),
+        Some(found) => {
+            tracing::info!(
+                ?found,
+                "somebody has chosen which policies the kernel hashes"
+            );
+            Ok(())
+        }
     }
-    if found != Some(MANY_PEERS) {
-        tracing::info!(
-            ?found,
-            "somebody has chosen which policies the kernel hashes"
-        );
-    }
-    Ok(())
 }
 
 /// What the kernel says of them.
