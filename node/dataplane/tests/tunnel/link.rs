@@ -205,17 +205,8 @@ fn when_the_plane_ends_ip_has_its_packets_again() {
         };
         open_ip(&a.host);
         open_ip(&b.host);
-        let restart = |gateway: Gateway| {
-            let Gateway {
-                host,
-                plane,
-                events,
-            } = gateway;
-            plane.shutdown();
-            drop((plane, events));
-            Gateway::start(host, PlaneConfig::default())
-        };
-        let (a, b) = (restart(a), restart(b));
+        let a = Gateway::start(a.end(), PlaneConfig::default());
+        let b = Gateway::start(b.end(), PlaneConfig::default());
         a.plane.protect(protected(&["10.2.0.0/16"])).unwrap();
         b.plane.protect(protected(&["10.1.0.0/16"])).unwrap();
         a.plane.install(Case::PLAIN.end(1, 0x1000)).unwrap();

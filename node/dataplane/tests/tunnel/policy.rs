@@ -4,9 +4,7 @@ use crate::{
     gateways::{Case, Gateway, Pair, eventually, exchange, protected, range},
     hosts::privileged,
 };
-use evergate_dataplane::{
-    ChildSa, DataPlane, PlaneConfig, Protected, Userspace, local_address_within,
-};
+use evergate_dataplane::{ChildSa, DataPlane, PlaneConfig, Protected, local_address_within};
 use std::net::IpAddr;
 
 /// Whether a datagram to this address leaves in the clear.
@@ -26,24 +24,20 @@ fn leaks(gateway: &Gateway, from: &str, to: &str) -> bool {
 #[test]
 fn a_dead_process_leaves_everything_closed() {
     privileged("policy::a_dead_process_leaves_everything_closed", || {
-        let Pair { mut a, b, .. } = Pair::new();
+        let Pair { a, b, .. } = Pair::new();
         a.host.ip("route add default via 192.0.2.2");
         a.host.ip("-6 route add default via 2001:db8::2");
         let protected_ways = [("10.1.0.1", "10.2.0.1"), ("[fd01::1]", "[fd02::1]")];
-        a.plane.shutdown();
-        drop(a.plane);
+        let host = a.end();
         for (from, to) in protected_ways {
             let (from, to) = (from.to_owned(), to.to_owned());
-            let refused = a.host.run(move || {
+            let refused = host.run(move || {
                 let socket = std::net::UdpSocket::bind(format!("{from}:0")).unwrap();
                 socket.send_to(b"in the clear", format!("{to}:9")).is_err()
             });
             assert!(refused, "without a process");
         }
-        let start = |host: &crate::hosts::Host| {
-            host.run(|| Userspace::start(PlaneConfig::default()).unwrap())
-        };
-        (a.plane, a.events) = start(&a.host);
+        let a = Gateway::start(host, PlaneConfig::default());
         let refused = a.host.run(|| {
             let socket = std::net::UdpSocket::bind("10.1.0.1:0").unwrap();
             socket.send_to(b"in the clear", "10.2.0.1:9").is_err()
