@@ -8,7 +8,7 @@ use crate::{
     hold::Holds,
     link,
     sockets::{OuterSocket, Role},
-    sys::{BATCH, Received, RecvBatch},
+    sys::{BATCH, Frames, Received, RecvBatch},
     tap::{MaybeTapped, Tapped},
     userspace::{Clock, Direction, Shared},
 };
@@ -21,9 +21,15 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::AsFd,
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
+/// Behind a turn with so many packets of a ring there are more to come...
+const BUSY: usize = 4;
+/// ... and they are waited for, as a network card waits before it interrupts: whoever takes each by itself spends more on taking than on opening, and what
+/// leaves for the device one by one costs the kernel as much again as ten together. The kernel adds up to as much.
+const COALESCE: Duration = Duration::from_micros(50);
 /// How often SAs are looked through whose grace may be over.
 const SWEEP: Duration = Duration::from_millis(100);
 
@@ -107,13 +113,17 @@ impl Inbound {
                 shared.outer.calm();
                 self.fed(&shared.enter(Direction::In, self.worker));
             }
+            let mut busy = false;
             for (index, socket) in sockets.iter().enumerate() {
                 if ready & (1 << index) != 0 {
-                    self.read(socket);
+                    busy |= self.read(socket);
                 }
             }
             if self.worker == 0 {
                 self.sweep();
+            }
+            if busy {
+                thread::sleep(COALESCE);
             }
         }
     }
@@ -139,8 +149,37 @@ impl Inbound {
         });
     }
 
-    /// One batch: whoever has more is called again, and does not keep the others waiting.
-    fn read(&mut self, socket: &OuterSocket) {
+    /// One batch: whoever has more is called again, and does not keep the others waiting. Yields whether it is worth while to let more come first.
+    fn read(&mut self, socket: &OuterSocket) -> bool {
+        let Some(mut ring) = socket.ring() else {
+            self.read_queue(socket);
+            return false;
+        };
+        let mut frames = ring.take();
+        self.frames(socket, &mut frames);
+        let busy = frames.count() >= BUSY;
+        if frames.may_be_queued() {
+            self.read_queue(socket);
+        }
+        busy
+    }
+
+    /// What a packet socket has in its ring.
+    fn frames(&mut self, socket: &OuterSocket, frames: &mut Frames<'_>) {
+        let shared = Arc::clone(&self.shared);
+        let holds = shared.enter(Direction::In, self.worker);
+        self.fed(&holds);
+        look_ahead(&shared, socket, frames.peek());
+        let mut turn = Turn::new(&shared, &mut self.limit, &self.clock, &holds);
+        let mut delivery = self.stock.take();
+        for packet in frames.packets() {
+            turn.frame(packet, &mut delivery);
+        }
+        self.stock = delivery.finish(&shared);
+    }
+
+    /// What a socket has in its queue.
+    fn read_queue(&mut self, socket: &OuterSocket) {
         if socket.queues_errors() && self.batch.discard_errors(socket.as_fd()) {
             self.shared.narrower(&self.clock);
         }

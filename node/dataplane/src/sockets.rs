@@ -12,7 +12,11 @@
 //! (and was sent to), so the packets of a peer stay in their order: at the NAT port the kernel distributes them, ESP right on IP is
 //! filtered by each socket.
 
-use crate::{PlaneConfig, PlaneError, link, sys};
+use crate::{
+    PlaneConfig, PlaneError,
+    link::{self, Device},
+    sys::{self, Ring},
+};
 use netlink_packet_core::Emitable;
 use netlink_packet_xfrm as xfrm;
 use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
@@ -22,7 +26,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, BorrowedFd},
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -149,6 +153,8 @@ pub(crate) struct OuterSocket {
     cuts: AtomicBool,
     /// Whether errors come by a queue.
     queues_errors: bool,
+    /// Where a packet socket has what it received.
+    ring: Option<Mutex<Ring>>,
 }
 
 impl OuterSocket {
@@ -157,6 +163,7 @@ impl OuterSocket {
         esp: Esp,
         ipv4: bool,
         share: Share,
+        devices: &[Device],
         config: &PlaneConfig,
     ) -> io::Result<Self> {
         let domain = if ipv4 { Domain::IPV4 } else { Domain::IPV6 };
@@ -164,7 +171,11 @@ impl OuterSocket {
             Role::Ike => (Type::DGRAM, Protocol::UDP, config.ike_port),
             Role::Nat => (Type::DGRAM, Protocol::UDP, config.nat_port),
             Role::Esp => (Type::RAW, Protocol::from(libc::IPPROTO_ESP), 0),
-            Role::Link(device) => return Self::open_link(device, ipv4, share, config),
+            Role::Link(index) => {
+                let device = devices.iter().find(|d| d.index == index);
+                let device = device.ok_or(io::ErrorKind::NotFound)?;
+                return Self::open_link(device, ipv4, share, config);
+            }
         };
         let socket = Socket::new(domain, kind, Some(protocol))?;
         socket.set_mark(config.mark)?;
@@ -194,6 +205,7 @@ impl OuterSocket {
             unset_df: Mutex::new(()),
             cuts: AtomicBool::new(false),
             queues_errors: role == Role::Esp && (!ipv4 || !config.link_devices.is_empty()),
+            ring: None,
         };
         match (role, esp) {
             (Role::Nat, Esp::Ours) => opened.take_together(),
@@ -242,23 +254,30 @@ impl OuterSocket {
     }
 
     /// A packet socket for ESP of one family on an interface.
-    fn open_link(device: u32, ipv4: bool, share: Share, config: &PlaneConfig) -> io::Result<Self> {
+    fn open_link(
+        device: &Device,
+        ipv4: bool,
+        share: Share,
+        config: &PlaneConfig,
+    ) -> io::Result<Self> {
         let socket = Socket::new(Domain::PACKET, Type::DGRAM, None)?;
         socket.set_mark(config.mark)?;
         enlarge(&socket);
         socket.set_write_timeout(Some(SEND_TIMEOUT))?;
         // Before it is bound: it receives nothing yet.
         socket.attach_filter(&link::filter(ipv4, share.filter_or_all(ipv4)))?;
-        sys::bind_link(socket.as_fd(), link::ethertype(ipv4), device)?;
+        let ring = Ring::new(socket.as_fd(), device.mtu as usize)?;
+        sys::bind_link(socket.as_fd(), link::ethertype(ipv4), device.index)?;
         Ok(Self {
             socket,
-            role: Role::Link(device),
+            role: Role::Link(device.index),
             ipv4,
             port: 0,
             sets_df: false,
             unset_df: Mutex::new(()),
             cuts: AtomicBool::new(false),
             queues_errors: false,
+            ring: Some(Mutex::new(ring)),
         })
     }
 
@@ -300,6 +319,12 @@ impl OuterSocket {
         if let Err(error) = option(libc::UDP_GRO, 1) {
             tracing::info!(%error, "datagrams come one by one");
         }
+    }
+
+    /// Where the socket has what it received, if not in its queue. One thread reads it.
+    pub(crate) fn ring(&self) -> Option<MutexGuard<'_, Ring>> {
+        let ring = self.ring.as_ref()?;
+        Some(ring.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Whether several datagrams may be given to the kernel as one message.
@@ -396,18 +421,18 @@ pub(crate) struct SocketSet(Vec<OuterSocket>);
 impl SocketSet {
     fn open(
         esp: Esp,
-        devices: &[u32],
+        devices: &[Device],
         share: Share,
         config: &PlaneConfig,
     ) -> Result<Self, PlaneError> {
         let mut all = Vec::new();
         for ipv4 in [true, false] {
-            let links = devices.iter().map(|device| Role::Link(*device));
+            let links = devices.iter().map(|device| Role::Link(device.index));
             for role in esp.roles().iter().copied().chain(links) {
                 if role == Role::Ike && share.part > 0 {
                     continue;
                 }
-                match OuterSocket::open(role, esp, ipv4, share, config) {
+                match OuterSocket::open(role, esp, ipv4, share, devices, config) {
                     Ok(socket) => all.push(socket),
                     Err(e) if !ipv4 && e.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
                         tracing::warn!("no IPv6 on this host");
@@ -449,7 +474,7 @@ impl Sockets {
     pub(crate) fn open(
         config: &PlaneConfig,
         esp: Esp,
-        devices: &[u32],
+        devices: &[Device],
         workers: usize,
     ) -> Result<Self, PlaneError> {
         let of = u32::try_from(workers).unwrap_or(1);

@@ -1,8 +1,11 @@
 //! What the standard library has no safe call for: batches of datagrams with their control messages, socket options, the TUN ioctl.
 //!
-//! The only module of the crate with unsafe code.
+//! The only module of the crate with unsafe code, with what is below it.
 #![allow(unsafe_code)]
 
+mod ring;
+
+pub(crate) use ring::{Frames, Ring};
 use socket2::SockAddr;
 use std::{
     io, mem,

@@ -2,6 +2,7 @@
 //!
 //! They get copies: the packets themselves go on to IP, which would spend as much on them as ever, and hand them to the raw sockets a second time.
 
+use super::Device;
 use crate::nftables::{Base, Expression, Family, Nftables, Transaction};
 use evergate_esp::protocol;
 use std::io;
@@ -18,14 +19,14 @@ pub(super) struct Aside {
 
 impl Aside {
     /// Makes the rules, in the network namespace of the calling thread.
-    pub(super) fn make(table: &str, devices: &[u32]) -> io::Result<Self> {
+    pub(super) fn make(table: &str, devices: &[Device]) -> io::Result<Self> {
         let mut nftables = Nftables::open()?;
         let mut transaction = Transaction::default();
         transaction.add_own_table(Family::Inet, table);
         transaction.add_chain(Family::Inet, table, CHAIN, (PREROUTING, FIRST), &[]);
-        for &device in devices {
+        for device in devices {
             for rule in [&V4[..], &V6[..]] {
-                let start = [Expression::From(device), Expression::ForHost];
+                let start = [Expression::From(device.index), Expression::ForHost];
                 let end = [Expression::Local, Expression::Drop];
                 let rule = [&start[..], rule, &end[..]].concat();
                 transaction.add_rule(Family::Inet, table, CHAIN, &rule);

@@ -5,7 +5,7 @@ use netlink_packet_core::NLM_F_REPLACE;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
-    link::{LinkLayerType, LinkMessage},
+    link::{LinkAttribute, LinkLayerType, LinkMessage},
     neighbour::{
         NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
     },
@@ -47,18 +47,26 @@ impl Asker {
         self.neighbour(device, neighbour)
     }
 
-    /// Fails unless an interface has the addresses of Ethernet.
-    pub(super) fn ensure_ethernet(&mut self, device: u32) -> io::Result<()> {
+    /// The MTU of an interface. Fails unless it has the addresses of Ethernet.
+    pub(super) fn ethernet_mtu(&mut self, device: u32) -> io::Result<u32> {
         let mut question = LinkMessage::default();
         question.header.index = device;
-        let is_ethernet = match self.rtnl.get(RouteNetlinkMessage::GetLink(question))? {
-            Some(RouteNetlinkMessage::NewLink(link)) => {
-                link.header.link_layer_type == LinkLayerType::Ether
-            }
-            _ => false,
+        let Some(RouteNetlinkMessage::NewLink(link)) =
+            self.rtnl.get(RouteNetlinkMessage::GetLink(question))?
+        else {
+            return Err(io::ErrorKind::NotFound.into());
         };
-        let other = || io::Error::new(io::ErrorKind::Unsupported, "it is no Ethernet");
-        is_ethernet.then_some(()).ok_or_else(other)
+        if link.header.link_layer_type != LinkLayerType::Ether {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "it is no Ethernet",
+            ));
+        }
+        let mtu = link.attributes.iter().find_map(|a| match a {
+            LinkAttribute::Mtu(mtu) => Some(*mtu),
+            _ => None,
+        });
+        mtu.ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
     /// All addresses of this host.

@@ -36,9 +36,17 @@ const LIFETIME: u64 = 5_000;
 /// ... and not sooner than after this, however much changes.
 const AT_MOST_EVERY: u64 = 100;
 
+/// An interface.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Device {
+    pub(crate) index: u32,
+    /// As it was when the plane started: longer packets come, too, but cost more.
+    pub(crate) mtu: u32,
+}
+
 /// The interfaces on which plain ESP goes by packet sockets, and what is known of ways by them.
 pub(crate) struct Links {
-    devices: Vec<u32>,
+    devices: Vec<Device>,
     /// Grows whenever a way may have changed.
     round: AtomicU64,
     /// Our addresses.
@@ -73,8 +81,11 @@ impl Links {
         for name in &config.link_devices {
             let index = nix::net::if_::if_nametoindex(name.as_str()).map_err(io::Error::from);
             let what = format!("send and receive on interface {name}");
-            let index = index.and_then(|index| asker.ensure_ethernet(index).map(|()| index));
-            devices.push(index.map_err(|e| refused(&what, e))?);
+            let device = index.and_then(|index| {
+                let mtu = asker.ethernet_mtu(index)?;
+                Ok(Device { index, mtu })
+            });
+            devices.push(device.map_err(|e| refused(&what, e))?);
         }
         let aside = Aside::make(&format!("{}-link", config.tun_name), &devices);
         let aside = aside.map_err(|e| refused("take plain ESP away from IP", e))?;
@@ -96,7 +107,7 @@ impl Links {
     }
 
     /// The interfaces.
-    pub(crate) fn devices(&self) -> &[u32] {
+    pub(crate) fn devices(&self) -> &[Device] {
         &self.devices
     }
 
@@ -137,7 +148,7 @@ impl Links {
             tracing::debug!(%to, %error, "the next hop is not known");
             None
         });
-        let hop = hop.filter(|hop| self.devices.contains(&hop.device));
+        let hop = hop.filter(|hop| self.devices.iter().any(|d| d.index == hop.device));
         let asked = now;
         path.way
             .0

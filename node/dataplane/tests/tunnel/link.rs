@@ -94,6 +94,40 @@ fn packets_pass_both_ways_and_ip_does_not_see_them() {
 }
 
 #[test]
+fn more_than_the_ring_holds_goes_through_it() {
+    privileged("link::more_than_the_ring_holds_goes_through_it", || {
+        let pair = Pair::with(config(&["wire"]));
+        pair.connect(0x1000, Case::PLAIN);
+        acquaint(&pair);
+        let (from, to) = (pair.a.host.udp("10.1.0.1:0"), pair.b.host.udp("10.2.0.1:0"));
+        exchange(&from, &to, 5000);
+        exchange(&to, &from, 5000);
+    });
+}
+
+#[test]
+fn packets_of_an_mtu_that_was_raised_come_too() {
+    privileged("link::packets_of_an_mtu_that_was_raised_come_too", || {
+        let pair = Pair::with(PlaneConfig {
+            tun_mtu: 3500,
+            ..config(&["wire"])
+        });
+        for gateway in [&pair.a, &pair.b] {
+            gateway.host.ip("link set wire mtu 4000");
+        }
+        pair.connect(0x1000, Case::PLAIN);
+        acquaint(&pair);
+        let (from, to) = (pair.a.host.udp("10.1.0.1:0"), pair.b.host.udp("10.2.0.1:0"));
+        for _ in 0..100 {
+            arrives(&from, &to, 3000).unwrap();
+            arrives(&from, &to, 100).unwrap();
+            arrives(&to, &from, 3000).unwrap();
+        }
+        assert_eq!(pair.b.plane.totals().drops.total(), 0);
+    });
+}
+
+#[test]
 fn a_neighbour_with_another_address_is_followed() {
     privileged("link::a_neighbour_with_another_address_is_followed", || {
         let pair = Pair::with(config(&["wire"]));
