@@ -62,6 +62,8 @@ pub(crate) struct Turn<'a> {
     tapped: Option<Tapped>,
     /// Whose packet was the last: most often that is whose the next is.
     last: Option<Last>,
+    /// An address of ours that a packet was for: most often the next is, too.
+    local: Option<IpAddr>,
 }
 
 /// A Child SA that was looked up in this turn.
@@ -283,6 +285,7 @@ impl<'a> Turn<'a> {
             holds,
             tapped: shared.taps.now(),
             last: None,
+            local: None,
         }
     }
 
@@ -343,12 +346,18 @@ impl<'a> Turn<'a> {
 
     /// Whether a packet is for this host, and not one to be forwarded. An address that has just come may not be known as ours yet; but then it is that of a
     /// Child SA.
-    fn is_ours(&self, destination: IpAddr, esp: &[u8]) -> bool {
+    fn is_ours(&mut self, destination: IpAddr, esp: &[u8]) -> bool {
+        if self.local == Some(destination) {
+            return true;
+        }
         let links = self.shared.links.as_ref();
-        links.is_some_and(|links| links.is_local(destination))
-            || spi_of(esp)
-                .and_then(|spi| self.shared.tables.inbound(spi))
-                .is_some_and(|child| child.path.load().outer.local.ip() == destination)
+        if links.is_some_and(|links| links.is_local(destination)) {
+            self.local = Some(destination);
+            return true;
+        }
+        spi_of(esp)
+            .and_then(|spi| self.shared.tables.inbound(spi))
+            .is_some_and(|child| child.path.load().outer.local.ip() == destination)
     }
 
     /// Works on a datagram, unless it is held back.

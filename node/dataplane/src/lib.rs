@@ -31,6 +31,7 @@ mod reserve;
 mod routes;
 mod rtnl;
 mod sender;
+mod share;
 mod sockets;
 mod stop;
 mod sys;

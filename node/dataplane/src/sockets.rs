@@ -9,17 +9,18 @@
 //! worst it is fragmented, nothing is lost. The IKE port never sets DF. Datagrams so small that every path takes them skip all that.
 //!
 //! **Several workers** have a set of sockets each, but for the IKE port. Which of them a packet comes to depends on nothing but where it comes from
-//! (and was sent to), so the packets of a peer stay in their order: at the NAT port the kernel distributes them, ESP right on IP is
-//! filtered by each socket.
+//! (and was sent to), so the packets of a peer stay in their order: at the NAT port and to packet sockets the kernel distributes them, ESP right on IP is
+//! filtered by each raw socket.
 
 use crate::{
     PlaneConfig, PlaneError,
     link::{self, Device},
-    sys::{self, Ring},
+    share::{Share, chooser},
+    sys::{self, Fanout, Ring},
 };
 use netlink_packet_core::Emitable;
 use netlink_packet_xfrm as xfrm;
-use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::{
     collections::HashMap,
     io,
@@ -79,65 +80,6 @@ impl Esp {
     }
 }
 
-/// Which packets come to a worker: this part of so many.
-#[derive(Clone, Copy, Debug)]
-struct Share {
-    part: u32,
-    of: u32,
-}
-
-impl Share {
-    /// The same, also if there is but one part.
-    fn filter_or_all(self, ipv4: bool) -> Vec<SockFilter> {
-        match self.of {
-            ..=1 => vec![SockFilter::new(
-                u16::try_from(libc::BPF_RET | libc::BPF_K).unwrap_or(0),
-                0,
-                0,
-                u32::MAX,
-            )],
-            _ => self.filter(ipv4),
-        }
-    }
-
-    /// Lets those packets through whose source address is of this part.
-    fn filter(self, ipv4: bool) -> Vec<SockFilter> {
-        let code = |parts: [u32; 3]| u16::try_from(parts.iter().sum::<u32>()).unwrap_or(0);
-        let op = |parts, k| SockFilter::new(code(parts), 0, 0, k);
-        // Counted from the IP header, wherever a family's packets begin.
-        let load = |at: u32| {
-            let header = libc::SKF_NET_OFF.cast_unsigned();
-            op([libc::BPF_LD, libc::BPF_W, libc::BPF_ABS], header + at)
-        };
-        let compute = |what, k| op([libc::BPF_ALU, what, libc::BPF_K], k);
-        let mut program = if ipv4 {
-            vec![load(12)]
-        } else {
-            vec![
-                load(20),
-                op([libc::BPF_MISC, libc::BPF_TAX, 0], 0),
-                load(16),
-                op([libc::BPF_ALU, libc::BPF_XOR, libc::BPF_X], 0),
-            ]
-        };
-        program.extend([
-            // All bits of the address count.
-            compute(libc::BPF_MUL, 0x9e37_79b1),
-            compute(libc::BPF_RSH, 16),
-            compute(libc::BPF_MOD, self.of),
-            SockFilter::new(
-                code([libc::BPF_JMP, libc::BPF_JEQ, libc::BPF_K]),
-                0,
-                1,
-                self.part,
-            ),
-            op([libc::BPF_RET, libc::BPF_K, 0], u32::MAX),
-            op([libc::BPF_RET, libc::BPF_K, 0], 0),
-        ]);
-        program
-    }
-}
-
 /// One socket.
 pub(crate) struct OuterSocket {
     socket: Socket,
@@ -174,7 +116,7 @@ impl OuterSocket {
             Role::Link(index) => {
                 let device = devices.iter().find(|d| d.index == index);
                 let device = device.ok_or(io::ErrorKind::NotFound)?;
-                return Self::open_link(device, ipv4, share, config);
+                return Self::open_link(device, ipv4, config);
             }
         };
         let socket = Socket::new(domain, kind, Some(protocol))?;
@@ -254,18 +196,13 @@ impl OuterSocket {
     }
 
     /// A packet socket for ESP of one family on an interface.
-    fn open_link(
-        device: &Device,
-        ipv4: bool,
-        share: Share,
-        config: &PlaneConfig,
-    ) -> io::Result<Self> {
+    fn open_link(device: &Device, ipv4: bool, config: &PlaneConfig) -> io::Result<Self> {
         let socket = Socket::new(Domain::PACKET, Type::DGRAM, None)?;
         socket.set_mark(config.mark)?;
         enlarge(&socket);
         socket.set_write_timeout(Some(SEND_TIMEOUT))?;
         // Before it is bound: it receives nothing yet.
-        socket.attach_filter(&link::filter(ipv4, share.filter_or_all(ipv4)))?;
+        socket.attach_filter(&link::filter(ipv4))?;
         let ring = Ring::new(socket.as_fd(), device.mtu as usize)?;
         sys::bind_link(socket.as_fd(), link::ethertype(ipv4), device.index)?;
         Ok(Self {
@@ -459,6 +396,23 @@ impl SocketSet {
     }
 }
 
+/// Has the kernel hand what packet sockets receive to one of them each, however many there are.
+fn spread(sets: &[SocketSet]) -> io::Result<()> {
+    let Some((first, others)) = sets.split_first().filter(|(_, others)| !others.is_empty()) else {
+        return Ok(());
+    };
+    let of = u32::try_from(sets.len()).map_err(io::Error::other)?;
+    let links = first.0.iter().filter(|s| matches!(s.role, Role::Link(_)));
+    for socket in links {
+        let group = Fanout::new(socket.as_fd(), &chooser(socket.ipv4, of))?;
+        for set in others {
+            let same = set.index(socket.role, socket.ipv4);
+            group.join(set.0[same.ok_or(io::ErrorKind::NotFound)?].as_fd())?;
+        }
+    }
+    Ok(())
+}
+
 /// All outer sockets.
 pub(crate) struct Sockets {
     sets: Vec<SocketSet>,
@@ -479,8 +433,13 @@ impl Sockets {
     ) -> Result<Self, PlaneError> {
         let of = u32::try_from(workers).unwrap_or(1);
         let sets = (0..of).map(|part| SocketSet::open(esp, devices, Share { part, of }, config));
+        let sets: Vec<_> = sets.collect::<Result<_, _>>()?;
+        spread(&sets).map_err(|source| PlaneError::Io {
+            what: "spread what packet sockets receive over the workers".into(),
+            source,
+        })?;
         Ok(Self {
-            sets: sets.collect::<Result<_, _>>()?,
+            sets,
             ike_port: config.ike_port,
             nat_port: config.nat_port,
             mark: config.mark,

@@ -3,8 +3,10 @@
 //! The only module of the crate with unsafe code, with what is below it.
 #![allow(unsafe_code)]
 
+mod fanout;
 mod ring;
 
+pub(crate) use fanout::Fanout;
 pub(crate) use ring::{Frames, Ring};
 use socket2::SockAddr;
 use std::{

@@ -188,8 +188,8 @@ pub(crate) fn ethertype(ipv4: bool) -> u16 {
     if ipv4 { 0x0800 } else { 0x86dd }
 }
 
-/// What a packet socket lets through: packets for this host that [`parse`] takes; and of these those that `share` does.
-pub(crate) fn filter(ipv4: bool, share: Vec<SockFilter>) -> Vec<SockFilter> {
+/// What a packet socket lets through: packets for this host that [`parse`] takes.
+pub(crate) fn filter(ipv4: bool) -> Vec<SockFilter> {
     let op = |code: u32, yes, no, k| SockFilter::new(u16::try_from(code).unwrap_or(0), yes, no, k);
     let network = |at: u32| libc::SKF_NET_OFF.cast_unsigned() + at;
     let byte = |at| op(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, at);
@@ -226,7 +226,7 @@ pub(crate) fn filter(ipv4: bool, share: Vec<SockFilter>) -> Vec<SockFilter> {
         program.push(byte(network(6)));
         program.extend(is(esp));
     }
-    program.extend(share);
+    program.push(op(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX));
     program
 }
 

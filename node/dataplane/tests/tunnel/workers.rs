@@ -1,7 +1,7 @@
 //! Several workers: packets are spread over them, and none overtakes another of its flow.
 
 use crate::{
-    gateways::{Case, Pair, uninterrupted},
+    gateways::{Case, Pair, exchange, range, uninterrupted},
     hosts::privileged,
 };
 use evergate_dataplane::{ChildSa, DataPlane, DropReason, PlaneConfig};
@@ -63,6 +63,40 @@ fn next(socket: &UdpSocket) -> u32 {
     let received = uninterrupted(|| socket.recv(&mut buffer));
     assert_eq!(received.expect("nothing is lost"), 4);
     u32::from_be_bytes(buffer)
+}
+
+#[test]
+fn peers_are_spread_over_packet_sockets() {
+    privileged("workers::peers_are_spread_over_packet_sockets", || {
+        let pair = Pair::with(PlaneConfig {
+            workers: WORKERS,
+            link_devices: vec!["wire".into()],
+            ..PlaneConfig::default()
+        });
+        // One peer after the other, each with an address of its own inside and outside.
+        let peers = 101..=132;
+        for (i, n) in peers.clone().enumerate() {
+            let (inside, outside) = (format!("10.1.0.{n}"), format!("192.0.2.{n}"));
+            pair.a.host.address(&format!("{inside}/32"), "lo");
+            pair.a.host.address(&format!("{outside}/24"), "wire");
+            let spi = 0x1000 + 2 * u32::try_from(i).unwrap();
+            let peer = vec![range(&inside, &inside)];
+            let mut near = Case::PLAIN.end(1, spi);
+            near.outer.local.set_ip(outside.parse().unwrap());
+            near.local_ts.clone_from(&peer);
+            pair.a.plane.install(near).unwrap();
+            let mut far = Case::PLAIN.end(2, spi);
+            far.outer.remote.set_ip(outside.parse().unwrap());
+            far.remote_ts = peer;
+            pair.b.plane.install(far).unwrap();
+        }
+        let before = worked("evergate-in");
+        for n in peers {
+            let near = pair.a.host.udp(&format!("10.1.0.{n}:0"));
+            exchange(&near, &pair.b.host.udp("10.2.0.1:0"), 100);
+        }
+        assert!(busy(&before, &worked("evergate-in")) >= 2);
+    });
 }
 
 #[test]
