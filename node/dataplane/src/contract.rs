@@ -430,6 +430,8 @@ drop_reasons! {
     NotConnected = "not_connected",
     /// Outbound: the TCP connection takes no more, because the path or the peer is slower than what is to be sent.
     TcpFull = "tcp_full",
+    /// Inbound: the kernel had no room for it, because packets come faster than they are taken.
+    Overrun = "overrun",
     /// Inbound: no SA has the SPI.
     UnknownSpi = "unknown_spi",
     /// Inbound: shorter than ESP can be.

@@ -158,6 +158,10 @@ impl Inbound {
             return false;
         };
         let mut frames = ring.take();
+        match frames.lost(socket.as_fd()) {
+            Ok(lost) => self.overrun(lost as usize),
+            Err(error) => tracing::debug!(%error, "how many packets were lost is not known"),
+        }
         self.frames(socket, &mut frames);
         let busy = frames.count() >= BUSY;
         if frames.may_be_queued() {
@@ -196,7 +200,9 @@ impl Inbound {
         look_ahead(&shared, socket, self.batch.peek());
         let mut turn = Turn::new(&shared, &mut self.limit, &self.clock, &holds);
         let mut delivery = self.stock.take();
+        let mut lost = None;
         for (received, bytes) in self.batch.arrived() {
+            lost = received.lost.or(lost);
             let origin = origin(socket, &received);
             let each = received.segment.unwrap_or(bytes.len()).max(1);
             let (first, others) = bytes.split_at_mut(each.min(bytes.len()));
@@ -206,6 +212,17 @@ impl Inbound {
             }
         }
         self.stock = delivery.finish(&shared);
+        if let Some(all) = lost {
+            self.overrun(socket.newly_lost(all));
+        }
+    }
+
+    /// So many packets came too fast.
+    fn overrun(&self, packets: usize) {
+        if packets > 0 {
+            let traffic = &self.shared.traffic;
+            traffic.dropped_many(DropReason::Overrun, packets);
+        }
     }
 
     fn sweep(&mut self) {

@@ -28,7 +28,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -97,6 +97,8 @@ pub(crate) struct OuterSocket {
     queues_errors: bool,
     /// Where a packet socket has what it received.
     ring: Option<Mutex<Ring>>,
+    /// How many datagrams the kernel has said that it had no room for.
+    lost: AtomicU32,
 }
 
 impl OuterSocket {
@@ -138,6 +140,7 @@ impl OuterSocket {
         for option in options {
             sys::set_option(socket.as_fd(), level, option, 1)?;
         }
+        sys::set_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1)?;
         let opened = Self {
             socket,
             role,
@@ -148,6 +151,7 @@ impl OuterSocket {
             cuts: AtomicBool::new(false),
             queues_errors: role == Role::Esp && (!ipv4 || !config.link_devices.is_empty()),
             ring: None,
+            lost: AtomicU32::new(0),
         };
         match (role, esp) {
             (Role::Nat, Esp::Ours) => opened.take_together(),
@@ -215,6 +219,7 @@ impl OuterSocket {
             cuts: AtomicBool::new(false),
             queues_errors: false,
             ring: Some(Mutex::new(ring)),
+            lost: AtomicU32::new(0),
         })
     }
 
@@ -262,6 +267,12 @@ impl OuterSocket {
     pub(crate) fn ring(&self) -> Option<MutexGuard<'_, Ring>> {
         let ring = self.ring.as_ref()?;
         Some(ring.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The kernel says now that it had no room for so many since the socket was opened; how many that is more than before.
+    pub(crate) fn newly_lost(&self, all: u32) -> usize {
+        let before = self.lost.swap(all, Ordering::Relaxed);
+        usize::try_from(all.wrapping_sub(before)).unwrap_or(0)
     }
 
     /// Whether several datagrams may be given to the kernel as one message.

@@ -20,7 +20,7 @@ use std::{
 pub(crate) const BATCH: usize = 32;
 /// The largest datagram.
 const MAX_DATAGRAM: usize = 65_536;
-/// Room for the control messages of one datagram: packet information and traffic class, aligned as `cmsghdr`.
+/// Room for the control messages of one datagram: packet information, traffic class, length of segments, how many were lost; aligned as `cmsghdr`.
 type Control = [u64; 16];
 
 /// Sets an integer socket option.
@@ -45,15 +45,20 @@ pub(crate) fn set_option_bytes(
 
 /// Reads an integer socket option.
 pub(crate) fn option(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<i32> {
-    let mut value: libc::c_int = 0;
-    let mut len = socklen::<libc::c_int>();
+    option_bytes(fd, level, name).map(i32::from_ne_bytes)
+}
+
+/// Reads a socket option of so many bytes, as it lies in memory.
+fn option_bytes<const N: usize>(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<[u8; N]> {
+    let mut value = [0; N];
+    let mut len = socklen::<[u8; N]>();
     // SAFETY: both pointers are to live values, and the length is that of the first.
     let result = unsafe {
         libc::getsockopt(
             fd.as_raw_fd(),
             level,
             name,
-            ptr::from_mut(&mut value).cast(),
+            value.as_mut_ptr().cast(),
             &mut len,
         )
     };
@@ -166,6 +171,8 @@ pub(crate) struct Received {
     pub(crate) traffic_class: u8,
     /// Several datagrams of one flow came together: each but the last has so many bytes.
     pub(crate) segment: Option<usize>,
+    /// How many datagrams before it the socket had no room for, since it was opened; if any, and if it was asked to say so.
+    pub(crate) lost: Option<u32>,
 }
 
 /// What came in, and its bytes.
@@ -239,6 +246,7 @@ impl RecvBatch {
                 local: told.local,
                 traffic_class: told.traffic_class,
                 segment: told.segment,
+                lost: told.lost,
             }));
         }
         Ok(count)
@@ -282,6 +290,7 @@ struct Told {
     local: Option<IpAddr>,
     traffic_class: u8,
     segment: Option<usize>,
+    lost: Option<u32>,
 }
 
 fn control_messages(header: &libc::msghdr) -> Told {
@@ -313,6 +322,9 @@ fn control_messages(header: &libc::msghdr) -> Told {
                 (libc::SOL_UDP, libc::UDP_GRO) if len >= 4 => {
                     let value: libc::c_int = ptr::read_unaligned(data.cast());
                     told.segment = usize::try_from(value).ok().filter(|&size| size > 0);
+                }
+                (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) if len >= 4 => {
+                    told.lost = Some(ptr::read_unaligned(data.cast()));
                 }
                 _ => {}
             }
@@ -478,7 +490,11 @@ fn check(result: i32) -> io::Result<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{net::UdpSocket, os::fd::AsFd};
+    use std::{
+        net::UdpSocket,
+        os::fd::AsFd,
+        time::{Duration, Instant},
+    };
 
     #[test]
     fn batch_keeps_bytes_source_and_traffic_class() {
@@ -511,6 +527,47 @@ mod tests {
         let (second, bytes) = arrived.next().unwrap();
         assert_eq!((bytes.len(), second.traffic_class), (8, 0xb9));
         assert!(arrived.next().is_none());
+    }
+
+    #[test]
+    fn what_a_socket_has_no_room_for_is_told() {
+        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+        set_option(server.as_fd(), libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1).unwrap();
+        // The least that there is: a datagram or two.
+        set_option(server.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUF, 0).unwrap();
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.connect(server.local_addr().unwrap()).unwrap();
+        let send = |n: u32| client.send(&[n.to_be_bytes(); 250].concat()).unwrap();
+        let mut batch = RecvBatch::new();
+        // What arrives, in the order in which it was sent, with what was lost before it.
+        let mut take = || {
+            let count = batch.recv(server.as_fd()).unwrap_or(0);
+            let arrived = batch.arrived().take(count);
+            let number = |bytes: &[u8]| u32::from_be_bytes(*bytes.first_chunk().unwrap());
+            arrived
+                .map(|(received, bytes)| (number(bytes), received.lost))
+                .collect::<Vec<_>>()
+        };
+        (0..100).for_each(|n| {
+            send(n);
+        });
+        let mut arrived = 0;
+        for last in 100..200 {
+            arrived += take().len();
+            send(last);
+            let end = Instant::now() + Duration::from_secs(1);
+            while Instant::now() < end {
+                for (number, lost) in take() {
+                    if number == last {
+                        assert!(arrived < 100);
+                        assert_eq!(lost.map(|n| n as usize), Some(last as usize - arrived));
+                        return;
+                    }
+                    arrived += 1;
+                }
+            }
+        }
+        panic!("nothing arrives");
     }
 
     #[test]

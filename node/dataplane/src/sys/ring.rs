@@ -1,7 +1,7 @@
 //! The receive ring of a packet socket (`PACKET_RX_RING`, the second version of its format): memory in which the kernel puts what comes, and takes note
 //! of what has been read, without a system call.
 
-use super::{set_option, set_option_bytes};
+use super::{option_bytes, set_option, set_option_bytes};
 use std::{
     io,
     mem::{offset_of, size_of},
@@ -141,6 +141,19 @@ impl Frames<'_> {
         })
     }
 
+    /// How many packets there was no slot for, since that was asked for the last time. It is the socket's ring.
+    pub(crate) fn lost(&self, socket: BorrowedFd<'_>) -> io::Result<u32> {
+        let says = |i| self.ring.status(i).load(Ordering::Relaxed) & libc::TP_STATUS_LOSING != 0;
+        if !(0..self.count).any(says) {
+            return Ok(0);
+        }
+        let statistics: [u8; size_of::<libc::tpacket_stats>()] =
+            option_bytes(socket, libc::SOL_PACKET, libc::PACKET_STATISTICS)?;
+        let at = offset_of!(libc::tpacket_stats, tp_drops);
+        let drops = statistics[at..].first_chunk();
+        Ok(drops.map_or(0, |d| u32::from_ne_bytes(*d)))
+    }
+
     /// How many slots are filled.
     pub(crate) fn count(&self) -> usize {
         self.count
@@ -173,5 +186,68 @@ impl Drop for Frames<'_> {
             status.store(libc::TP_STATUS_KERNEL, Ordering::Release);
         }
         self.ring.next = (self.ring.next + self.count) % self.ring.slots;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::bind_link, *};
+    use nix::sched::{CloneFlags, unshare};
+    use socket2::{Domain, Socket, Type};
+    use std::{
+        net::UdpSocket,
+        os::fd::AsFd,
+        process::Command,
+        thread,
+        time::{Duration, Instant},
+    };
+
+    const LOOPBACK: u32 = 1;
+    const IPV4: u16 = 0x0800;
+
+    #[test]
+    fn what_finds_no_slot_is_told() {
+        let tested = thread::spawn(|| match unshare(CloneFlags::CLONE_NEWNET) {
+            Ok(()) => overrun_and_count(),
+            Err(error) => eprintln!("skipped: no network namespace: {error}"),
+        });
+        tested.join().expect("it holds");
+    }
+
+    fn overrun_and_count() {
+        let up = Command::new("ip")
+            .args(["link", "set", "lo", "up"])
+            .status();
+        assert!(up.expect("iproute2 is installed").success());
+        let socket = Socket::new(Domain::PACKET, Type::DGRAM, None).unwrap();
+        let mut ring = Ring::new(socket.as_fd(), 1500).unwrap();
+        bind_link(socket.as_fd(), IPV4, LOOPBACK).unwrap();
+        // Nobody reads it, but that it is there keeps ICMP errors away.
+        let unread = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let mut sent: usize = 0;
+        let mut send = || {
+            sender.send_to(b"?", unread.local_addr().unwrap()).unwrap();
+            sent += 1;
+            sent
+        };
+        for _ in 0..ring.slots + 500 {
+            send();
+        }
+        let end = Instant::now() + Duration::from_secs(10);
+        let (mut taken, mut lost, mut sent) = (0, 0, usize::MAX);
+        while taken + lost != sent || lost == 0 {
+            assert!(
+                Instant::now() < end,
+                "{taken} and {lost} lost of {sent} sent"
+            );
+            let frames = ring.take();
+            taken += frames.count();
+            lost += frames.lost(socket.as_fd()).unwrap() as usize;
+            if frames.count() == 0 {
+                sent = send();
+            }
+        }
+        assert_eq!(lost, 500);
     }
 }
