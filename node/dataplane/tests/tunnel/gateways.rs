@@ -39,10 +39,20 @@ impl Gateway {
         }
     }
 
-    /// Ends the plane.
+    /// Ends the plane, and waits until its device is gone: children of other tests keep that, too.
     pub(crate) fn end(self) -> Host {
-        self.plane.shutdown();
-        self.host
+        let Self {
+            host,
+            plane,
+            events,
+        } = self;
+        plane.shutdown();
+        drop((plane, events));
+        let device = PlaneConfig::default().tun_name;
+        eventually("the end of the device", || {
+            !host.ip_output("link show").contains(&device)
+        });
+        host
     }
 
     /// The next event that is meant; others are skipped.
