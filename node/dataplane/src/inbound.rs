@@ -200,9 +200,7 @@ impl Inbound {
         look_ahead(&shared, socket, self.batch.peek());
         let mut turn = Turn::new(&shared, &mut self.limit, &self.clock, &holds);
         let mut delivery = self.stock.take();
-        let mut lost = None;
         for (received, bytes) in self.batch.arrived() {
-            lost = received.lost.or(lost);
             let origin = origin(socket, &received);
             let each = received.segment.unwrap_or(bytes.len()).max(1);
             let (first, others) = bytes.split_at_mut(each.min(bytes.len()));
@@ -212,17 +210,13 @@ impl Inbound {
             }
         }
         self.stock = delivery.finish(&shared);
-        if let Some(all) = lost {
-            self.overrun(socket.newly_lost(all));
-        }
+        self.overrun(socket.newly_lost(&self.batch));
     }
 
     /// So many packets came too fast.
     fn overrun(&self, packets: usize) {
-        if packets > 0 {
-            let traffic = &self.shared.traffic;
-            traffic.dropped_many(DropReason::Overrun, packets);
-        }
+        let traffic = &self.shared.traffic;
+        traffic.dropped_many(DropReason::Overrun, packets);
     }
 
     fn sweep(&mut self) {

@@ -20,6 +20,8 @@ mod intake;
 mod link;
 mod local;
 mod marks;
+#[cfg(test)]
+mod namespace;
 mod netlink;
 mod nftables;
 mod outbound;

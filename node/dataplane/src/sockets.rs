@@ -16,7 +16,7 @@ use crate::{
     PlaneConfig, PlaneError,
     link::{self, Device},
     share::{Share, chooser},
-    sys::{self, Fanout, Ring},
+    sys::{self, Fanout, RecvBatch, Ring},
 };
 use netlink_packet_core::Emitable;
 use netlink_packet_xfrm as xfrm;
@@ -269,8 +269,11 @@ impl OuterSocket {
         Some(ring.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The kernel says now that it had no room for so many since the socket was opened; how many that is more than before.
-    pub(crate) fn newly_lost(&self, all: u32) -> usize {
+    /// How many more datagrams the kernel has had no room for, now that it has told so with a batch.
+    pub(crate) fn newly_lost(&self, batch: &RecvBatch) -> usize {
+        let Some(all) = batch.lost() else {
+            return 0;
+        };
         let before = self.lost.swap(all, Ordering::Relaxed);
         usize::try_from(all.wrapping_sub(before)).unwrap_or(0)
     }

@@ -47,6 +47,9 @@ impl Receiver {
             tracing::trace!(role = ?socket.role, %error, "nothing received");
             return;
         }
+        let lost = socket.newly_lost(&self.batch);
+        let traffic = &self.shared.traffic;
+        traffic.dropped_many(DropReason::Overrun, lost);
         let any: IpAddr = match socket.ipv4 {
             true => Ipv4Addr::UNSPECIFIED.into(),
             false => Ipv6Addr::UNSPECIFIED.into(),

@@ -1,7 +1,7 @@
 use super::*;
 use crate::Mark;
+use crate::namespace::in_namespace;
 use crate::xfrm::flows::{Direction, Flow};
-use nix::sched::{CloneFlags, unshare};
 
 const OURS: Tag = Tag {
     if_id: 0xe6,
@@ -17,15 +17,6 @@ const OTHERS: Tag = Tag {
         mask: u32::MAX,
     },
 };
-
-/// Runs a test in a network namespace of its own. Without root there is none.
-fn in_namespace(test: impl FnOnce() + Send + 'static) {
-    let tested = std::thread::spawn(move || match unshare(CloneFlags::CLONE_NEWNET) {
-        Ok(()) => test(),
-        Err(error) => eprintln!("skipped: no network namespace: {error}"),
-    });
-    tested.join().expect("it holds");
-}
 
 fn policy(direction: Direction) -> PolicyId {
     PolicyId {
