@@ -40,6 +40,7 @@ mod initiation;
 mod kernel_marks;
 mod kernel_peer;
 mod kernel_plane;
+mod link_devices;
 mod liveness;
 mod mobike;
 mod nat;

@@ -30,6 +30,7 @@ const TABLE_OWNER: u32 = 2;
 const FIB_ADDRESS_TYPE: u32 = 3;
 const FIB_DESTINATION: u32 = 2;
 const REGISTER: u32 = 1;
+const META_PRIORITY: u32 = 2;
 const ACCEPT: u32 = 1;
 const DROP: u32 = 0;
 
@@ -76,6 +77,10 @@ pub(crate) enum Expression<'a> {
     ForHost,
     /// Its destination is an address of this host.
     Local,
+    /// It has this priority, as the kernel notes it beside the packet.
+    Priority(u32),
+    /// It is given this priority.
+    SetPriority(u32),
     /// Bytes of the packet are in a set, or are not.
     In {
         base: Base,
@@ -406,6 +411,15 @@ fn encode(list: Attributes, expression: &Expression<'_>) -> Attributes {
                 list.expression("fib", data),
                 &u32::from(libc::RTN_LOCAL).to_ne_bytes(),
             )
+        }
+        Expression::Priority(value) => equals(meta(list, META_PRIORITY), &value.to_ne_bytes()),
+        Expression::SetPriority(value) => {
+            let value = Attributes::default().bytes(1, &value.to_ne_bytes());
+            let load = Attributes::default().number(1, REGISTER).nested(2, value);
+            let store = Attributes::default()
+                .number(2, META_PRIORITY)
+                .number(3, REGISTER);
+            list.expression("immediate", load).expression("meta", store)
         }
         Expression::Count => list.expression("counter", Attributes::default()),
         Expression::Drop => {

@@ -1,11 +1,12 @@
 //! Where a packet for a peer goes next, as the kernel would have it: by which interface, and to which neighbour there.
 
+use super::Device;
 use crate::rtnl::Rtnl;
 use netlink_packet_core::NLM_F_REPLACE;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
-    link::{LinkAttribute, LinkLayerType, LinkMessage},
+    link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage},
     neighbour::{
         NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
     },
@@ -47,10 +48,10 @@ impl Asker {
         self.neighbour(device, neighbour)
     }
 
-    /// The MTU of an interface. Fails unless it has the addresses of Ethernet.
-    pub(super) fn ethernet_mtu(&mut self, device: u32) -> io::Result<u32> {
+    /// An interface. Fails unless it has the addresses of Ethernet.
+    pub(super) fn ethernet(&mut self, index: u32) -> io::Result<Device> {
         let mut question = LinkMessage::default();
-        question.header.index = device;
+        question.header.index = index;
         let Some(RouteNetlinkMessage::NewLink(link)) =
             self.rtnl.get(RouteNetlinkMessage::GetLink(question))?
         else {
@@ -66,7 +67,15 @@ impl Asker {
             LinkAttribute::Mtu(mtu) => Some(*mtu),
             _ => None,
         });
-        mtu.ok_or_else(|| io::ErrorKind::InvalidData.into())
+        let is_bridge = link.attributes.iter().any(|a| match a {
+            LinkAttribute::LinkInfo(all) => all.contains(&LinkInfo::Kind(InfoKind::Bridge)),
+            _ => false,
+        });
+        Ok(Device {
+            index,
+            mtu: mtu.ok_or(io::ErrorKind::InvalidData)?,
+            is_bridge,
+        })
     }
 
     /// All addresses of this host.

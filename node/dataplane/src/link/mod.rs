@@ -42,6 +42,7 @@ pub(crate) struct Device {
     pub(crate) index: u32,
     /// As it was when the plane started: longer packets come, too, but cost more.
     pub(crate) mtu: u32,
+    is_bridge: bool,
 }
 
 /// The interfaces on which plain ESP goes by packet sockets, and what is known of ways by them.
@@ -81,10 +82,7 @@ impl Links {
         for name in &config.link_devices {
             let index = nix::net::if_::if_nametoindex(name.as_str()).map_err(io::Error::from);
             let what = format!("send and receive on interface {name}");
-            let device = index.and_then(|index| {
-                let mtu = asker.ethernet_mtu(index)?;
-                Ok(Device { index, mtu })
-            });
+            let device = index.and_then(|index| asker.ethernet(index));
             devices.push(device.map_err(|e| refused(&what, e))?);
         }
         let aside = Aside::make(&format!("{}-link", config.tun_name), &devices);
