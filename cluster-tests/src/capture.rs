@@ -10,7 +10,7 @@ use anyhow::{Context, bail, ensure};
 use nix::sys::signal::Signal;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// A running capture.
 #[derive(Debug)]
@@ -42,13 +42,27 @@ impl Capture {
 
     /// The frames up to now, while the capture goes on.
     pub fn so_far(&self) -> Result<Vec<Frame>> {
-        std::thread::sleep(millis(200));
-        read(&self.file)
+        let (asked, end) = (now(), Instant::now() + secs(5));
+        let mut known = None;
+        loop {
+            std::thread::sleep(millis(200));
+            let frames = read(&self.file)?;
+            // tcpdump may be behind. All up to now is there when something later is, or when nothing more comes.
+            let later = frames.last().is_some_and(|(at, _)| *at > asked);
+            if later || known == Some(frames.len()) || Instant::now() >= end {
+                return Ok(frames);
+            }
+            known = Some(frames.len());
+        }
     }
 
     /// Waits until `from` sends such a message after the call.
     pub fn wait_for(&self, from: &str, exchange: Exchange, kind: Kind) -> Result<()> {
-        let start = now();
+        self.wait_since(now(), from, exchange, kind)
+    }
+
+    /// Waits until `from` has sent such a message since then (microseconds of Unix time): one that answers something may be there before it is waited for.
+    pub fn wait_since(&self, start: u64, from: &str, exchange: Exchange, kind: Kind) -> Result<()> {
         let from: IpAddr = from.parse()?;
         let wanted = |packet: &Packet| match &packet.body {
             Body::Ike(message) if packet.src == from && packet.at >= start => {
@@ -71,7 +85,15 @@ impl Capture {
     /// When the kernel dropped a frame: a checker that did not see everything
     /// has nothing to say.
     pub fn stop(mut self) -> Result<Vec<Frame>> {
-        std::thread::sleep(millis(100));
+        // What tcpdump has not read when it is told to end, it leaves. Where the wire is not quiet, this takes its time.
+        let mut size = 0;
+        let quiet = until(secs(3), "the capture grows no more", || {
+            std::thread::sleep(millis(200));
+            let before = size;
+            size = std::fs::metadata(&self.file)?.len();
+            Ok(size == before)
+        });
+        quiet.ok();
         self.tcpdump.stop(Signal::SIGINT)?;
         let log = std::fs::read_to_string(self.tcpdump.log_path())?;
         ensure!(
@@ -138,11 +160,12 @@ pub fn read(path: &Path) -> Result<Vec<Frame>> {
         "not a little-endian pcap file of Ethernet frames"
     );
     let (mut at, mut frames) = (24, Vec::new());
-    while let (Some(seconds), Some(micros), Some(length)) = (word(at), word(at + 4), word(at + 8)) {
-        let length = usize::try_from(length)?;
-        if word(at + 12) != word(at + 8) {
+    let header = |at: usize| Some((word(at)?, word(at + 4)?, word(at + 8)?, word(at + 12)?));
+    while let Some((seconds, micros, length, original)) = header(at) {
+        if original != length {
             bail!("a frame was cut off");
         }
+        let length = usize::try_from(length)?;
         let Some(frame) = bytes.get(at + 16..at + 16 + length) else {
             break;
         };

@@ -324,7 +324,7 @@ impl<P: Endpoint> Trio<P> {
         n: usize,
         wanted: impl Fn(&BTreeMap<String, usize>) -> bool,
     ) -> Result<()> {
-        until(secs(10), "the gateways are spread as wanted", || {
+        until(secs(30), "the gateways are spread as wanted", || {
             let text = self.members[n].ctl(&["gateways", "--json"])?;
             let gateways: Vec<Value> = serde_json::from_str(&text)?;
             let mut counts = BTreeMap::new();
@@ -370,7 +370,7 @@ impl<P: Endpoint> Trio<P> {
     pub fn all_serve(&mut self) -> Result<()> {
         for member in &mut self.members {
             if member.process().is_ok() {
-                until(secs(20), "a member serves", || {
+                until(secs(60), "a member serves", || {
                     member.status().map(|_| true)
                 })?;
             }
@@ -416,13 +416,29 @@ impl<P: Endpoint> Trio<P> {
     pub fn agree(&mut self, gateway: &str, children: usize) -> Result<Spis> {
         let active = self.active(gateway)?;
         let mut agreed = Spis::default();
-        until(secs(15), "both sides agree on their SAs", || {
+        until(secs(30), "both sides agree on their SAs", || {
             let (member, peer) = (self.members[active].sas()?, self.peer.sas()?);
             agreed = Spis::of(&member);
             if agreed == Spis::of(&peer).mirrored() && agreed.child.len() == children {
                 return Ok(true);
             }
             anyhow::bail!("member: {member:?}\npeer: {peer:?}")
+        })?;
+        Ok(agreed)
+    }
+
+    /// The same once they are so. strongSwan only begins a rekey that it is asked for, and one that has met an exchange of the member it begins again
+    /// after up to half a minute.
+    pub fn agree_on(
+        &mut self,
+        gateway: &str,
+        children: usize,
+        so: impl Fn(&Spis) -> bool,
+    ) -> Result<Spis> {
+        let mut agreed = Spis::default();
+        until(secs(60), "both sides agree on other SAs", || {
+            agreed = self.agree(gateway, children)?;
+            Ok(so(&agreed))
         })?;
         Ok(agreed)
     }
@@ -436,6 +452,28 @@ impl<P: Endpoint> Trio<P> {
     /// Starts a member that was killed or stopped, and waits until it serves.
     pub fn start_again(&mut self, n: usize) -> Result<()> {
         self.members[n].start_again(&[])
+    }
+
+    /// Waits until a member that was started again has all that the others have: without it there may be no majority for what comes next.
+    pub fn has_caught_up(&mut self, n: usize) -> Result<()> {
+        let name = format!("m{}", n + 1);
+        until(secs(60), "the member has caught up", || {
+            let leader = self.leader()?;
+            let this = self.member(leader, &name)?;
+            let lag = this["lag"].as_u64().unwrap_or(u64::MAX);
+            let silence = this["acknowledged_ms"].as_u64().unwrap_or(u64::MAX);
+            Ok(leader == n || (lag <= 2 && silence < 1000))
+        })
+    }
+
+    /// Has member `through` see to it that member `to` gets a gateway, and waits until it has it. Another member may just begin to lead, and the leader
+    /// may not have heard of who was started a moment ago: then it is asked again.
+    pub fn move_to(&self, through: usize, gateway: &str, to: usize) -> Result<()> {
+        let name = format!("m{}", to + 1);
+        until(secs(30), "the gateway moves", || {
+            let moved = self.members[through].ctl(&["move", gateway, &name]);
+            moved.map(|_| true)
+        })
     }
 
     /// The network on which members talk to each other: cut, or joined again.

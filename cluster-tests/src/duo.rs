@@ -141,7 +141,7 @@ impl<G: Endpoint> Duo<G> {
     /// among them, and returns them from the member's view.
     pub fn agree(&self, children: usize) -> Result<Spis> {
         let mut agreed = Spis::default();
-        until(secs(15), "both sides agree on their SAs", || {
+        until(secs(30), "both sides agree on their SAs", || {
             let (member, peer) = (self.member.sas()?, self.peer.sas()?);
             agreed = Spis::of(&member);
             if agreed == Spis::of(&peer).mirrored() && agreed.child.len() == children {
@@ -150,6 +150,13 @@ impl<G: Endpoint> Duo<G> {
             anyhow::bail!("member: {member:?}\npeer: {peer:?}")
         })?;
         Ok(agreed)
+    }
+
+    /// The same once the member's SAs are so. strongSwan only begins a rekey that it is asked for, and one that has met an exchange of the member it begins
+    /// again after up to half a minute.
+    pub fn agree_on(&self, children: usize, so: impl Fn(&Spis) -> bool) -> Result<Spis> {
+        until(secs(60), "the SAs are others", || Ok(so(&self.spis()?)))?;
+        self.agree(children)
     }
 
     /// Ends both sides and judges the wire.

@@ -3,7 +3,7 @@
 use crate::checker::MARKER;
 use crate::drops::{Dropped, Queues};
 use crate::lab::Lab;
-use crate::{Result, millis, patience, until};
+use crate::{Result, millis, patience, secs, until};
 use anyhow::ensure;
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -24,6 +24,7 @@ pub struct Flow {
     stop_sending: Arc<AtomicBool>,
     stop_receiving: Arc<AtomicBool>,
     started: Instant,
+    interval: Duration,
     /// Of the hosts at both ends.
     queues: [Queues; 2],
 }
@@ -58,6 +59,8 @@ pub struct Direction {
     pub strangers: u64,
     /// The longest time without an arrival, up to the end.
     pub longest_gap: Duration,
+    /// The same without the time in which the sender did not send, though it should have: then the machine had stalled.
+    pub longest_outage: Duration,
     /// When the lost ones were sent, since the start of the flow.
     pub lost_at: Vec<Duration>,
     /// When the last arrived, since the start of the flow.
@@ -100,6 +103,7 @@ impl Flow {
             stop_sending: Arc::default(),
             stop_receiving: Arc::default(),
             started,
+            interval,
         };
         let at =
             |end: End<'_>| -> Result<SocketAddr> { Ok((end.1.parse::<IpAddr>()?, port).into()) };
@@ -158,6 +162,11 @@ impl Flow {
         }
         let end = self.started.elapsed();
         std::thread::sleep(millis(500) * patience());
+        // On a machine that stalls they are on their way for longer. Where the last was lost for good, this is in vain.
+        let arrive = until(secs(3), "the last datagrams arrive", || {
+            Ok(self.sides.iter().all(Side::has_all_behind))
+        });
+        arrive.ok();
         // While the sockets are there.
         let dropped = self
             .queues
@@ -170,14 +179,15 @@ impl Flow {
         let [forth, back] = &self.sides;
         let [first, second] = dropped;
         let at = |sender: Dropped, receiver: Dropped| sender.by_devices + receiver.by_sockets;
+        let stall = STALL + 2 * self.interval;
         Report {
             forth: Direction {
                 dropped_at_ends: at(first, second),
-                ..forth.direction(end)
+                ..forth.direction(end, stall)
             },
             back: Direction {
                 dropped_at_ends: at(second, first),
-                ..back.direction(end)
+                ..back.direction(end, stall)
             },
         }
     }
@@ -249,6 +259,9 @@ impl Report {
     }
 }
 
+/// A sender that is late by more than this was kept from sending.
+const STALL: Duration = millis(50);
+
 /// Marker, number.
 const HEADER: usize = MARKER.len() + 8;
 
@@ -307,11 +320,36 @@ fn receive(
 }
 
 impl Side {
-    fn direction(&self, end: Duration) -> Direction {
+    /// Whether what was sent last has arrived.
+    fn has_all_behind(&self) -> bool {
+        let Some(last) = (lock(&self.sent).len() as u64).checked_sub(1) else {
+            return true;
+        };
+        let arrived = lock(&self.arrived);
+        arrived.iter().rev().any(|(number, _)| *number == last)
+    }
+
+    /// When the sender paused for longer than `stall`.
+    fn stalls(&self, stall: Duration) -> Vec<(Duration, Duration)> {
+        let sent = lock(&self.sent);
+        let pauses = sent.windows(2).map(|two| (two[0], two[1]));
+        pauses.filter(|(from, to)| *to - *from > stall).collect()
+    }
+
+    fn direction(&self, end: Duration, stall: Duration) -> Direction {
+        let stalls = self.stalls(stall);
+        let outage = |from: Duration, to: Duration| {
+            let within = |&(begun, over): &(Duration, Duration)| {
+                over.min(to).saturating_sub(begun.max(from))
+            };
+            let stalled: Duration = stalls.iter().map(within).sum();
+            to.saturating_sub(from).saturating_sub(stalled)
+        };
         let (sent, arrived) = (lock(&self.sent), lock(&self.arrived));
         let mut seen = HashSet::new();
         let (mut duplicated, mut reordered, mut highest) = (0, 0, None);
         let (mut last, mut longest_gap) = (Duration::ZERO, Duration::ZERO);
+        let mut longest_outage = Duration::ZERO;
         for &(number, at) in arrived.iter() {
             if !seen.insert(number) {
                 duplicated += 1;
@@ -320,6 +358,7 @@ impl Side {
             }
             highest = highest.max(Some(number));
             longest_gap = longest_gap.max(at.saturating_sub(last));
+            longest_outage = longest_outage.max(outage(last, at));
             last = at;
         }
         let lost_at: Vec<Duration> = (0_u64..)
@@ -337,6 +376,7 @@ impl Side {
             reordered,
             strangers: self.strangers.load(Ordering::Relaxed),
             longest_gap: longest_gap.max(end.saturating_sub(last)),
+            longest_outage: longest_outage.max(outage(last, end)),
             lost_at,
             last_arrival: last,
         }
@@ -367,7 +407,7 @@ mod tests {
             (2, millis(23)),
             (5, millis(90)),
         ]);
-        let way = side.direction(millis(100));
+        let way = side.direction(millis(100), STALL);
         assert_eq!((way.sent, way.received, way.lost), (6, 4, 2));
         assert_eq!((way.duplicated, way.reordered), (1, 1));
         assert_eq!(way.lost_at, [millis(30), millis(40)]);
@@ -380,6 +420,25 @@ mod tests {
         let side = Side::default();
         lock(&side.sent).push(millis(0));
         lock(&side.arrived).push((0, millis(1)));
-        assert_eq!(side.direction(millis(500)).longest_gap, millis(499));
+        let way = side.direction(millis(500), STALL);
+        assert_eq!(way.longest_gap, millis(499));
+        assert_eq!(way.longest_outage, millis(499));
+    }
+
+    #[test]
+    fn when_the_sender_stalls_nothing_is_out() {
+        let side = Side::default();
+        lock(&side.sent).extend([0, 10, 20, 1000, 1010].map(millis));
+        let arrived = [(0, 1), (1, 11), (2, 21), (3, 1002), (4, 1012)];
+        lock(&side.arrived).extend(arrived.map(|(number, at)| (number, millis(at))));
+        let way = side.direction(millis(1020), STALL);
+        assert_eq!(way.longest_gap, millis(981));
+        assert_eq!(way.longest_outage, millis(10));
+        assert!(side.has_all_behind());
+        // While it goes on to send, all of it counts.
+        lock(&side.sent).extend((102..152).map(|n| millis(n * 10)));
+        let way = side.direction(millis(1520), STALL);
+        assert_eq!(way.longest_outage, millis(508));
+        assert!(!side.has_all_behind());
     }
 }

@@ -20,8 +20,10 @@ impl Hook {
             directory: tempfile::tempdir()?,
         };
         let text = format!(
-            "#!/bin/sh\necho \"$PLUTO_VERB $PLUTO_CONNECTION $PLUTO_PEER_ID $PLUTO_MY_CLIENT $PLUTO_PEER_CLIENT $EVERGATE_MEMBER $EVERGATE_REASON\" >> {}\n\
+            "#!/bin/sh\n[ ! -e {} ] || exec sleep 600\n\
+             echo \"$PLUTO_VERB $PLUTO_CONNECTION $PLUTO_PEER_ID $PLUTO_MY_CLIENT $PLUTO_PEER_CLIENT $EVERGATE_MEMBER $EVERGATE_REASON\" >> {}\n\
              echo \"said by the hook for $PLUTO_VERB\"\n",
+            hook.hangs_file().display(),
             hook.lines_file().display()
         );
         fs::write(hook.program(), text)?;
@@ -33,6 +35,17 @@ impl Hook {
     #[must_use]
     pub fn program(&self) -> PathBuf {
         self.directory.path().join("updown")
+    }
+
+    /// If this file is there, it hangs.
+    fn hangs_file(&self) -> PathBuf {
+        self.directory.path().join("hangs")
+    }
+
+    /// Has it hang from now on. The program is not written anew: nobody can run a file that is open for writing, and what other drills start
+    /// has all our files open for a moment.
+    pub fn hang(&self) -> Result<()> {
+        Ok(fs::write(self.hangs_file(), "")?)
     }
 
     /// Where it writes its lines.
@@ -57,7 +70,7 @@ impl Hook {
 
     /// Waits until it was run so many times, and yields the lines: there are no more.
     pub fn ran(&self, times: usize) -> Result<Vec<String>> {
-        until(secs(10), "the program is run", || {
+        until(secs(30), "the program is run", || {
             let lines = self.lines();
             ensure!(lines.len() >= times, "{lines:?}");
             Ok(true)

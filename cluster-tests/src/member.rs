@@ -118,7 +118,7 @@ impl Member {
     /// until it serves.
     pub fn start_again(&mut self, env: &[(&str, &str)]) -> Result<()> {
         self.spawn(env)?;
-        until(secs(20), "the member serves", || {
+        until(secs(60), "the member serves", || {
             if let Some(process) = &mut self.process
                 && let Some(status) = process.ended()?
             {
@@ -198,7 +198,7 @@ impl Member {
     /// Waits until the process has ended by itself.
     pub fn wait_for_end(&mut self) -> Result<()> {
         let process = self.process.as_mut().context("the member is not running")?;
-        until(secs(20), "the member ends", || {
+        until(secs(60), "the member ends", || {
             Ok(process.ended()?.is_some())
         })?;
         self.process = None;
@@ -208,7 +208,7 @@ impl Member {
     /// Waits until the process killed itself at a failure point.
     pub fn wait_for_failpoint(&mut self) -> Result<()> {
         let process = self.process.as_mut().context("the member is not running")?;
-        until(secs(20), "the failure point kills the member", || {
+        until(secs(60), "the failure point kills the member", || {
             Ok(process.ended()?.is_some())
         })?;
         self.process = None;

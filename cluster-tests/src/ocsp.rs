@@ -82,7 +82,7 @@ impl Responder {
         ];
         let log = dir.join("log");
         let process = Process::start(&command, &[], &log)?;
-        until(secs(10), "the responder listens", || {
+        until(secs(30), "the responder listens", || {
             Ok(tail(&log, 50).contains("aiting for OCSP client connections"))
         })?;
         Ok(Self { process })

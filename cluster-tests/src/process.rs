@@ -7,6 +7,7 @@ use nix::unistd::Pid;
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::Duration;
 
 /// A process of the drill. Dropping it ends the process.
 #[derive(Debug)]
@@ -73,9 +74,13 @@ impl Process {
 
     /// Asks the process to end and waits for it.
     pub fn stop(&mut self, signal: Signal) -> Result<ExitStatus> {
+        self.end(signal, secs(30))
+    }
+
+    fn end(&mut self, signal: Signal, within: Duration) -> Result<ExitStatus> {
         self.signal(signal)?;
         let mut status = None;
-        until(secs(10), "the process ends when asked", || {
+        until(within, "the process ends when asked", || {
             status = self.child.try_wait()?;
             Ok(status.is_some())
         })?;
@@ -98,7 +103,7 @@ impl Drop for Process {
         if matches!(self.child.try_wait(), Ok(None)) {
             // Continued first: a stopped process would not see SIGTERM.
             let _ = self.signal(Signal::SIGCONT);
-            if self.stop(Signal::SIGTERM).is_err() {
+            if self.end(Signal::SIGTERM, secs(10)).is_err() {
                 let _ = self.kill9();
             }
         }

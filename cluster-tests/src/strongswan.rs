@@ -85,7 +85,7 @@ impl StrongSwan {
         };
         let socket = peer.dir.join("vici.sock");
         // It is there a moment before anything is accepted.
-        until(secs(20), "charon listens", || {
+        until(secs(60), "charon listens", || {
             Ok(UnixStream::connect(&socket).is_ok())
         })?;
         peer.load(connections)?;
@@ -183,7 +183,7 @@ impl Endpoint for StrongSwan {
     }
 
     fn initiate(&self, _connection: &str, child: &str) -> Result<()> {
-        self.initiate_within(child, 15 * patience()).map(drop)
+        self.initiate_within(child, 30 * patience()).map(drop)
     }
 
     fn rekey_child(&self, child: &str) -> Result<()> {
@@ -195,14 +195,21 @@ impl Endpoint for StrongSwan {
     }
 
     fn terminate(&self, connection: &str) -> Result<()> {
-        self.swanctl(&["--terminate", "--ike", connection, "--timeout", "10"])
+        let seconds = answered_within();
+        self.swanctl(&["--terminate", "--ike", connection, "--timeout", &seconds])
             .map(drop)
     }
 
     fn terminate_child(&self, child: &str) -> Result<()> {
-        self.swanctl(&["--terminate", "--child", child, "--timeout", "10"])
+        let seconds = answered_within();
+        self.swanctl(&["--terminate", "--child", child, "--timeout", &seconds])
             .map(drop)
     }
+}
+
+/// How many seconds the other side has to answer, which may be started again meanwhile.
+fn answered_within() -> String {
+    (30 * patience()).to_string()
 }
 
 /// Where strongSwan 6.1 with its libraries is: `cluster-tests/run` makes it.

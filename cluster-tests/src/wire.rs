@@ -3,9 +3,13 @@
 //! The rules are in the bridge, behind the capture: the checker sees a
 //! message also when it was dropped.
 
-use crate::Result;
+use crate::capture::{Capture, packets};
 use crate::lab::Lab;
+use crate::packet::{Body, IkeHeader, Packet};
+use crate::{Result, secs, until};
+use std::collections::HashSet;
 use std::io::Write;
+use std::net::IpAddr;
 use std::process::{Command, Stdio};
 
 /// Exchange types of RFC 7296 §3.1.
@@ -32,6 +36,50 @@ pub enum Kind {
     Request,
     /// The Response flag is set.
     Response,
+}
+
+/// The messages of this kind that `from` has sent by now, fragments one by one. What was sent again is there again: peers repeat what is not answered in time,
+/// as when the machine stalls.
+pub fn sent(capture: &Capture, from: &str, exchange: Exchange, kind: Kind) -> Result<Vec<Vec<u8>>> {
+    let from: IpAddr = from.parse()?;
+    let wanted = |packet: Packet| match packet.body {
+        Body::Ike(message) if packet.src == from => {
+            let header = IkeHeader::parse(&message)?;
+            let fits =
+                header.exchange == exchange as u8 && header.response == (kind == Kind::Response);
+            fits.then_some(message)
+        }
+        _ => None,
+    };
+    let all = packets(&capture.so_far()?);
+    Ok(all.into_iter().filter_map(wanted).collect())
+}
+
+/// How many different messages there are.
+#[must_use]
+pub fn different(messages: &[Vec<u8>]) -> usize {
+    messages.iter().collect::<HashSet<_>>().len()
+}
+
+/// Waits until `from` has sent so many different messages of this kind, and fails if there are more.
+pub fn sent_just(
+    capture: &Capture,
+    from: &str,
+    exchange: Exchange,
+    kind: Kind,
+    count: usize,
+) -> Result<()> {
+    let what = format!("{from} sent {count} different messages: {exchange:?} {kind:?}");
+    let mut seen = 0;
+    until(secs(20), &what, || {
+        seen = different(&sent(capture, from, exchange, kind)?);
+        Ok(seen >= count)
+    })?;
+    anyhow::ensure!(
+        seen == count,
+        "it should be that {what}, but there are {seen}"
+    );
+    Ok(())
 }
 
 /// A message to lose: the first `count` that fit.

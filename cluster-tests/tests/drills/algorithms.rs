@@ -117,7 +117,7 @@ fn one(duo: &Duo, peer: &Connection, by: By, (ike, esp): Row) -> Result<()> {
     }
     both_families(duo)?;
     first.terminate(C1)?;
-    until(secs(10), "both sides forget", || {
+    until(secs(30), "both sides forget", || {
         let (member, peer) = (Spis::of(&duo.member.sas()?), Spis::of(&duo.peer.sas()?));
         Ok(member == Spis::default() && peer == Spis::default())
     })
@@ -125,8 +125,7 @@ fn one(duo: &Duo, peer: &Connection, by: By, (ike, esp): Row) -> Result<()> {
 
 /// Waits until a rekey has done its work on both sides.
 fn changed(duo: &Duo, before: &Spis, done: impl Fn(&Spis, &Spis) -> bool) -> Result<Spis> {
-    until(secs(15), "a rekey", || Ok(done(&duo.spis()?, before)))?;
-    duo.agree(1)
+    duo.agree_on(1, |now| done(now, before))
 }
 
 macro_rules! tables {

@@ -85,20 +85,20 @@ fn wireshark_sees_both_sides_of_a_child_sa() -> Result<()> {
     let spi = format!("0x{:08x}", spis.child.iter().next().context("a child")?.0);
     let file = duo.member.dir().join("child.pcapng");
     let name = file.to_str().context("path")?;
-    let args = ["--sa", &spi, "--count", "400", "--write", name];
+    let args = ["--sa", &spi, "--count", "2000", "--write", name];
     let (said, _) = Capturing::start(&duo, &args)?.end()?;
     let said: serde_json::Value = serde_json::from_slice(&said)?;
     assert_eq!(
         (&said["packets"], &said["reason"]),
-        (&400.into(), &"full".into())
+        (&2000.into(), &"full".into())
     );
     assert_eq!(said["lost"], 0);
     flow.stop().has_no_duplicate()?;
-    both_sides(&file)?;
+    let closed = both_sides(&file)?;
     // No keys, unless they are asked for.
     assert!(!duo.member.dir().join("child.pcapng.keys").exists());
     let keyless = decode(&file, duo.member.dir())?;
-    assert_eq!((keyless.esp, keyless.esp_failed), (0, 200), "{keyless:?}");
+    assert_eq!((keyless.esp, keyless.esp_failed), (0, closed));
     let unknown = duo
         .member
         .ctl(&["capture", "--sa", "0x0000beef", "--write", name]);
@@ -108,8 +108,11 @@ fn wireshark_sees_both_sides_of_a_child_sa() -> Result<()> {
     Ok(())
 }
 
-/// Each datagram is there in the clear and as ESP, in both directions, and sequence numbers grow by one.
-fn both_sides(file: &Path) -> Result<()> {
+/// So many packets the member takes at a time, where they had to wait: a capture may end between both sides of these.
+const BATCH: usize = 64;
+
+/// Each datagram is there in the clear and as ESP, in both directions, and sequence numbers grow by one. How many there are as ESP.
+fn both_sides(file: &Path) -> Result<usize> {
     let names = [
         "frame.interface_name",
         "ip.src",
@@ -144,30 +147,31 @@ fn both_sides(file: &Path) -> Result<()> {
     }
     let (clear, closed): (usize, usize) =
         (clear.values().sum(), sequences.values().map(Vec::len).sum());
-    assert!(clear.abs_diff(closed) <= 2, "{clear} and {closed}");
-    Ok(())
+    assert!(clear.abs_diff(closed) <= BATCH + 2, "{clear} and {closed}");
+    Ok(closed)
 }
 
 #[test]
 fn a_capture_of_an_ike_sa_follows_it_and_has_keys_if_asked() -> Result<()> {
     let duo = Duo::start(&Setup::new(V4))?;
     duo.peer.initiate(C1, C1)?;
-    duo.agree(1)?;
+    let first = duo.agree(1)?;
     let flow = duo.traffic(V4, 10)?;
     let id = duo.member.sas()?[0].spis;
     let own = format!("0x{:016x}", id.1);
     let file = duo.member.dir().join("ike.pcapng");
     let name = file.to_str().context("path")?;
-    let args = ["--sa", &own, "--seconds", "8", "--keys", "--write", name];
+    let args = ["--sa", &own, "--seconds", "12", "--keys", "--write", name];
     let capture = Capturing::start(&duo, &args)?;
-    flow.runs(50, secs(5))?;
+    flow.runs(50, secs(20))?;
     duo.peer.rekey_child(C1)?;
-    flow.runs(50, secs(5))?;
+    duo.agree_on(1, |now| now.child.is_disjoint(&first.child))?;
+    flow.runs(50, secs(20))?;
     duo.peer.rekey_ike(C1)?;
-    flow.runs(50, secs(5))?;
-    duo.agree(1)?;
+    duo.agree_on(1, |now| now.ike.is_disjoint(&first.ike))?;
+    flow.runs(50, secs(20))?;
     duo.member.rekey_child(C1)?;
-    flow.runs(50, secs(5))?;
+    flow.runs(50, secs(20))?;
     let (said, _) = capture.end()?;
     let said: serde_json::Value = serde_json::from_slice(&said)?;
     assert_eq!(
@@ -202,14 +206,12 @@ fn a_slow_reader_loses_its_capture_and_no_traffic() -> Result<()> {
     let spis = duo.agree(1)?;
     let spi = format!("0x{:08x}", spis.child.iter().next().context("a child")?.0);
     let (a, b) = (inside(1)[0].clone(), PROTECTED[0]);
-    let flow = Flow::start(&duo.lab, ("peer1", &a), ("host", b), millis(1), 1200)?;
-    flow.runs(10, secs(5))?;
+    let flow = Flow::start(&duo.lab, ("peer1", &a), ("host", b), millis(2), 1200)?;
+    flow.runs(10, secs(20))?;
     // Nobody reads the pipe until it is over.
     let capture = Capturing::start(&duo, &["--sa", &spi, "--seconds", "3600"])?;
-    flow.runs(6000, secs(60))?;
-    let report = flow.stop();
-    report.has_no_duplicate()?;
-    assert_eq!((report.forth.lost, report.back.lost), (0, 0), "{report:?}");
+    flow.runs(4000, secs(60))?;
+    flow.stop().is_lossless()?;
     duo.member.terminate(C1)?;
     let (file, said) = capture.end()?;
     let said: serde_json::Value = serde_json::from_str(&said)?;

@@ -15,7 +15,7 @@ use evergate_cluster_tests::pki::{Key, Pki};
 use evergate_cluster_tests::raw::{Random, socket};
 use evergate_cluster_tests::sa::{Endpoint, Spis};
 use evergate_cluster_tests::strongswan::{Esp, StrongSwan};
-use evergate_cluster_tests::wire::{Exchange, Kind};
+use evergate_cluster_tests::wire::{Exchange, Kind, sent_just};
 use evergate_cluster_tests::{Result, secs, until};
 use nix::sys::signal::Signal;
 
@@ -156,9 +156,10 @@ fn a_cookie_of_a_dead_member() -> Result<()> {
     let mut message = first_message(&trio.capture)?;
     message[..8].copy_from_slice(&Random(5).bytes(8));
     let own = V4.outer(9);
-    socket(&trio.lab, &stranger, &format!("{own}:0"))?.send_to(&message, (&*V4.outer(2), 500))?;
+    let (member, begun) = (V4.outer(2), now());
+    socket(&trio.lab, &stranger, &format!("{own}:0"))?.send_to(&message, (&*member, 500))?;
     trio.capture
-        .wait_for(&V4.outer(2), Exchange::SaInit, Kind::Response)?;
+        .wait_since(begun, &member, Exchange::SaInit, Kind::Response)?;
     std::thread::scope(|scope| -> Result<()> {
         let Trio { peer, members, .. } = &mut trio;
         let peer = &*peer;
@@ -168,6 +169,8 @@ fn a_cookie_of_a_dead_member() -> Result<()> {
     })?;
     ensure!(trio.active(G)? != doomed);
     trio.agree(G, 1)?;
+    // Of the first SA, of the stranger's, the cookie, and of the second SA: each as often as it was asked for, which a busy machine makes more often.
+    sent_just(&trio.capture, &member, Exchange::SaInit, Kind::Response, 4)?;
     let Trio {
         peer,
         members,
@@ -175,11 +178,7 @@ fn a_cookie_of_a_dead_member() -> Result<()> {
         mut lab,
     } = trio;
     drop((peer, members));
-    let found = capture.check(&[own.parse()?])?;
-    found.verdict()?;
-    // Of the first SA, of the stranger's, the cookie, and of the second SA.
-    let answers = found.count(&V4.outer(2), Exchange::SaInit, Kind::Response);
-    ensure!(answers == 4, "{answers} answers to first messages");
+    capture.check(&[own.parse()?])?.verdict()?;
     lab.passed();
     Ok(())
 }
@@ -282,6 +281,8 @@ fn ciphers_of_every_kind() -> Result<()> {
         }
         flow.stop().has_no_duplicate()?;
         trio.peer.rekey_ike(C1)?;
+        // Two that meet would be in each other's way.
+        trio.agree_on(G, 1, |now| now.ike.is_disjoint(&spis.ike))?;
         let active = trio.active(G)?;
         trio.members[active].rekey_child(C1)?;
         let after = trio.agree(G, 1)?;

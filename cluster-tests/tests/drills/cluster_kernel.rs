@@ -190,7 +190,7 @@ fn a_tunnel_goes_from_kernel_to_kernel_and_to_another_plane() -> Result<()> {
     run.cut_off(first, second)?;
 
     run.drain(OTHER, true)?;
-    run.trio.members[second].ctl(&["move", G, &name(OTHER)])?;
+    run.trio.move_to(second, G, OTHER)?;
     run.goes_on("kernel to user space, handed over", OTHER)?;
 
     run.kill(OTHER)?;

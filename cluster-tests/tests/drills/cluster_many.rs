@@ -17,7 +17,7 @@ use std::time::Duration;
 
 const GATEWAYS: usize = 6;
 const PEERS: usize = 100;
-/// No gap may be as long as this.
+/// No gap may be as long as this, stalls of the machine not counted.
 const LONGEST: Duration = secs(1);
 /// Peers whose traffic runs all the time: two of each gateway.
 const WATCHED: usize = 2 * GATEWAYS;
@@ -140,7 +140,7 @@ fn hundred() -> Result<Trio> {
 /// Who serves each gateway, once every one is served and members have so many (in ascending order).
 fn spread(trio: &mut Trio, expected: &[usize]) -> Result<Vec<usize>> {
     let mut served = Vec::new();
-    until(secs(30), "gateways are spread", || {
+    until(secs(60), "gateways are spread", || {
         served.clear();
         for n in 0..GATEWAYS {
             served.push(trio.active(&gateway(n).name)?);
@@ -187,6 +187,17 @@ fn announced(frame: &[u8]) -> Option<Ipv4Addr> {
     (arp && frame.get(38..42)? == sender).then(|| sender.into())
 }
 
+/// Waits until announcements of who has the gateways now are over: they are repeated, the last time 3.5 seconds after the one before.
+fn all_announced(trio: &Trio) -> Result<()> {
+    const QUIET: u64 = 6_000_000;
+    until(secs(60), "the announcements are over", || {
+        let frames = trio.capture.so_far()?;
+        let mut last = frames.iter().rev();
+        let last = last.find(|(_, frame)| announced(frame).is_some());
+        Ok(last.is_none_or(|(at, _)| now() > at + QUIET))
+    })
+}
+
 /// What happened when a member died.
 struct Death {
     /// When, and until when nothing else was done (microseconds of Unix time).
@@ -200,14 +211,13 @@ struct Death {
 /// Kills the member that leads, or another one, under the traffic of some peers of every gateway.
 fn one_dies(trio: &mut Trio, leads: bool, spis: &Spis) -> Result<Death> {
     let served = spread(trio, &[2, 2, 2])?;
+    all_announced(trio)?;
     let flows = (0..WATCHED)
         .map(|peer| traffic(trio, peer, 20))
         .collect::<Result<Vec<_>>>()?;
     for flow in &flows {
         flow.runs(25, secs(20))?;
     }
-    // Announcements of the start are repeated for some seconds.
-    std::thread::sleep(secs(4));
     let leader = trio.leader()?;
     let dead = if leads {
         leader
@@ -224,7 +234,7 @@ fn one_dies(trio: &mut Trio, leads: bool, spis: &Spis) -> Result<Death> {
     let (mut longest, mut still) = (Duration::ZERO, Duration::ZERO);
     for (peer, flow) in flows.into_iter().enumerate() {
         let report = flow.stop();
-        let gap = report.forth.longest_gap.max(report.back.longest_gap);
+        let gap = report.forth.longest_outage.max(report.back.longest_outage);
         report.has_no_duplicate()?;
         if moved.contains(&gateway_of(peer)) {
             longest = longest.max(gap);
@@ -302,7 +312,7 @@ fn everyone_has_traffic(trio: &Trio) -> Result<()> {
             .map(|peer| traffic(trio, *peer, 50))
             .collect::<Result<Vec<_>>>()?;
         for (peer, flow) in some.iter().zip(&flows) {
-            flow.runs(5, secs(10))
+            flow.runs(5, secs(20))
                 .with_context(|| format!("peer {peer}"))?;
         }
     }

@@ -160,9 +160,13 @@ fn a_learner_serves_and_votes_once_it_is_promoted() -> Result<()> {
     let flow = trio.traffic(V4, 5)?;
     flow.runs(50, secs(10))?;
     trio.join(1, 0, &["add", "m2", &address(1), "--learner"])?;
-    trio.members[0].ctl(&["move", G, "m2"])?;
+    trio.move_to(0, G, 1)?;
     ensure!(trio.active(G)? == 1);
     flow.runs(50, secs(10))?;
+    // One change of the members is made after the other.
+    until(secs(30), "the learner has joined", || {
+        Ok(trio.member(0, "m2")?["way"] == "in")
+    })?;
     ensure!(trio.member(1, "m2")?["voter"] == false, "it votes already");
 
     let refused = trio.members[1].ctl(&["member", "promote", "m9"]);

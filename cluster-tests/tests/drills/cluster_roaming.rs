@@ -7,7 +7,7 @@ use evergate_cluster_tests::cluster::{Gateway, Pace, Trio};
 use evergate_cluster_tests::lab::Family::V4;
 use evergate_cluster_tests::sa::Endpoint;
 use evergate_cluster_tests::strongswan::Esp;
-use evergate_cluster_tests::{Result, secs, until};
+use evergate_cluster_tests::{Result, secs};
 
 const G: &str = "g1";
 
@@ -40,9 +40,7 @@ fn roams_while_members_are_killed(esp: Esp) -> Result<()> {
     // Both ends can go on.
     let before = trio.agree(G, 1)?.child;
     trio.peer.rekey_child("c1")?;
-    until(secs(5), "the peer's rekey", || {
-        Ok(trio.agree(G, 1)?.child.is_disjoint(&before))
-    })?;
+    trio.agree_on(G, 1, |now| now.child.is_disjoint(&before))?;
     assert_eq!(trio.finish()?.authentications_after(established), 0);
     Ok(())
 }

@@ -9,9 +9,16 @@ use evergate_cluster_tests::sa::Endpoint;
 use evergate_cluster_tests::strongswan::Esp;
 use evergate_cluster_tests::{Result, secs, until};
 use nix::sys::signal::Signal;
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
 
 const G: &str = "g1";
+
+/// So many bytes are to be looked through, of what is at rest and of what goes over the wire.
+const ENOUGH: usize = 100_000;
 
 /// All keys of SAs that a member had, as bytes: what is long and hexadecimal in its key log.
 fn keys(member: &Path) -> Result<BTreeSet<Vec<u8>>> {
@@ -60,6 +67,24 @@ impl Search {
     }
 }
 
+/// What members have at rest, and their logs.
+fn at_rest(trio: &Trio) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for member in &trio.members {
+        files.extend(walk(&member.dir().join("state"))?);
+        files.push(member.log_path());
+    }
+    Ok(files)
+}
+
+fn size(files: &[PathBuf]) -> Result<usize> {
+    let mut size = 0;
+    for file in files {
+        size += usize::try_from(fs::metadata(file)?.len())?;
+    }
+    Ok(size)
+}
+
 #[test]
 fn no_key_leaves_the_memory_of_a_member() -> Result<()> {
     let mut trio = Trio::start(Pace::Patient, Esp::InUdp, &[Gateway::usual()], |_| {})?;
@@ -75,11 +100,12 @@ fn no_key_leaves_the_memory_of_a_member() -> Result<()> {
     until(secs(10), "tcpdump listens", || {
         Ok(fs::read_to_string(&log)?.contains("listening on"))
     })?;
-    trio.up(G)?;
+    let up = trio.up(G)?;
     let flow = trio.traffic(V4, 5)?;
     trio.peer.rekey_child(C1)?;
+    trio.agree_on(G, 1, |now| now.child.is_disjoint(&up.child))?;
     trio.peer.rekey_ike(C1)?;
-    trio.agree(G, 1)?;
+    let last = trio.agree_on(G, 1, |now| now.ike.is_disjoint(&up.ike))?;
     let active = trio.active(G)?;
     for n in 0..MEMBERS {
         let pid = trio.members[n].process()?.pid();
@@ -88,18 +114,26 @@ fn no_key_leaves_the_memory_of_a_member() -> Result<()> {
         let zero = core.is_some_and(|line| line.split_whitespace().nth(4) == Some("0"));
         ensure!(zero, "m{} may dump its memory: {core:?}", n + 1);
     }
+    // How much members say depends on how often they come to it.
+    until(secs(60), "there is enough to look through", || {
+        let on_wire = usize::try_from(fs::metadata(&wire)?.len())?;
+        Ok(size(&at_rest(&trio)?)? > ENOUGH && on_wire > ENOUGH)
+    })?;
     trio.members[active].kill9()?;
     flow.runs(50, secs(20))?;
     trio.start_again(active)?;
     trio.peer.rekey_child(C1)?;
-    trio.agree(G, 1)?;
+    trio.agree_on(G, 1, |now| now.child.is_disjoint(&last.child))?;
     flow.stop().has_no_duplicate()?;
 
     let mut secrets = BTreeSet::new();
-    for member in &trio.members {
-        secrets.extend(keys(member.dir())?);
-    }
-    ensure!(secrets.len() >= 10, "only {} keys are known", secrets.len());
+    until(secs(20), "the keys are in the key logs", || {
+        for member in &trio.members {
+            secrets.extend(keys(member.dir())?);
+        }
+        ensure!(secrets.len() >= 10, "only {} keys are known", secrets.len());
+        Ok(true)
+    })?;
     let search = Search::new(secrets);
     let shown = trio.members[active].dir().join("keys/esp_sa");
     ensure!(
@@ -108,18 +142,14 @@ fn no_key_leaves_the_memory_of_a_member() -> Result<()> {
     );
     tcpdump.stop(Signal::SIGINT)?;
     let mut looked = 0;
-    for member in &trio.members {
-        let mut files = walk(&member.dir().join("state"))?;
-        files.push(member.log_path());
-        for file in files {
-            let content = fs::read(&file)?;
-            looked += content.len();
-            ensure!(!search.finds(&content), "a key is in {}", file.display());
-        }
+    for file in at_rest(&trio)? {
+        let content = fs::read(&file)?;
+        looked += content.len();
+        ensure!(!search.finds(&content), "a key is in {}", file.display());
     }
     let content = fs::read(&wire)?;
     ensure!(
-        looked > 100_000 && content.len() > 100_000,
+        looked > ENOUGH && content.len() > ENOUGH,
         "{looked}, {}",
         content.len()
     );

@@ -4,14 +4,14 @@
 
 use anyhow::ensure;
 use evergate_cluster_tests::capture::now;
-use evergate_cluster_tests::cluster::{Gateway, MEMBERS, Pace, Trio};
+use evergate_cluster_tests::cluster::{Gateway, MEMBERS, Pace, Trio, place};
 use evergate_cluster_tests::connection::Plane;
 use evergate_cluster_tests::duo::C1;
 use evergate_cluster_tests::flow::{Direction, Report};
 use evergate_cluster_tests::lab::Family::{self, V4, V6};
 use evergate_cluster_tests::sa::{Endpoint, Spis};
 use evergate_cluster_tests::strongswan::Esp;
-use evergate_cluster_tests::{Result, millis, patience, secs, until};
+use evergate_cluster_tests::{Result, millis, patience, secs};
 use std::time::Duration;
 
 const PACE: Pace = Pace::Usual;
@@ -48,7 +48,7 @@ fn up(trio: &mut Trio, by: By) -> Result<Spis> {
 }
 
 fn gap(report: &Report) -> Duration {
-    report.forth.longest_gap.max(report.back.longest_gap)
+    report.forth.longest_outage.max(report.back.longest_outage)
 }
 
 /// Kills the active member `rounds` times under traffic, and starts it again each time.
@@ -80,12 +80,11 @@ fn kills(
         gaps.push(gap);
         assert_eq!(trio.agree(G, 1)?, spis, "other SAs after a takeover");
         trio.start_again(active)?;
+        trio.has_caught_up(active)?;
     }
     // The successor can do all that its predecessors could.
     trio.peer.rekey_child(C1)?;
-    until(secs(5), "the peer's rekey", || {
-        Ok(trio.agree(G, 1)?.child.is_disjoint(&spis.child))
-    })?;
+    trio.agree_on(G, 1, |now| now.child.is_disjoint(&spis.child))?;
     let active = trio.active(G)?;
     trio.members[active].rekey_ike(C1)?;
     assert!(trio.agree(G, 1)?.ike.is_disjoint(&spis.ike));
@@ -114,11 +113,7 @@ fn the_tunnel_outlives_its_member_by_packet_sockets_too() -> Result<()> {
 #[test]
 fn the_tunnel_outlives_the_leader_as_initiator() -> Result<()> {
     kills(start(Esp::Plain)?, By::Member, 4, |trio| {
-        let leader = trio.leader()?;
-        let name = format!("m{}", leader + 1);
-        trio.members[leader].ctl(&["move", G, &name])?;
-        assert_eq!(trio.active(G)?, leader);
-        Ok(())
+        place(&mut trio.members, G, true).map(drop)
     })
 }
 
@@ -153,7 +148,7 @@ fn a_member_whose_disk_was_wiped_joins_again_and_takes_over() -> Result<()> {
     trio.start_again(wiped)?;
     let flow = trio.traffic(V4, 4)?;
     flow.runs(50, secs(10))?;
-    trio.members[wiped].ctl(&["move", G, &format!("m{}", wiped + 1)])?;
+    trio.move_to(wiped, G, wiped)?;
     assert_eq!(trio.active(G)?, wiped);
     flow.runs(100, secs(10))?;
     flow.stop().has_no_duplicate()?;
@@ -246,7 +241,7 @@ fn a_gateway_that_moves_again_and_again_loses_no_packet() -> Result<()> {
     let before = now();
     for round in 1..=20 {
         let to = (first + round) % MEMBERS;
-        trio.members[first].ctl(&["move", G, &format!("m{}", to + 1)])?;
+        trio.move_to(first, G, to)?;
         assert_eq!(trio.active(G)?, to);
     }
     flow.runs(1200, secs(20))?;
@@ -271,12 +266,11 @@ fn rekeys_go_on_while_a_gateway_moves() -> Result<()> {
     let flow = trio.traffic(V4, 2)?;
     for _ in 0..4 {
         let to = (trio.active(G)? + 1) % MEMBERS;
-        let name = format!("m{}", to + 1);
-        let (member, peer) = (&trio.members[to], &trio.peer);
+        let trio = &trio;
         std::thread::scope(|scope| -> Result<()> {
-            let moving = scope.spawn(|| member.ctl(&["move", G, &name]));
+            let moving = scope.spawn(|| trio.move_to(to, G, to));
             for _ in 0..3 {
-                peer.rekey_child(C1)?;
+                trio.peer.rekey_child(C1)?;
             }
             moving.join().expect("it does not panic")?;
             Ok(())

@@ -6,7 +6,7 @@ use evergate_cluster_tests::duo::C1;
 use evergate_cluster_tests::lab::Family::V4;
 use evergate_cluster_tests::member::Member;
 use evergate_cluster_tests::sa::Endpoint;
-use evergate_cluster_tests::{Result, secs, until};
+use evergate_cluster_tests::{Result, secs};
 use std::time::Instant;
 
 const G: &str = "g1";
@@ -45,9 +45,7 @@ fn a_peer_behind_a_firewall_survives_a_kill_and_a_drain_by_tcp() -> Result<()> {
     flow.stop().has_no_duplicate()?;
     let before = spis.child;
     trio.peer.rekey_child(C1)?;
-    until(secs(5), "a rekey", || {
-        Ok(trio.agree(G, 1)?.child.is_disjoint(&before))
-    })?;
+    trio.agree_on(G, 1, |now| now.child.is_disjoint(&before))?;
     let findings = trio.finish()?;
     assert!(findings.in_tcp > 0);
     Ok(())

@@ -9,7 +9,7 @@ use evergate_cluster_tests::lab::Family::V4;
 use evergate_cluster_tests::member::Member;
 use evergate_cluster_tests::pings::Pings;
 use evergate_cluster_tests::sa::Endpoint;
-use evergate_cluster_tests::{Result, secs, until};
+use evergate_cluster_tests::{Result, secs};
 
 const G: &str = "g1";
 
@@ -46,9 +46,7 @@ fn the_address_takes_its_sa_along() -> Result<()> {
     ensure!(trio.agree(G, 1)? == spis, "other SAs after a drain");
     let active = trio.active(G)?;
     trio.members[active].rekey_child(C1)?;
-    until(secs(10), "a rekey", || {
-        Ok(trio.agree(G, 1)?.child.is_disjoint(&spis.child))
-    })?;
+    trio.agree_on(G, 1, |now| now.child.is_disjoint(&spis.child))?;
     pings.run(50, secs(10))?;
     let sas = trio.peer.ctl(&["sas", "--json"])?;
     ensure!(sas.contains("\"mode\": \"transport\""), "{sas}");

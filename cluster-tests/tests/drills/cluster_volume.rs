@@ -84,9 +84,8 @@ fn the_member_dies_before_it_asks_for_a_new_authentication() -> Result<()> {
     // With more traffic there would be more new authentications.
     flow.stop().has_no_duplicate()?;
     assert_ne!(trio.active(G)?, doomed);
-    until(secs(30), "the peer has authenticated anew", || {
-        let now = trio.agree(G, 1)?;
-        Ok(now.ike.len() == 1 && now.ike.is_disjoint(&before.ike))
+    trio.agree_on(G, 1, |now| {
+        now.ike.len() == 1 && now.ike.is_disjoint(&before.ike)
     })?;
     let flow = trio.traffic(V4, 5)?;
     flow.runs(50, secs(10))?;

@@ -2,30 +2,37 @@
 //! decodes, and nothing that was secret is at rest in the clear.
 
 use evergate_cluster_tests::connection::SECRET;
-use evergate_cluster_tests::decrypt::decode;
+use evergate_cluster_tests::decrypt::{Decoded, decode};
 use evergate_cluster_tests::duo::{C1, Duo, Setup};
 use evergate_cluster_tests::lab::{Family::V4, walk};
 use evergate_cluster_tests::sa::Endpoint;
-use evergate_cluster_tests::{Result, secs};
+use evergate_cluster_tests::{Result, secs, until};
 
 #[test]
 fn wireshark_opens_everything_with_the_key_log() -> Result<()> {
     let mut duo = Duo::start(&Setup::new(V4))?;
     duo.peer.initiate(C1, C1)?;
-    duo.agree(1)?;
+    let first = duo.agree(1)?;
     let flow = duo.traffic(V4, 10)?;
-    flow.runs(50, secs(5))?;
+    flow.runs(50, secs(20))?;
     duo.member.rekey_child(C1)?;
+    duo.agree_on(1, |now| now.child.is_disjoint(&first.child))?;
     duo.peer.rekey_ike(C1)?;
-    flow.runs(50, secs(5))?;
+    duo.agree_on(1, |now| now.ike.is_disjoint(&first.ike))?;
+    flow.runs(50, secs(20))?;
     duo.member.kill9()?;
     duo.member.start_again(&[])?;
-    flow.runs(50, secs(5))?;
+    flow.runs(50, secs(20))?;
     duo.agree(1)?;
     let report = flow.stop();
     let keys = duo.member.dir().join("keys");
-    let decoded = decode(&duo.capture.copy()?, &keys)?;
-    assert!(decoded.ike >= 8 && decoded.esp >= 300, "{decoded:?}");
+    // The capture may be a while behind.
+    let mut decoded = Decoded::default();
+    until(secs(30), "the capture has all of it", || {
+        decoded = decode(&duo.capture.copy()?, &keys)?;
+        anyhow::ensure!(decoded.ike >= 8 && decoded.esp >= 300, "{decoded:?}");
+        Ok(true)
+    })?;
     assert_eq!(
         (decoded.ike_failed, decoded.esp_failed),
         (0, 0),

@@ -20,7 +20,7 @@ fn classes(setup: &Setup) -> Result<Vec<String>> {
     })?;
     let to = (inside(1)[0].clone(), 9);
     let mut seen = Vec::new();
-    until(secs(10), "ESP of the gateway is on the wire", || {
+    until(secs(30), "ESP of the gateway is on the wire", || {
         host.send_to(b"marked", (to.0.as_str(), to.1))?;
         let file = duo.capture.copy()?;
         let file = file.to_str().context("path")?;
@@ -61,7 +61,7 @@ fn the_gateway_shows_up_in_a_traceroute() -> Result<()> {
         Ok(socket)
     })?;
     until(
-        secs(10),
+        secs(30),
         "the gateway says that it ends there",
         || match socket.send(b"how far") {
             Err(error) => Ok(error.raw_os_error() == Some(nix::errno::Errno::EHOSTUNREACH as i32)),

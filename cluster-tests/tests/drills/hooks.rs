@@ -30,7 +30,7 @@ fn a_program_hears_of_up_takeover_release_and_down() -> Result<()> {
     let hook = Hook::new()?;
     let mut duo = Duo::start(&setup(&hook))?;
     duo.peer.initiate(C1, C1)?;
-    duo.agree(1)?;
+    let first = duo.agree(1)?;
     let lines = heard(&hook, &["up-client"])?;
     let words: Vec<&str> = lines[0].split(' ').collect();
     assert_eq!(words[1..3], [C1, "peer1.test"]);
@@ -44,11 +44,11 @@ fn a_program_hears_of_up_takeover_release_and_down() -> Result<()> {
     );
     // A new Child SA, or IKE SA, in the place of one is no news.
     duo.peer.rekey_child(C1)?;
-    duo.agree(1)?;
+    let second = duo.agree_on(1, |now| now.child.is_disjoint(&first.child))?;
     duo.member.rekey_child(C1)?;
-    duo.agree(1)?;
+    duo.agree_on(1, |now| now.child.is_disjoint(&second.child))?;
     duo.peer.rekey_ike(C1)?;
-    duo.agree(1)?;
+    duo.agree_on(1, |now| now.ike.is_disjoint(&first.ike))?;
     duo.member.kill9()?;
     duo.member.start_again(&[])?;
     heard(&hook, &["up-client", "takeover-client"])?;
@@ -69,7 +69,7 @@ fn a_program_hears_of_up_takeover_release_and_down() -> Result<()> {
     duo.peer.terminate(C1)?;
     let lines = heard(&hook, &[&all[..], &["down-client"]].concat())?;
     assert!(lines[4].ends_with("deleted-by-peer"), "{lines:?}");
-    until(secs(5), "what it says is in the log", || {
+    until(secs(20), "what it says is in the log", || {
         let log = duo.member.log()?;
         Ok(log.contains("said by the hook for down-client"))
     })?;
@@ -81,17 +81,17 @@ fn a_program_hears_of_up_takeover_release_and_down() -> Result<()> {
 fn a_program_that_hangs_or_is_missing_holds_nothing_up() -> Result<()> {
     let hook = Hook::new()?;
     let duo = Duo::start(&setup(&hook))?;
-    fs::write(hook.program(), "#!/bin/sh\nsleep 600\n")?;
+    hook.hang()?;
     duo.peer.initiate(C1, C1)?;
     duo.agree(1)?;
     let flow = duo.traffic(V4, 10)?;
-    flow.runs(100, secs(5))?;
+    flow.runs(100, secs(20))?;
     fs::remove_file(hook.program())?;
     duo.member.terminate(C1)?;
     flow.stop().has_no_duplicate()?;
     assert!(!hook.lines_file().exists());
     // The first one is killed when its time is over, and the other cannot be begun.
-    until(secs(60), "the log says so", || {
+    until(secs(120), "the log says so", || {
         let log = duo.member.log()?;
         Ok(log.contains("killed after 30 s") && log.matches("updown-failed").count() == 2)
     })?;

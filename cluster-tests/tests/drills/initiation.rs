@@ -8,13 +8,14 @@ use evergate_cluster_tests::strongswan::StrongSwan;
 use evergate_cluster_tests::{Result, secs, until};
 
 fn up(duo: &Duo) -> Result<Spis> {
-    until(secs(40), "it comes up", || {
+    until(secs(90), "it comes up", || {
         Ok(!duo.spis()?.child.is_empty())
     })?;
     duo.agree(1)
 }
 
-fn pings(duo: &Duo, tries: &str) -> Result<String> {
+/// Sends so many echo requests, and more if none of them is answered.
+fn pings(duo: &Duo, tries: &str) -> Result<()> {
     let to = &inside(1)[0];
     let command = [
         "ping",
@@ -28,7 +29,9 @@ fn pings(duo: &Duo, tries: &str) -> Result<String> {
         PROTECTED[0],
         to,
     ];
-    duo.lab.exec("host", &command)
+    until(secs(30), "an answer", || {
+        duo.lab.exec("host", &command).map(|_| true)
+    })
 }
 
 #[test]
@@ -42,7 +45,7 @@ fn the_first_packet_brings_the_tunnel_up() -> Result<()> {
     let first = up(&duo)?;
     // It waits for traffic again after the peer has closed it, and after a restart.
     duo.peer.terminate(C1)?;
-    until(secs(5), "it is closed", || {
+    until(secs(20), "it is closed", || {
         Ok(duo.spis()? == Spis::default())
     })?;
     std::thread::sleep(secs(2));
@@ -74,7 +77,7 @@ fn it_is_started_again_when_its_peer_died_and_came_back() -> Result<()> {
         connection,
     } = duo;
     drop(peer);
-    until(secs(20), "the silent peer is given up", || {
+    until(secs(60), "the silent peer is given up", || {
         Ok(Spis::of(&member.sas()?) == Spis::default())
     })?;
     let peer = StrongSwan::start(&lab, "peer1", setup.esp, std::slice::from_ref(&setup.peer))?;
@@ -98,7 +101,7 @@ fn what_the_peer_closed_rests_if_the_configuration_says_so() -> Result<()> {
     let duo = Duo::start(&setup)?;
     up(&duo)?;
     duo.peer.terminate(C1)?;
-    until(secs(5), "it is closed", || {
+    until(secs(20), "it is closed", || {
         Ok(duo.spis()? == Spis::default())
     })?;
     std::thread::sleep(secs(3));

@@ -71,16 +71,16 @@ fn with_strongswan(esp: Esp, asker: u8) -> Result<()> {
     kills(asker, capture, || {
         member.kill9()?;
         member.start_again(&[])?;
-        until(secs(15), "both sides have the same SAs as before", || {
+        until(secs(30), "both sides have the same SAs as before", || {
             Ok(Spis::of(&member.sas()?) == spis && Spis::of(&peer.sas()?).mirrored() == spis)
         })
     })?;
     let flow = duo.traffic(V4, 5)?;
-    flow.runs(50, secs(5))?;
+    flow.runs(50, secs(20))?;
     flow.stop().is_lossless()?;
     // Message IDs agree: both sides can change something.
     duo.peer.rekey_child(C1)?;
-    until(secs(5), "the peer's rekey", || {
+    until(secs(60), "the peer's rekey", || {
         Ok(duo.spis()?.child.is_disjoint(&spis.child))
     })?;
     duo.member.rekey_ike(C1)?;
@@ -122,7 +122,7 @@ impl Twins {
 
     fn agree(&self) -> Result<Spis> {
         let mut agreed = Spis::default();
-        until(secs(15), "both members agree", || {
+        until(secs(30), "both members agree", || {
             agreed = Spis::of(&self.member.sas()?);
             let peer = Spis::of(&self.peer.sas()?).mirrored();
             if agreed == peer && agreed.child.len() == 1 {
@@ -152,14 +152,14 @@ fn without_synchronisation(asker: u8) -> Result<()> {
     kills(asker, capture, || {
         member.kill9()?;
         member.start_again(&[])?;
-        until(secs(15), "both members have the same SAs as before", || {
+        until(secs(30), "both members have the same SAs as before", || {
             Ok(Spis::of(&member.sas()?) == spis && Spis::of(&peer.sas()?).mirrored() == spis)
         })
     })?;
     let inside = evergate_cluster_tests::lab::inside(1);
     let ends = (("peer1", inside[0].as_str()), ("host", PROTECTED[0]));
     let flow = Flow::start(&twins.lab, ends.0, ends.1, millis(5), 200)?;
-    flow.runs(50, secs(5))?;
+    flow.runs(50, secs(20))?;
     flow.stop().is_lossless()?;
     twins.peer.rekey_child(C1)?;
     twins.member.rekey_ike(C1)?;

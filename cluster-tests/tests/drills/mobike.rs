@@ -12,7 +12,7 @@ use evergate_cluster_tests::lab::{BEHIND_NAT, Family::V4, Lab, PROTECTED, inside
 use evergate_cluster_tests::member::Member;
 use evergate_cluster_tests::sa::{Endpoint, Spis};
 use evergate_cluster_tests::strongswan::Esp;
-use evergate_cluster_tests::wire::{Exchange, Kind};
+use evergate_cluster_tests::wire::{Exchange, Kind, sent};
 use evergate_cluster_tests::{Result, millis, secs, until};
 use std::time::Duration;
 
@@ -74,7 +74,7 @@ fn roams(esp: Esp) -> Result<()> {
     duo.peer.initiate(C1, C1)?;
     let (spis, established) = (duo.agree(1)?, now());
     let flow = duo.traffic(V4, 5)?;
-    flow.runs(50, secs(5))?;
+    flow.runs(50, secs(20))?;
     // The next address is there before the first goes, as with a new network.
     for (old, new) in [(1, 101), (101, 102), (102, 1)] {
         relocate(&duo.lab, "peer1", old, new)?;
@@ -88,9 +88,8 @@ fn roams(esp: Esp) -> Result<()> {
     duo.member.rekey_child(C1)?;
     duo.agree(1)?;
     duo.peer.rekey_ike(C1)?;
-    std::thread::sleep(secs(1));
-    let last = duo.agree(1)?;
-    assert!(last.ike.is_disjoint(&spis.ike) && last.child.is_disjoint(&spis.child));
+    let last = duo.agree_on(1, |now| now.ike.is_disjoint(&spis.ike))?;
+    assert!(last.child.is_disjoint(&spis.child));
     assert_eq!(duo.finish()?.authentications_after(established), 0);
     Ok(())
 }
@@ -111,7 +110,7 @@ fn strongswan_moves_from_ipv4_to_ipv6() -> Result<()> {
     duo.peer.initiate(C1, C1)?;
     let (spis, established) = (duo.agree(1)?, now());
     let flow = duo.traffic(V4, 5)?;
-    flow.runs(50, secs(5))?;
+    flow.runs(50, secs(20))?;
     // With the last IPv4 address of an interface its IPv4 routes go, and with them that of the policy if the peer's ESP is its kernel's.
     duo.lab.ip("peer1", "addr add 169.254.1.1/32 dev up0")?;
     duo.lab.ip("peer1", "addr del 192.0.2.1/24 dev up0")?;
@@ -130,7 +129,7 @@ fn the_peer_roams_while_the_member_is_killed() -> Result<()> {
     duo.peer.initiate(C1, C1)?;
     let (spis, established) = (duo.agree(1)?, now());
     let flow = duo.traffic(V4, 5)?;
-    flow.runs(50, secs(5))?;
+    flow.runs(50, secs(20))?;
     duo.member.kill9()?;
     relocate(&duo.lab, "peer1", 1, 101)?;
     std::thread::sleep(millis(300));
@@ -180,7 +179,7 @@ fn nat_reboots(mobike: bool) -> Result<()> {
     duo.peer.initiate(C1, C1)?;
     let (spis, established) = (duo.agree(1)?, now());
     let flow = duo.traffic(V4, 5)?;
-    flow.runs(50, secs(5))?;
+    flow.runs(50, secs(20))?;
     let nft = |rule: &str| duo.lab.exec("nat1", &["nft", rule]);
     nft("add chain ip nat raw { type filter hook prerouting priority -300 ; }")?;
     for (zone, range) in [(1, "31000-31999"), (2, "32000-32999")] {
@@ -223,20 +222,27 @@ fn our_initiator_roams_with_strongswan_as_responder() -> Result<()> {
     duo.member.initiate(C1, C1)?;
     let (spis, established) = (duo.agree(1)?, now());
     let flow = duo.traffic(V4, 5)?;
-    flow.runs(50, secs(5))?;
+    flow.runs(50, secs(20))?;
     for (old, new) in [(2, 102), (102, 103)] {
         relocate(&duo.lab, "gw", old, new)?;
+        // It may have said so already.
         let address = format!("192.0.2.{new}");
-        duo.capture
-            .wait_for(&address, Exchange::Informational, Kind::Request)?;
+        until(secs(30), "the member says where it is", || {
+            let all = sent(
+                &duo.capture,
+                &address,
+                Exchange::Informational,
+                Kind::Request,
+            )?;
+            Ok(!all.is_empty())
+        })?;
         goes_on(&duo, &flow, &spis)?;
     }
     flow.stop().has_no_duplicate()?;
     duo.member.rekey_ike(C1)?;
-    duo.agree(1)?;
+    let last = duo.agree(1)?;
     duo.peer.rekey_child(C1)?;
-    std::thread::sleep(secs(1));
-    duo.agree(1)?;
+    duo.agree_on(1, |now| now.child.is_disjoint(&last.child))?;
     assert_eq!(duo.finish()?.authentications_after(established), 0);
     Ok(())
 }
@@ -263,7 +269,7 @@ fn two_members_one_roams_and_both_are_killed() -> Result<()> {
         millis(5),
         200,
     )?;
-    flow.runs(50, secs(5))?;
+    flow.runs(50, secs(20))?;
     relocate(&lab, "peer1", 1, 101)?;
     at(&member, "192.0.2.101:4500")?;
     flow.runs(50, secs(20))?;

@@ -18,7 +18,7 @@ const ROUNDS: usize = 5;
 /// Waits until there were so many IKE SAs as there have to be.
 fn renewed(duo: &Duo) -> Result<()> {
     let mut seen = duo.agree(1)?.ike;
-    until(secs(60), "new IKE SAs", || {
+    until(secs(120), "new IKE SAs", || {
         seen.extend(duo.spis()?.ike);
         Ok(seen.len() > ROUNDS)
     })
@@ -28,7 +28,7 @@ fn without_a_loss(setup: &Setup, begin: impl Fn(&Duo) -> Result<()>) -> Result<D
     let duo = Duo::start(setup)?;
     begin(&duo)?;
     let flows = [duo.traffic(V4, 4)?, duo.traffic(V6, 4)?];
-    flows[0].runs(10, secs(5))?;
+    flows[0].runs(10, secs(20))?;
     renewed(&duo)?;
     for flow in flows {
         flow.stop().is_lossless()?;
@@ -155,7 +155,7 @@ fn a_peer_keeps_its_virtual_address() -> Result<()> {
         millis(4),
         200,
     )?;
-    flow.runs(10, secs(5))?;
+    flow.runs(10, secs(20))?;
     renewed(&duo)?;
     flow.stop().is_lossless()?;
     let got = duo.peer.virtual_addresses()?;

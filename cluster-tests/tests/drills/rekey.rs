@@ -1,6 +1,7 @@
 //! Rekeys every two seconds for a minute, from either side, under traffic: not
 //! one datagram is lost, and none arrives twice.
 
+use anyhow::ensure;
 use evergate_cluster_tests::duo::{C1, Duo, Setup};
 use evergate_cluster_tests::lab::Family::{V4, V6};
 use evergate_cluster_tests::sa::Endpoint;
@@ -11,6 +12,9 @@ use std::time::{Duration, Instant};
 const MINUTE: Duration = secs(60);
 const PAUSE: Duration = secs(2);
 
+/// How many rekeys there are to be at least. On a machine that cannot do them in a minute they take longer.
+const REKEYS: u32 = 25;
+
 /// Calls `rekey` every two seconds for a minute under traffic.
 fn minute(esp: Esp, rekey: impl Fn(&Duo) -> Result<()>) -> Result<()> {
     let mut setup = Setup::new(V4);
@@ -19,12 +23,15 @@ fn minute(esp: Esp, rekey: impl Fn(&Duo) -> Result<()>) -> Result<()> {
     duo.peer.initiate(C1, C1)?;
     let (mut spis, mut rekeys) = (duo.agree(1)?, 0);
     let flows = [duo.traffic(V4, 4)?, duo.traffic(V6, 4)?];
-    flows[0].runs(10, secs(5))?;
+    flows[0].runs(10, secs(20))?;
     let (start, mut next) = (Instant::now(), Instant::now());
-    while start.elapsed() < MINUTE {
+    while start.elapsed() < MINUTE || rekeys < REKEYS / patience() {
+        ensure!(
+            start.elapsed() < 5 * MINUTE,
+            "only {rekeys} rekeys in five minutes"
+        );
         rekey(&duo)?;
-        until(secs(10), "other SPIs", || Ok(duo.spis()? != spis))?;
-        spis = duo.agree(1)?;
+        spis = duo.agree_on(1, |now| *now != spis)?;
         rekeys += 1;
         next += PAUSE;
         std::thread::sleep(next.saturating_duration_since(Instant::now()));
@@ -33,10 +40,6 @@ fn minute(esp: Esp, rekey: impl Fn(&Duo) -> Result<()>) -> Result<()> {
     for flow in flows {
         flow.stop().is_lossless()?;
     }
-    assert!(
-        rekeys >= 25 / patience(),
-        "only {rekeys} rekeys in a minute"
-    );
     duo.finish()?;
     Ok(())
 }
@@ -71,9 +74,14 @@ fn both_sides_rekey_by_the_same_clock() -> Result<()> {
     let flow = duo.traffic(V4, 4)?;
     std::thread::sleep(secs(25));
     flow.stop().is_lossless()?;
-    let last = duo.spis()?;
-    assert!(first.ike.is_disjoint(&last.ike) && first.child.is_disjoint(&last.child));
-    assert_eq!((last.ike.len(), last.child.len()), (1, 1), "{last:?}");
+    // A rekey may be under way at any time.
+    until(secs(30), "one IKE SA and one Child SA, and others", || {
+        let last = duo.spis()?;
+        let others = first.ike.is_disjoint(&last.ike) && first.child.is_disjoint(&last.child);
+        let one = (last.ike.len(), last.child.len()) == (1, 1);
+        ensure!(others && one, "{first:x?}, then {last:x?}");
+        Ok(true)
+    })?;
     duo.finish()?;
     Ok(())
 }
@@ -116,7 +124,7 @@ fn ike_sa_by_the_number_of_packets() -> Result<()> {
     let first = duo.agree(1)?;
     let flow = duo.traffic(V4, 5)?;
     let mut seen = first.ike.clone();
-    until(secs(30), "three rekeys", || {
+    until(secs(90), "three rekeys", || {
         seen.extend(duo.spis()?.ike);
         Ok(seen.len() >= 4)
     })?;
@@ -136,7 +144,7 @@ fn child_sa_by_the_number_of_packets() -> Result<()> {
     let first = duo.agree(1)?;
     let flow = duo.traffic(V4, 5)?;
     let mut seen = first.child.clone();
-    until(secs(30), "three rekeys", || {
+    until(secs(90), "three rekeys", || {
         seen.extend(duo.spis()?.child);
         Ok(seen.len() >= 4)
     })?;

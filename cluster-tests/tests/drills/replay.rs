@@ -1,12 +1,13 @@
 //! Recorded ESP sent again by an attacker, before and after a kill.
 
+use anyhow::ensure;
 use evergate_cluster_tests::capture::packets;
 use evergate_cluster_tests::duo::{C1, Duo, Setup};
 use evergate_cluster_tests::lab::Family::V4;
 use evergate_cluster_tests::packet::Body;
 use evergate_cluster_tests::raw::socket;
 use evergate_cluster_tests::sa::Endpoint;
-use evergate_cluster_tests::{Result, millis, secs};
+use evergate_cluster_tests::{Result, millis, secs, until};
 
 #[test]
 fn recorded_packets_are_not_delivered_again() -> Result<()> {
@@ -17,7 +18,7 @@ fn recorded_packets_are_not_delivered_again() -> Result<()> {
     let flow = duo.traffic(V4, 5)?;
     flow.runs(200, secs(10))?;
     attack(&duo, &stranger)?;
-    flow.runs(100, secs(5))?;
+    flow.runs(100, secs(20))?;
     // What was received shortly before a kill may be received again; the bound
     // is the interval of the reports, and this waits for longer.
     duo.peer
@@ -53,18 +54,24 @@ fn attack(duo: &Duo, stranger: &str) -> Result<()> {
         socket(&duo.lab, "peer1", &format!("{}:0", V4.outer(1)))?,
     ];
     let peer: std::net::IpAddr = V4.outer(1).parse()?;
-    let mut sent = 0;
-    for packet in packets(&duo.capture.so_far()?) {
-        if let Body::Esp { bytes, .. } = packet.body
-            && packet.src == peer
-        {
-            sent += 1;
-            for socket in &from {
-                socket.send_to(&bytes, (V4.outer(2).as_str(), 4500))?;
-            }
-            std::thread::sleep(millis(1));
+    let mut recorded = Vec::new();
+    until(secs(20), "there is enough to replay", || {
+        let all = packets(&duo.capture.so_far()?).into_iter();
+        recorded = all
+            .filter(|packet| packet.src == peer)
+            .filter_map(|packet| match packet.body {
+                Body::Esp { bytes, .. } => Some(bytes),
+                _ => None,
+            })
+            .collect();
+        ensure!(recorded.len() > 150, "only {} packets", recorded.len());
+        Ok(true)
+    })?;
+    for bytes in &recorded {
+        for socket in &from {
+            socket.send_to(bytes, (V4.outer(2).as_str(), 4500))?;
         }
+        std::thread::sleep(millis(1));
     }
-    assert!(sent > 150, "only {sent} packets to replay");
     Ok(())
 }

@@ -10,7 +10,8 @@ use evergate_cluster_tests::raw::Random;
 use evergate_cluster_tests::sa::{Endpoint, Spis};
 use evergate_cluster_tests::strongswan::Esp;
 use evergate_cluster_tests::wire::{Exchange, Kind, Loss, lose};
-use evergate_cluster_tests::{Result, millis, secs, until};
+use evergate_cluster_tests::{Result, millis, patience, secs, until};
+use std::time::Duration;
 
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum By {
@@ -25,6 +26,9 @@ fn initiate(duo: &Duo, by: By) -> Result<()> {
     }
 }
 
+/// Milliseconds between datagrams.
+const INTERVAL: u64 = 4;
+
 /// Five kills in a row under traffic.
 fn five_kills(by: By, esp: Esp) -> Result<()> {
     let mut setup = Setup::new(V4);
@@ -33,19 +37,27 @@ fn five_kills(by: By, esp: Esp) -> Result<()> {
     initiate(&duo, by)?;
     let spis = duo.agree(1)?;
     let established = now();
-    let flows = [duo.traffic(V4, 4)?, duo.traffic(V6, 4)?];
+    let flows = [duo.traffic(V4, INTERVAL)?, duo.traffic(V6, INTERVAL)?];
+    let mut down = Duration::ZERO;
     for pause in [0, 50, 300, 700, 1100] {
         for flow in &flows {
-            flow.runs(50, secs(10))?;
+            flow.runs(50, secs(20))?;
         }
+        let killed = flows[0].elapsed();
         duo.member.kill9()?;
         std::thread::sleep(millis(pause));
         duo.member.start_again(&[])?;
         assert_eq!(duo.agree(1)?, spis, "other SAs after a restart");
+        for flow in &flows {
+            flow.runs(1, secs(20))?;
+        }
+        down += flows[0].elapsed() - killed;
     }
     for flow in &flows {
-        flow.runs(200, secs(10))?;
+        flow.runs(200, secs(20))?;
     }
+    // What was sent meanwhile, and of each kill what was on its way.
+    let missing = down.as_millis() / u128::from(INTERVAL * u64::from(patience())) + 5 * 50;
     let end = flows[0].elapsed();
     for flow in flows {
         let report = flow.stop();
@@ -57,18 +69,23 @@ fn five_kills(by: By, esp: Esp) -> Result<()> {
                 .iter()
                 .filter(|&&at| at + millis(500) > end)
                 .count();
-            assert_eq!(late, 0, "still losing: {:?}", way.lost_at.last());
+            let elsewhere = way.dropped_at_ends;
             assert!(
-                way.received * 2 > way.sent,
-                "{} of {}",
-                way.received,
+                late as u64 <= elsewhere,
+                "still losing: {:?}, and {elsewhere} dropped at the ends",
+                way.lost_at.last()
+            );
+            assert!(
+                u128::from(way.lost) <= missing + u128::from(elsewhere),
+                "{} of {} lost, and {elsewhere} dropped at the ends; the member was down for {down:?}",
+                way.lost,
                 way.sent
             );
         }
     }
     // The successor can do all that its predecessor could.
     duo.peer.rekey_child(C1)?;
-    until(secs(5), "the peer's rekey", || {
+    until(secs(60), "the peer's rekey", || {
         Ok(duo.spis()?.child.is_disjoint(&spis.child))
     })?;
     duo.agree(1)?;
@@ -99,7 +116,7 @@ fn a_clean_stop_leaves_the_tunnels_to_the_next_start() -> Result<()> {
     initiate(&duo, By::Peer)?;
     let (spis, established) = (duo.agree(1)?, now());
     let flow = duo.traffic(V4, 4)?;
-    flow.runs(20, secs(5))?;
+    flow.runs(20, secs(20))?;
     duo.member.stop()?;
     duo.member.start_again(&[])?;
     assert_eq!(duo.agree(1)?, spis);
@@ -150,7 +167,7 @@ fn at_failpoint(by: By, during: During, point: &str) -> Result<()> {
         initiate(&duo, By::Peer)?;
         duo.agree(1)?;
         let running = duo.traffic(V4, 5)?;
-        running.runs(20, secs(5))?;
+        running.runs(20, secs(20))?;
         flow = Some(running);
     }
     let before = now();
@@ -236,7 +253,7 @@ fn settle(duo: &Duo, by: By, during: During) -> Result<()> {
             if by == By::Member && !Spis::of(&duo.member.sas()?).child.is_empty() {
                 drive(duo, by, during).ok();
             }
-            until(secs(15), "both sides have deleted it", || {
+            until(secs(30), "both sides have deleted it", || {
                 let (member, peer) = (duo.member.sas()?, duo.peer.sas()?);
                 let (member, peer) = (Spis::of(&member), Spis::of(&peer));
                 let ike = usize::from(during == During::DeleteChild);
@@ -248,7 +265,11 @@ fn settle(duo: &Duo, by: By, during: During) -> Result<()> {
         }
         During::Establish => {
             if by == By::Member {
-                std::thread::sleep(secs(3));
+                // What was begun goes on by itself.
+                let _ = until(secs(15), "it is up, or there is nothing", || {
+                    let sas = duo.member.sas()?;
+                    Ok(sas.is_empty() || !Spis::of(&sas).child.is_empty())
+                });
                 if duo.spis()?.child.is_empty() {
                     drive(duo, by, during)?;
                 }
@@ -265,7 +286,7 @@ fn settle(duo: &Duo, by: By, during: During) -> Result<()> {
             let spis = duo.agree(1)?;
             assert_eq!(spis.ike.len(), 1, "{spis:x?}");
             duo.peer.rekey_child(C1)?;
-            until(secs(10), "a rekey afterwards", || {
+            until(secs(60), "a rekey afterwards", || {
                 Ok(duo.spis()?.child.is_disjoint(&spis.child))
             })?;
             duo.agree(1).map(drop)

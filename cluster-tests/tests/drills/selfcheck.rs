@@ -7,7 +7,7 @@ use evergate_cluster_tests::duo::{C1, Duo, Setup};
 use evergate_cluster_tests::lab::{Family, Lab};
 use evergate_cluster_tests::sa::Endpoint;
 use evergate_cluster_tests::strongswan::{Esp, StrongSwan};
-use evergate_cluster_tests::wire::{Exchange, Kind, Loss, lose};
+use evergate_cluster_tests::wire::{Exchange, Kind, Loss, lose, sent_just};
 use evergate_cluster_tests::{Result, secs};
 
 fn start(setup: &Setup) -> Result<Duo<StrongSwan>> {
@@ -75,19 +75,27 @@ fn lost_messages_are_sent_again_byte_for_byte() -> Result<()> {
         ],
     )?;
     duo.peer.initiate(C1, C1)?;
-    duo.agree(1)?;
+    let first = duo.agree(1)?;
     duo.peer.rekey_ike(C1)?;
-    std::thread::sleep(secs(3));
-    duo.agree(1)?;
+    duo.agree_on(1, |now| now.ike.is_disjoint(&first.ike))?;
+    let rows = [
+        (&peer, Exchange::Auth, Kind::Request, 2),
+        (&gateway, Exchange::Auth, Kind::Response, 2),
+        (&peer, Exchange::CreateChild, Kind::Request, 2),
+        (&gateway, Exchange::CreateChild, Kind::Response, 1),
+    ];
+    for (from, exchange, kind, _) in rows {
+        sent_just(&duo.capture, from, exchange, kind, 1)?;
+    }
     let found = duo.finish()?;
-    assert_eq!(found.count(&peer, Exchange::Auth, Kind::Request), 2);
-    assert_eq!(found.count(&gateway, Exchange::Auth, Kind::Response), 2);
-    assert_eq!(found.count(&peer, Exchange::CreateChild, Kind::Request), 2);
-    assert_eq!(
-        found.count(&gateway, Exchange::CreateChild, Kind::Response),
-        1
-    );
-    assert_eq!(found.retransmissions, 3);
+    // On a machine that stalls there are more.
+    let mut again = 0;
+    for (from, exchange, kind, least) in rows {
+        let count = found.count(from, exchange, kind);
+        assert!(count >= least, "{count}: {exchange:?} {kind:?}");
+        again += count - 1;
+    }
+    assert!(found.retransmissions >= again, "{again}: {found:?}");
     Ok(())
 }
 
@@ -95,13 +103,14 @@ fn lost_messages_are_sent_again_byte_for_byte() -> Result<()> {
 fn strongswan_with_itself_loses_nothing_when_it_rekeys() -> Result<()> {
     let duo = start(&Setup::new(Family::V4))?;
     duo.peer.initiate(C1, C1)?;
-    duo.agree(1)?;
+    let first = duo.agree(1)?;
     let flow = duo.traffic(Family::V4, 4)?;
     duo.peer.rekey_child(C1)?;
+    duo.agree_on(1, |now| now.child.is_disjoint(&first.child))?;
     std::thread::sleep(secs(1));
     duo.member.rekey_ike(C1)?;
+    duo.agree_on(1, |now| now.ike.is_disjoint(&first.ike))?;
     std::thread::sleep(secs(1));
-    duo.agree(1)?;
     flow.stop().is_lossless()?;
     duo.finish()?;
     Ok(())

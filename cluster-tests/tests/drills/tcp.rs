@@ -64,7 +64,7 @@ impl Two {
 
     fn agree(&self) -> Result<Spis> {
         let mut agreed = Spis::default();
-        until(secs(15), "both ends agree on their SAs", || {
+        until(secs(30), "both ends agree on their SAs", || {
             agreed = Spis::of(&self.gateway.sas()?);
             let other = Spis::of(&self.initiator.sas()?);
             Ok(agreed == other.mirrored() && agreed.child.len() == 1 && agreed.ike.len() == 1)
@@ -102,13 +102,18 @@ impl Two {
     /// Wireshark decrypts all of it, and finds nothing wrong.
     fn wireshark_agrees(&self) -> Result<()> {
         let datagrams = self.lab.dir().join("datagrams.pcap");
-        let count = as_datagrams(&self.capture.so_far()?, &datagrams)?;
         let keys = self.gateway.dir().join("keys");
-        let decoded = decode(&datagrams, &keys)?;
-        ensure!(
-            decoded.ike >= 4 && decoded.esp >= 100 && decoded.ike_failed + decoded.esp_failed == 0,
-            "of {count}: {decoded:?}"
-        );
+        // The capture may be a while behind.
+        until(secs(30), "the capture has all of it", || {
+            let count = as_datagrams(&self.capture.so_far()?, &datagrams)?;
+            let decoded = decode(&datagrams, &keys)?;
+            let enough = decoded.ike >= 4 && decoded.esp >= 100;
+            ensure!(
+                enough && decoded.ike_failed + decoded.esp_failed == 0,
+                "of {count}: {decoded:?}"
+            );
+            Ok(true)
+        })?;
         let wrong = dissect(&datagrams, &keys)?;
         ensure!(wrong.is_empty(), "{wrong:?}");
         Ok(())
@@ -149,7 +154,7 @@ fn where_udp_is_dropped_everything_goes_by_tcp() -> Result<()> {
         member.rekey_child(C1)?;
         member.rekey_ike(C1)?;
         let before = first.clone();
-        until(secs(5), "a rekey", || {
+        until(secs(30), "a rekey", || {
             let now = Spis::of(&member.sas()?);
             Ok(now.ike.len() == 1 && now.ike.is_disjoint(&before.ike))
         })?;
@@ -157,13 +162,13 @@ fn where_udp_is_dropped_everything_goes_by_tcp() -> Result<()> {
     }
     ensure!(two.by_tcp()?, "a rekey left TCP");
     for flow in flows {
-        flow.runs(50, secs(5))?;
+        flow.runs(50, secs(20))?;
         flow.stop().is_lossless()?;
     }
     // The gateway is killed and started again: the connection dies with it, and nothing else.
     let spis = two.agree()?;
     let flow = two.flow(V4)?;
-    flow.runs(50, secs(5))?;
+    flow.runs(50, secs(20))?;
     two.gateway.kill9()?;
     two.gateway.start_again(&[])?;
     flow.runs(100, secs(20))?;
@@ -207,7 +212,7 @@ fn with_udp_there_is_no_tcp_unless_it_is_wanted_only() -> Result<()> {
         "the initiator has made more than one"
     );
     let flow = two.flow(V4)?;
-    flow.runs(50, secs(5))?;
+    flow.runs(50, secs(20))?;
     flow.stop().is_lossless()?;
     two.initiator.rekey_child(C1)?;
     two.wireshark_agrees()?;
@@ -247,7 +252,8 @@ fn malformed_streams_end_and_hurt_nobody() -> Result<()> {
         stream.write_all(bytes)?;
         Ok(stream)
     };
-    let soon = secs(2);
+    // Who does not even say that it is IKE gets five seconds, and who says nothing that makes sense gets thirty.
+    let soon = secs(4);
     ensure!(
         ends(with(b"GET / HTTP/1.1\r\n\r\n")?, soon)?,
         "another protocol"
@@ -264,8 +270,10 @@ fn malformed_streams_end_and_hurt_nobody() -> Result<()> {
     // A keepalive, an empty message, IKE that cannot be parsed, half a message: no reason to end at once.
     let odd = b"IKETCP\0\x03\xff\0\x02\0\x26\0\0\0\0aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\xff\xffhalf";
     ensure!(!ends(with(odd)?, millis(500))?, "ended for nothing");
-    ensure!(ends(open()?, secs(8))?, "said nothing");
-    ensure!(two.drops("tcp_corrupt")? >= 5, "not counted");
+    ensure!(ends(open()?, secs(20))?, "said nothing");
+    until(secs(10), "they are counted", || {
+        Ok(two.drops("tcp_corrupt")? >= 5)
+    })?;
     // More of one address than are allowed are refused; those that are there stay.
     let mut many = Vec::new();
     for _ in 0..70 {
@@ -274,7 +282,7 @@ fn malformed_streams_end_and_hurt_nobody() -> Result<()> {
         let _ = stream.write_all(b"IKETCP");
         many.push(stream);
     }
-    until(secs(5), "some are refused", || {
+    until(secs(20), "some are refused", || {
         Ok(two.drops("tcp_refused")? > 0)
     })?;
     let there = two.connections()?;
@@ -283,7 +291,7 @@ fn malformed_streams_end_and_hurt_nobody() -> Result<()> {
         "{there} connections: more than 64, and that of the tunnel"
     );
     drop(many);
-    flow.runs(50, secs(5))?;
+    flow.runs(50, secs(20))?;
     flow.stop().is_lossless()?;
     two.finish(false)
 }

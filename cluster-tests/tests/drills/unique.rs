@@ -9,7 +9,7 @@ use evergate_cluster_tests::strongswan::{
     Esp::{self, InUdp, Plain},
     StrongSwan,
 };
-use evergate_cluster_tests::{Result, millis, secs, until};
+use evergate_cluster_tests::{Result, millis, patience, secs, until};
 
 fn setup(esp: Esp, unique: &'static str) -> Setup {
     let mut setup = Setup::new(V4);
@@ -74,9 +74,9 @@ fn second_with_the_same_identity(unique: &'static str) -> Result<(Duo, Result<St
     let mut other = setup.peer.clone();
     other.local = V4.outer(3);
     let second = StrongSwan::start(&duo.lab, "peer3", InUdp, &[other])?;
-    let outcome = second.initiate_within(C1, 4);
+    let outcome = second.initiate_within(C1, 30 * patience());
     if outcome.is_ok() {
-        until(secs(10), "the first peer is told", || {
+        until(secs(30), "the first peer is told", || {
             Ok(Spis::of(&duo.peer.sas()?) == Spis::default())
         })?;
     }

@@ -50,7 +50,7 @@ fn several_rekeys(duo: &Duo, _: By) -> Result<()> {
     let flow = duo.traffic(V4, 4)?;
     for _ in 0..2 {
         let before = duo.spis()?;
-        until(secs(20), "all SAs are others", || {
+        until(secs(60), "all SAs are others", || {
             let now = duo.spis()?;
             Ok(now.ike.is_disjoint(&before.ike)
                 && now.child.is_disjoint(&before.child)
@@ -64,7 +64,7 @@ fn several_rekeys(duo: &Duo, _: By) -> Result<()> {
 fn several_authentications(duo: &Duo, _: By) -> Result<()> {
     let flow = duo.traffic(V4, 4)?;
     let mut seen = duo.spis()?.ike;
-    until(secs(60), "new IKE SAs", || {
+    until(secs(120), "new IKE SAs", || {
         seen.extend(duo.spis()?.ike);
         Ok(seen.len() > 3)
     })?;
@@ -79,7 +79,7 @@ fn asks(duo: &Duo, address: &str) -> Result<()> {
             && matches!(&packet.body, Body::Ike(message)
                 if IkeHeader::parse(message).is_some_and(|h| !h.response && h.exchange == Exchange::Informational as u8))
     };
-    until(secs(15), &format!("{address} asks"), || {
+    until(secs(30), &format!("{address} asks"), || {
         Ok(packets(&duo.capture.so_far()?).iter().any(asked))
     })?;
     ensure!(duo.spis()? == before, "other SAs after liveness checks");

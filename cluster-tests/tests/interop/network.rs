@@ -174,7 +174,7 @@ fn goes_on(duo: &Duo, flow: &Flow, before: &Spis) -> Result<()> {
 fn nat_reboots(duo: &Duo, _: By) -> Result<()> {
     let before = duo.agree(1)?;
     let flow = duo.traffic(V4, 5)?;
-    flow.runs(50, secs(5))?;
+    flow.runs(50, secs(20))?;
     let nft = |rule: &str| duo.lab.exec("nat1", &["nft", rule]);
     nft("add chain ip nat raw { type filter hook prerouting priority -300 ; }")?;
     for (zone, range) in [(1, "31000-31999"), (2, "32000-32999")] {
@@ -207,7 +207,7 @@ fn strongswan_moves(duo: &Duo, _: By) -> Result<()> {
     duo.lab.ip("peer1", "addr del 2001:db8::1/64 dev up0")?;
     let before = duo.agree(1)?;
     let flow = duo.traffic(V4, 5)?;
-    flow.runs(50, secs(5))?;
+    flow.runs(50, secs(20))?;
     for (old, new) in [(1, 101), (101, 1)] {
         relocate(duo, "peer1", old, new)?;
         until(secs(30), "strongSwan is at its new address", || {
@@ -221,7 +221,7 @@ fn strongswan_moves(duo: &Duo, _: By) -> Result<()> {
 fn member_moves(duo: &Duo, _: By) -> Result<()> {
     let before = duo.agree(1)?;
     let flow = duo.traffic(V4, 5)?;
-    flow.runs(50, secs(5))?;
+    flow.runs(50, secs(20))?;
     for (old, new) in [(2, 102), (102, 2)] {
         let address: IpAddr = format!("192.0.2.{new}").parse()?;
         let seen = packets(&duo.capture.so_far()?).len();

@@ -36,7 +36,7 @@ pub(crate) fn end(duo: &Duo, by: By) -> Result<()> {
         By::Peer => duo.member.terminate(C1)?,
         By::Member => duo.peer.terminate(C1)?,
     }
-    until(secs(10), "both sides forget", || {
+    until(secs(30), "both sides forget", || {
         let (member, peer) = (Spis::of(&duo.member.sas()?), Spis::of(&duo.peer.sas()?));
         Ok(member == Spis::default() && peer == Spis::default())
     })
@@ -70,8 +70,7 @@ fn initiate_child(duo: &Duo, by: By, child: &str) -> Result<()> {
 
 /// Waits until both sides agree on SAs that are others than before.
 fn other_than(duo: &Duo, children: usize, others: impl Fn(&Spis) -> bool) -> Result<Spis> {
-    until(secs(10), "other SAs", || Ok(others(&duo.spis()?)))?;
-    duo.agree(children)
+    duo.agree_on(children, others)
 }
 
 /// Datagrams both ways in both inner families: none is lost.

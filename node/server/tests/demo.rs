@@ -73,6 +73,16 @@ fn processes_of(dir: &Path) -> usize {
     named.count()
 }
 
+/// Waits until there are so many. For a moment there may be more: a process that starts a program is there twice until that is executed.
+fn await_processes(dir: &Path, count: usize) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while processes_of(dir) != count {
+        let left = processes_of(dir);
+        assert!(Instant::now() < deadline, "{left} processes, not {count}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// What must hold after two kills, whoever goes on.
 fn assert_held(output: &Output, report: &Value) {
     assert!(output.status.success(), "{report:#}");
@@ -107,9 +117,12 @@ fn another_member_goes_on_with_the_tunnels_of_a_killed_one() {
     for takeover in takeovers {
         assert_ne!(takeover["killed"], takeover["successor"], "{report:#}");
     }
-    // The second kill hit who had taken over at the first.
-    assert_eq!(takeovers[0]["successor"], takeovers[1]["killed"]);
-    assert!(takeovers[0]["epoch"].as_u64() < takeovers[1]["epoch"].as_u64());
+    let [first, second] = [0, 1].map(|n| takeovers[n]["epoch"].as_u64().unwrap());
+    assert!(first < second);
+    // The second kill hit who had taken over at the first, unless a machine that stood still has cost that one its lease.
+    if second == first + 1 {
+        assert_eq!(takeovers[0]["successor"], takeovers[1]["killed"]);
+    }
     assert_eq!(processes_of(&keep), 0);
 }
 
@@ -154,7 +167,7 @@ fn an_interrupted_demo_takes_strongswan_along() {
     let keep = dir.path().join("demo");
     let mut demo = Demo::with_peer("strongswan", &keep, 3, 100);
     demo.wait_for("up;");
-    assert_eq!(processes_of(&keep), 6);
+    await_processes(&keep, 6);
     let pid = Pid::from_raw(demo.process.id().try_into().unwrap());
     kill(pid, Signal::SIGINT).unwrap();
     assert_eq!(demo.process.wait().unwrap().code(), Some(130));
@@ -199,7 +212,7 @@ fn an_interrupted_demo_leaves_nothing_behind() {
         let mut demo = Demo::start(&keep, 3, 100);
         demo.wait_for("up;");
         // The command, itself again inside, the members and the peer.
-        assert_eq!(processes_of(&keep), 6);
+        await_processes(&keep, 6);
         let pid = Pid::from_raw(demo.process.id().try_into().unwrap());
         kill(pid, signal).unwrap();
         let status = demo.process.wait().unwrap();
@@ -210,10 +223,6 @@ fn an_interrupted_demo_leaves_nothing_behind() {
         };
         assert_eq!(status.code(), expected);
         // Who is killed cannot wait for the others.
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while processes_of(&keep) != 0 {
-            assert!(Instant::now() < deadline, "{signal}: something is left");
-            thread::sleep(Duration::from_millis(20));
-        }
+        await_processes(&keep, 0);
     }
 }

@@ -350,6 +350,14 @@ async fn snapshots_replace_the_log_and_bound_it() {
             replica.propose(vec![put(1, record)]).await,
             Ok(vec![Outcome::Applied])
         );
+        // They are made beside that, and on a slow machine waited for: five times the bytes that one is for.
+        let waited = async {
+            while replica.stats().snapshots < round / 20 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(60), waited).await;
+        waited.expect("there are snapshots");
     }
     assert!(replica.stats().snapshots > 10, "{:?}", replica.stats());
     let before = snapshot(&replica);

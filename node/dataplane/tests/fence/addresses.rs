@@ -1,6 +1,6 @@
 use crate::{
     Link,
-    hosts::{Host, privileged},
+    hosts::{Host, PATIENCE, privileged},
     ip, mac,
 };
 use evergate_dataplane::{Addresses, AddressesConfig, Announcer, Changed, Side};
@@ -46,7 +46,7 @@ fn has(host: &Host, address: &str) -> bool {
     text.contains(&format!(" {address} "))
 }
 
-/// Has a datagram answered by whoever has the address, within two seconds.
+/// Whether a datagram gets to whoever has the address, in good time.
 fn reaches(link: &Link, member: usize, address: &str) -> bool {
     let server = link.members[member].udp(&format!("{address}:7"));
     let client = link.neighbour.udp(if address.contains('[') {
@@ -54,7 +54,7 @@ fn reaches(link: &Link, member: usize, address: &str) -> bool {
     } else {
         "0.0.0.0:0"
     });
-    let end = Instant::now() + Duration::from_secs(2);
+    let end = Instant::now() + PATIENCE;
     let short = Some(Duration::from_millis(50));
     server.set_read_timeout(short).unwrap();
     while Instant::now() < end {

@@ -1,10 +1,11 @@
 use crate::{
     Link,
-    hosts::{Capture, Host, privileged},
+    hosts::{Capture, Host, PATIENCE, privileged},
     ip, mac,
 };
 use evergate_dataplane::{Addresses, AddressesConfig, Announcer, DeadMan, DeadManConfig, Taken};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, raise};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::{
@@ -58,6 +59,21 @@ fn heard(capture: &Capture, within: Duration) -> BTreeSet<&'static str> {
     let end = Instant::now() + within;
     let packets = capture.until(|_| Instant::now() >= end);
     packets.iter().filter_map(|p| spoken(p)).collect()
+}
+
+/// The same until it gets all of these, however slowly: `renew` is called now and then.
+fn heard_all(
+    capture: &Capture,
+    wanted: &BTreeSet<&'static str>,
+    mut renew: impl FnMut(),
+) -> BTreeSet<&'static str> {
+    let end = Instant::now() + PATIENCE;
+    let mut all = BTreeSet::new();
+    while !all.is_superset(wanted) && Instant::now() < end {
+        renew();
+        all.extend(heard(capture, LEASE / 10));
+    }
+    all
 }
 
 fn spoken(packet: &[u8]) -> Option<&'static str> {
@@ -162,7 +178,7 @@ fn all_falls_silent_by_itself() {
         let (link, mut switch) = guarded();
         let _speaker = Speaker::on(&link.members[0]);
         let capture = link.neighbour.capture("wire");
-        let nothing = BTreeSet::new();
+        let (nothing, everything) = (BTreeSet::new(), BTreeSet::from(EVERYTHING));
         assert_eq!(heard(&capture, LEASE), nothing, "before any lease");
         for _ in 0..2 {
             let fresh = link.neighbour.capture("wire");
@@ -171,14 +187,15 @@ fn all_falls_silent_by_itself() {
                 refresh(&mut switch, LEASE);
                 thread::sleep(Duration::from_millis(40));
             }
-            assert_eq!(heard(&fresh, LEASE / 10), BTreeSet::from(EVERYTHING));
-            thread::sleep(LEASE);
+            let all = heard_all(&fresh, &everything, || refresh(&mut switch, LEASE));
+            assert_eq!(all, everything);
+            thread::sleep(LEASE + LEASE / 3);
             let after = link.neighbour.capture("wire");
             assert_eq!(heard(&after, LEASE), nothing, "after the lease");
         }
         refresh(&mut switch, Duration::from_secs(3600));
         let fresh = link.neighbour.capture("wire");
-        assert_eq!(heard(&fresh, LEASE), BTreeSet::from(EVERYTHING));
+        assert_eq!(heard_all(&fresh, &everything, || ()), everything);
         // A shorter time takes the place of a longer one, and zero ends it.
         refresh(&mut switch, LEASE);
         thread::sleep(LEASE + LEASE / 3);
@@ -191,8 +208,17 @@ fn all_falls_silent_by_itself() {
     });
 }
 
-/// Whether the neighbour can find out who has an address.
+/// Whether the neighbour can find out who has an address. That takes it no time, but perhaps the machine.
 fn resolves(link: &Link, address: &str) -> bool {
+    resolves_within(link, address, PATIENCE)
+}
+
+/// Whether it cannot.
+fn is_silent(link: &Link, address: &str) -> bool {
+    !resolves_within(link, address, Duration::from_millis(700))
+}
+
+fn resolves_within(link: &Link, address: &str, within: Duration) -> bool {
     link.neighbour.ip("neigh flush dev wire");
     let any = if address.contains(':') {
         "[::]:0"
@@ -200,7 +226,7 @@ fn resolves(link: &Link, address: &str) -> bool {
         "0.0.0.0:0"
     };
     let client = link.neighbour.udp(any);
-    let end = Instant::now() + Duration::from_millis(700);
+    let end = Instant::now() + within;
     let found = Some(mac(&link.members[0]));
     while Instant::now() < end && link.cached(address) != found {
         let _ = client.send_to(b"?", (ip(address), 7));
@@ -216,12 +242,12 @@ fn the_kernel_answers_for_an_address_only_during_the_lease() {
         || {
             let (link, mut switch) = guarded();
             for address in [ADDRESS, ADDRESS6] {
-                assert!(!resolves(&link, address), "{address} without a lease");
-                refresh(&mut switch, Duration::from_secs(10));
+                assert!(is_silent(&link, address), "{address} without a lease");
+                refresh(&mut switch, 2 * PATIENCE);
                 assert!(resolves(&link, address), "{address} with a lease");
                 refresh(&mut switch, LEASE);
                 thread::sleep(LEASE + LEASE / 3);
-                assert!(!resolves(&link, address), "{address} after its lease");
+                assert!(is_silent(&link, address), "{address} after its lease");
             }
             // Its own addresses are its own.
             assert!(resolves(&link, "192.0.2.1"));
@@ -230,8 +256,9 @@ fn the_kernel_answers_for_an_address_only_during_the_lease() {
     );
 }
 
-/// What [`a_stopped_process_is_silent_when_it_goes_on`] stops: refreshes and speaks; after a gap it knows that its lease is over, but speaks
-/// on, as a thread may that had looked just before.
+/// What [`a_stopped_process_is_silent_when_it_goes_on`] has stopped: refreshes and speaks; once it was stopped it knows that its lease is over, but
+/// speaks on, as a thread may that had looked just before. It stops itself when its input ends: another would now and then stop it just before a
+/// refresh, which it would then go on with.
 #[test]
 fn child() {
     if std::env::var_os(CHILD).is_none() {
@@ -243,15 +270,19 @@ fn child() {
     };
     let mut switch = DeadMan::install(config, &addresses()).unwrap();
     let voice = Voice::open();
-    let mut held = Instant::now();
+    let told = thread::spawn(|| std::io::stdin().read_line(&mut String::new()));
+    let mut stopped = false;
     // The test ends it long before.
-    let end = Instant::now() + Duration::from_secs(60);
+    let end = Instant::now() + 6 * PATIENCE;
     while Instant::now() < end {
-        if held.elapsed() < LEASE {
-            held = Instant::now();
+        if !stopped {
             refresh(&mut switch, LEASE);
         }
         voice.speak();
+        if !stopped && told.is_finished() {
+            stopped = true;
+            raise(Signal::SIGSTOP).unwrap();
+        }
         thread::sleep(Duration::from_millis(5));
     }
 }
@@ -269,32 +300,33 @@ fn a_stopped_process_is_silent_when_it_goes_on() {
                 Command::new(std::env::current_exe().unwrap())
                     .args(["deadman::child", "--exact"])
                     .env(CHILD, "1")
+                    .stdin(std::process::Stdio::piped())
                     .stdout(std::process::Stdio::null())
                     .spawn()
                     .unwrap()
             });
             let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
             let capture = link.neighbour.capture("wire");
-            let start = Instant::now();
-            let mut all = BTreeSet::new();
-            while all.len() < EVERYTHING.len() && start.elapsed() < Duration::from_secs(10) {
-                all.extend(heard(&capture, Duration::from_millis(200)));
-            }
-            kill(pid, Signal::SIGSTOP).unwrap();
+            let everything = BTreeSet::from(EVERYTHING);
+            let all = heard_all(&capture, &everything, || ());
+            // The end of its input tells it to stop.
+            drop(child.stdin.take());
+            let stopped = waitpid(pid, Some(WaitPidFlag::WUNTRACED)).unwrap();
+            assert_eq!(stopped, WaitStatus::Stopped(pid, Signal::SIGSTOP));
             thread::sleep(LEASE * 2);
-            let unanswered = !resolves(&link, ADDRESS) && !resolves(&link, ADDRESS6);
+            let unanswered = is_silent(&link, ADDRESS) && is_silent(&link, ADDRESS6);
             let fresh = link.neighbour.capture("wire");
             kill(pid, Signal::SIGCONT).unwrap();
             let after = heard(&fresh, Duration::from_secs(1));
             child.kill().unwrap();
             child.wait().unwrap();
-            assert_eq!(all, BTreeSet::from(EVERYTHING), "before it was stopped");
+            assert_eq!(all, everything, "before it was stopped");
             assert!(unanswered, "while it was stopped");
             assert_eq!(after, BTreeSet::new(), "after it was stopped");
             // The tables outlive it, and the next process makes its own in their place.
             let mut switch = install(&link.members[0]);
-            assert!(!resolves(&link, ADDRESS));
-            refresh(&mut switch, Duration::from_secs(10));
+            assert!(is_silent(&link, ADDRESS));
+            refresh(&mut switch, 2 * PATIENCE);
             assert!(resolves(&link, ADDRESS));
         },
     );
@@ -311,7 +343,7 @@ fn addresses_are_guarded_while_they_should_be() {
             assert!(resolves(&link, ADDRESS) && resolves(&link, ADDRESS6));
             switch.guard(&addresses()).unwrap();
             switch.guard(&addresses()).unwrap();
-            assert!(!resolves(&link, ADDRESS) && !resolves(&link, ADDRESS6));
+            assert!(is_silent(&link, ADDRESS) && is_silent(&link, ADDRESS6));
             switch.remove().unwrap();
             assert!(resolves(&link, ADDRESS) && resolves(&link, ADDRESS6));
         },
@@ -334,10 +366,10 @@ fn the_switch_goes_when_no_guarded_address_is_left() {
             };
             let left: BTreeSet<IpAddr> = remove(switch).into_iter().collect();
             assert_eq!(left, addresses().into_iter().collect());
-            assert!(!resolves(&link, ADDRESS) && !resolves(&link, ADDRESS6));
+            assert!(is_silent(&link, ADDRESS) && is_silent(&link, ADDRESS6));
             host.ip("addr del 2001:db8::100/64 dev wire");
             assert_eq!(remove(install(host)), [ip(ADDRESS)]);
-            assert!(!resolves(&link, ADDRESS));
+            assert!(is_silent(&link, ADDRESS));
             host.ip("addr del 192.0.2.100/24 dev wire");
             assert!(remove(install(host)).is_empty());
             // Nothing guards them any more.
@@ -399,13 +431,15 @@ fn without_the_egress_hook_only_packet_sockets_escape() {
                 DeadMan::install(config, &addresses()).unwrap()
             });
             assert!(!switch.guards_packet_sockets());
-            assert!(!resolves(&link, ADDRESS) && !resolves(&link, ADDRESS6));
+            assert!(is_silent(&link, ADDRESS) && is_silent(&link, ADDRESS6));
             let speaker = Speaker::on(&link.members[0]);
             let capture = link.neighbour.capture("wire");
             let escaping = BTreeSet::from(["advertisement", "arp"]);
-            assert_eq!(heard(&capture, LEASE), escaping);
+            let mut all = heard_all(&capture, &escaping, || ());
+            all.extend(heard(&capture, LEASE));
+            assert_eq!(all, escaping);
             drop(speaker);
-            refresh(&mut switch, Duration::from_secs(10));
+            refresh(&mut switch, 4 * PATIENCE);
             assert!(resolves(&link, ADDRESS) && resolves(&link, ADDRESS6));
         },
     );

@@ -7,7 +7,7 @@ use crate::{
 use evergate_dataplane::{
     DataPlane, DropReason, Encapsulation, Outer, PlaneConfig, PlaneEvent, Transport,
 };
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Instant};
 
 #[test]
 fn ike_arrives_with_both_addresses_in_fragments_too() {
@@ -46,7 +46,8 @@ fn ike_arrives_with_both_addresses_in_fragments_too() {
                 }
             }
             assert_eq!(pair.a.plane.totals().ike_out, 10);
-            assert_eq!(pair.b.plane.totals().ike_in, 10);
+            // Counted behind the event.
+            eventually("ten are counted", || pair.b.plane.totals().ike_in == 10);
 
             let local: SocketAddr = "192.0.2.1:4500".parse().unwrap();
             let remote: SocketAddr = "192.0.2.2:4500".parse().unwrap();
@@ -150,6 +151,7 @@ fn strays_are_counted_and_told_sparingly() {
         // Only `a` has the Child SA.
         pair.a.plane.install(Case::IN_UDP.end(1, 0x1000)).unwrap();
         let from = pair.a.host.udp("10.1.0.1:0");
+        let start = Instant::now();
         for _ in 0..20 {
             from.send_to(b"stray", "10.2.0.1:9").unwrap();
         }
@@ -160,9 +162,10 @@ fn strays_are_counted_and_told_sparingly() {
             .iter()
             .filter(|e| matches!(e, PlaneEvent::UnknownSpi { spi: 0x1001, .. }))
             .collect();
-        assert!((1..=2).contains(&strays.len()), "{strays:?}");
+        assert!((1..=sparing(start)).contains(&strays.len()), "{strays:?}");
 
         let to = pair.b.host.udp("10.2.0.1:0");
+        let start = Instant::now();
         for _ in 0..20 {
             to.send_to(b"no way", "10.1.0.1:9").unwrap();
         }
@@ -176,6 +179,11 @@ fn strays_are_counted_and_told_sparingly() {
         };
         let told = pair.b.events_now();
         let told = told.iter().filter(|e| **e == expected).count();
-        assert!((1..=2).contains(&told), "{told}");
+        assert!((1..=sparing(start)).contains(&told), "{told}");
     });
+}
+
+/// How often something is told since then at most: once a second, however long that took here.
+fn sparing(start: Instant) -> usize {
+    2 + usize::try_from(start.elapsed().as_secs()).unwrap()
 }

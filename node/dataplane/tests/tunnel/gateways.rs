@@ -1,6 +1,6 @@
 //! Two gateways with planes, and Child SAs between them.
 
-use crate::hosts::{Host, wire};
+use crate::hosts::{Host, PATIENCE, wire};
 use evergate_dataplane::{
     ChildSa, ChildStats, Cipher, DataPlane, Encapsulation, Encryption, HeaderPolicy, Marks, Mode,
     Offload, Outer, PlaneConfig, PlaneEvent, Protected, Selector, Userspace,
@@ -23,7 +23,7 @@ pub(crate) struct Gateway {
 impl Gateway {
     pub(crate) fn start(host: Host, config: PlaneConfig) -> Self {
         // What an ended plane had open, children that other tests start have, too, until they come to executing their programs.
-        let end = Instant::now() + Duration::from_secs(10);
+        let end = Instant::now() + PATIENCE;
         let (plane, events) = host.run(move || {
             loop {
                 match Userspace::start(config.clone()) {
@@ -57,7 +57,7 @@ impl Gateway {
 
     /// The next event that is meant; others are skipped.
     pub(crate) fn event(&mut self, meant: impl Fn(&PlaneEvent) -> bool) -> PlaneEvent {
-        let end = Instant::now() + Duration::from_secs(3);
+        let end = Instant::now() + PATIENCE;
         while Instant::now() < end {
             match self.events.try_recv() {
                 Ok(event) if meant(&event) => return event,

@@ -1,7 +1,7 @@
 //! Packets that are held back, and go through later or elsewhere.
 
 use crate::{
-    gateways::{Case, Gateway, Pair, assert_silent, eventually},
+    gateways::{Case, Gateway, Pair, assert_silent, eventually, uninterrupted},
     hosts::privileged,
 };
 use evergate_dataplane::{
@@ -31,10 +31,9 @@ fn send(from: &UdpSocket, to: SocketAddr, numbers: std::ops::Range<u8>) {
 }
 
 fn arrive(at: &UdpSocket, numbers: std::ops::Range<u8>) {
-    at.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     for n in numbers {
         let mut buffer = [0; 16];
-        let len = at.recv(&mut buffer).unwrap();
+        let len = uninterrupted(|| at.recv(&mut buffer)).unwrap();
         assert_eq!(buffer[..len], [n]);
     }
 }

@@ -12,6 +12,9 @@ use std::{
 
 type Job = Box<dyn FnOnce() + Send>;
 
+/// How long what is to come is waited for: longer than a busy machine stands still.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
 /// A host: a thread in a network namespace of its own, which lives as long as this.
 pub(crate) struct Host {
     tid: i32,
@@ -84,7 +87,7 @@ impl Host {
         let address: SocketAddr = address.parse().expect("an address");
         self.run(move || {
             let socket = UdpSocket::bind(address).expect("bind");
-            let timeout = Some(Duration::from_secs(3));
+            let timeout = Some(PATIENCE);
             socket.set_read_timeout(timeout).expect("set a timeout");
             socket
         })
@@ -134,10 +137,10 @@ pub(crate) struct Capture {
 }
 
 impl Capture {
-    /// The packets that pass until `enough` says so of them, or for two seconds.
+    /// The packets that pass until `enough` says so of them, or patience is at its end.
     pub(crate) fn until(&self, enough: impl Fn(&[Vec<u8>]) -> bool) -> Vec<Vec<u8>> {
         use nix::sys::socket::{LinkAddr, recvfrom};
-        let end = Instant::now() + Duration::from_secs(2);
+        let end = Instant::now() + PATIENCE;
         let mut packets = Vec::new();
         let mut buffer = vec![0; 65_536];
         while Instant::now() < end && !enough(&packets) {

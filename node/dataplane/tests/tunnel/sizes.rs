@@ -2,7 +2,7 @@
 
 use crate::{
     gateways::{Case, Pair, uninterrupted},
-    hosts::privileged,
+    hosts::{PATIENCE, privileged},
 };
 use evergate_dataplane::DropReason;
 use std::{
@@ -38,13 +38,17 @@ pub(crate) fn discover(socket: &UdpSocket, on: bool) {
     assert_eq!(result, 0);
 }
 
-/// Sends until the kernel refuses the size, and yields how often it did not.
+/// Sends until the kernel refuses the size, and yields how often it did not. Each time it waits longer for what is said of the packet: a slow machine is
+/// no reason for many.
 pub(crate) fn send_until_refused(from: &UdpSocket, to: &UdpSocket, len: usize) -> usize {
-    let end = Instant::now() + Duration::from_secs(3);
+    let (end, mut pause) = (Instant::now() + PATIENCE, Duration::from_millis(20));
     for sent in 0.. {
         assert!(Instant::now() < end, "the sender is never told");
         match from.send_to(&vec![5; len], to.local_addr().unwrap()) {
-            Ok(_) => std::thread::sleep(Duration::from_millis(20)),
+            Ok(_) => {
+                std::thread::sleep(pause);
+                pause *= 2;
+            }
             Err(e) if e.raw_os_error() == Some(libc::EMSGSIZE) => return sent,
             Err(e) => panic!("{e}"),
         }
@@ -130,7 +134,7 @@ fn ipv6_inside_has_its_1280_bytes_on_any_path() {
                 pair.b.host.udp("[fd02::1]:0"),
             );
             // The kernel fragments for us once it is told; until then it is lost.
-            let end = Instant::now() + Duration::from_secs(3);
+            let end = Instant::now() + PATIENCE;
             while pair.a.stats(0x1000).path_mtu != Some(1300) {
                 assert!(
                     Instant::now() < end,

@@ -200,6 +200,13 @@ impl Responder {
             nat_port: self.nat.local_addr().unwrap().port(),
             addresses: &[],
         };
+        let mut known = self.sas.values().map(IkeSa::record);
+        if header.responder_spi == 0
+            && let Some(record) = known.find(|r| r.remote_spi == header.initiator_spi)
+        {
+            // The same once more: the answer was late.
+            return record.inbound.response(0).cloned().unwrap_or_default();
+        }
         if header.responder_spi == 0 {
             let secrets = CookieSecrets {
                 current: Secret::new(vec![1; 32]),
@@ -377,12 +384,21 @@ fn silence_ends_with_the_time() {
         "--concurrency",
         "6",
         "--timeout",
-        "2",
+        "5",
     ])
     .unwrap();
     let report = serde_json::to_value(measure(&line.options).unwrap()).unwrap();
     assert_eq!(report["established"], 0);
     assert_eq!(report["failures"]["timeout"], 6, "{report}");
     assert_eq!(report["not_started"], 14);
-    assert_eq!(report["retransmits"], 6);
+    // How often depends on the machine, but it is counted.
+    let arrived = waiting(&ike) + waiting(&nat);
+    assert!(arrived > 6, "{report}");
+    assert_eq!(report["retransmits"], arrived - 6);
+}
+
+/// How many datagrams nobody has read.
+fn waiting(socket: &UdpSocket) -> usize {
+    socket.set_nonblocking(true).unwrap();
+    std::iter::from_fn(|| socket.recv(&mut [0; 4096]).ok()).count()
 }

@@ -17,15 +17,13 @@ fn may_make_namespaces() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-fn wait(traffic: &Traffic, since: u64) -> bool {
+/// Waits until something is so, however busy the machine is.
+fn eventually(what: &str, is_so: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
-    while Instant::now() < deadline {
-        if traffic.flows(since, 50) {
-            return true;
-        }
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what} did not come");
         thread::sleep(Duration::from_millis(10));
     }
-    false
 }
 
 #[test]
@@ -58,13 +56,16 @@ fn unprotected_traffic_is_carried_and_found_in_the_clear() {
         })
         .collect();
     let mut traffic = Traffic::start(&pairs).unwrap();
-    assert!(wait(&traffic, 0), "the hosts do not reach each other");
-    let cut = traffic.now();
-    thread::sleep(Duration::from_millis(100));
-    assert!(traffic.longest_gap(cut) < Duration::from_secs(1));
+    eventually("traffic between the hosts", || traffic.flows(0, 50));
+    eventually("undisturbed traffic", || {
+        let cut = traffic.now();
+        thread::sleep(Duration::from_millis(100));
+        traffic.longest_gap(cut) < Duration::from_secs(1)
+    });
     traffic.stop_sending().unwrap();
-    thread::sleep(Duration::from_millis(200));
-    assert!(traffic.silence() >= Duration::from_millis(150));
+    eventually("silence", || {
+        traffic.silence() >= Duration::from_millis(150)
+    });
     let totals = traffic.finish().unwrap();
     assert_eq!((totals.duplicated, totals.damaged), (0, 0));
     let (found, missed) = capture.finish().unwrap();
@@ -95,10 +96,11 @@ fn without_a_tunnel_nothing_arrives_and_the_leak_is_seen() {
         host(&network.peer_hosts[0], topology.peers[0].host),
     );
     let traffic = Traffic::start(&[pair]).unwrap();
+    // A gateway that lets packets out unprotected sends them along its default route.
+    eventually("a leak", || capture.findings().in_clear > 0);
     thread::sleep(Duration::from_millis(300));
     assert_eq!(traffic.first_packets(0), None);
     let totals = traffic.finish().unwrap();
     assert_eq!(totals.lost, totals.sent);
-    // A gateway that lets packets out unprotected sends them along its default route.
     assert!(capture.finish().unwrap().0.in_clear > 0);
 }

@@ -209,12 +209,19 @@ async fn shown(output: impl AsyncRead + Unpin) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+    use std::{fs, path::Path};
 
+    /// Another process writes it. What is open here, children that other tests start have open, too, until they execute their programs; and a file that is
+    /// open to be written is not executed.
     fn script(directory: &Path, text: &str) -> String {
         let path = directory.join("hook");
-        fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        let write = "printf '#!/bin/sh\\n%s\\n' \"$2\" > \"$1\" && chmod 755 \"$1\"";
+        let written = std::process::Command::new("/bin/sh")
+            .args(["-c", write, "sh"])
+            .arg(&path)
+            .arg(text)
+            .status();
+        assert!(written.unwrap().success());
         path.to_str().unwrap().to_owned()
     }
 
@@ -238,23 +245,31 @@ mod tests {
         for value in ["a", "b", "c; exit", "$(d)"] {
             runner.run(job(&program, "net", value));
         }
-        runner.finish().await;
+        // It waits for a while each time, which may be too short on a slow machine.
+        for _ in 0..4 {
+            runner.finish().await;
+        }
         assert_eq!(fs::read_to_string(file).unwrap(), "a\nb\nc; exit\n$(d)\n");
     }
 
     #[tokio::test]
     async fn what_takes_too_long_is_killed_with_what_it_has_started() {
         let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join("late");
-        let program = script(
-            directory.path(),
-            &format!("(sleep 2; touch {}) & sleep 60", file.display()),
+        let file = directory.path().join("alive");
+        let text = format!(
+            "(while :; do echo >> {}; sleep 0.05; done) & sleep 60",
+            file.display()
         );
+        let program = script(directory.path(), &text);
         let begun = Instant::now();
-        run(job(&program, "net", ""), Duration::from_millis(300)).await;
-        assert!(begun.elapsed() < Duration::from_secs(2));
-        tokio::time::sleep(Duration::from_millis(2500)).await;
-        assert!(!file.exists());
+        run(job(&program, "net", ""), Duration::from_secs(1)).await;
+        assert!(begun.elapsed() < Duration::from_secs(30));
+        // Signals need a moment to arrive.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let written = || fs::metadata(&file).map_or(0, |m| m.len());
+        let before = written();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(written(), before);
     }
 
     #[tokio::test]
@@ -262,11 +277,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let program = script(
             directory.path(),
-            "head -c 10000000 /dev/zero | tr '\\0' x; sleep 3 & exit 3",
+            "head -c 10000000 /dev/zero | tr '\\0' x; sleep 30 & exit 3",
         );
         let begun = Instant::now();
-        run(job(&program, "net", ""), Duration::from_secs(30)).await;
-        assert!(begun.elapsed() < Duration::from_secs(3));
+        run(job(&program, "net", ""), Duration::from_secs(60)).await;
+        assert!(begun.elapsed() < Duration::from_secs(30));
         run(job("/nonexistent", "net", ""), Duration::from_secs(1)).await;
     }
 

@@ -47,7 +47,7 @@ impl Shared {
     }
 
     /// Whether a response may still be asked for. It may not once Message IDs were synchronised (RFC 6311 §5.1): then the peer has begun its request again.
-    fn still_answers(&self, id: SaId, response: &[u8]) -> bool {
+    pub(super) fn still_answers(&self, id: SaId, response: &[u8]) -> bool {
         let Ok(header) = Header::parse(response) else {
             return false;
         };

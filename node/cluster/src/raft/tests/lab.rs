@@ -8,14 +8,22 @@ use crate::{
 use evergate_ike::{env::UnixMillis, record::GatewayId};
 use evergate_state::{Command, Outcome, State};
 use std::{
-    net::TcpListener,
-    sync::atomic::{AtomicU64, Ordering},
+    net::{Ipv4Addr, TcpListener},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU16, AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 use tempfile::TempDir;
 
 /// Long enough for a machine that does other things, too.
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// An address of this machine that no other lab has: the port of a member that is down is nobody else's.
+fn own_address() -> Ipv4Addr {
+    static LABS: AtomicU16 = AtomicU16::new(0);
+    let [a, b] = LABS.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+    Ipv4Addr::new(127, 100, a, b)
+}
 
 pub(super) struct Lab {
     dir: TempDir,
@@ -23,12 +31,14 @@ pub(super) struct Lab {
     pub(super) members: Vec<Node>,
     listeners: Vec<Option<TcpListener>>,
     pub(super) snapshot_entries: u64,
+    timing: Timing,
 }
 
 impl Lab {
     pub(super) fn new(count: usize) -> Self {
+        let address = own_address();
         let listeners: Vec<_> = (0..count)
-            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+            .map(|_| TcpListener::bind((address, 0)).unwrap())
             .collect();
         let members = listeners
             .iter()
@@ -44,6 +54,23 @@ impl Lab {
             members,
             listeners: listeners.into_iter().map(Some).collect(),
             snapshot_entries: 100_000,
+            timing: Timing {
+                heartbeat: Duration::from_millis(50),
+                election_min: Duration::from_millis(200),
+                election_max: Duration::from_millis(400),
+            },
+        }
+    }
+
+    /// Whoever leads goes on leading when the machine stands still for a moment.
+    pub(super) fn patient(count: usize) -> Self {
+        Self {
+            timing: Timing {
+                heartbeat: Duration::from_millis(50),
+                election_min: Duration::from_secs(1),
+                election_max: Duration::from_secs(2),
+            },
+            ..Self::new(count)
         }
     }
 
@@ -73,17 +100,13 @@ impl Lab {
                     UnixMillis(now.fetch_add(5, Ordering::Relaxed))
                 })
             },
-            storage: Storage::Directory(self.dir.path().join(format!("m{n}"))),
+            storage: Storage::Directory(self.disk(n)),
             name: format!("m{n}"),
             links: Some(LinkSource::Tcp(listener)),
             members: self.members.clone(),
             entrance: None,
             credentials: Some(self.credentials(&format!("m{n}"))),
-            timing: Timing {
-                heartbeat: Duration::from_millis(50),
-                election_min: Duration::from_millis(200),
-                election_max: Duration::from_millis(400),
-            },
+            timing: self.timing,
         }
     }
 
@@ -121,8 +144,38 @@ impl Lab {
             .collect()
     }
 
+    fn disk(&self, n: usize) -> PathBuf {
+        self.dir.path().join(format!("m{n}"))
+    }
+
     pub(super) fn wipe(&self, n: usize) {
-        std::fs::remove_dir_all(self.dir.path().join(format!("m{n}"))).unwrap();
+        std::fs::remove_dir_all(self.disk(n)).unwrap();
+    }
+
+    /// What a member that is down has on its disk.
+    pub(super) fn image(&self, n: usize) -> TempDir {
+        let image = tempfile::tempdir().unwrap();
+        copy(&self.disk(n), image.path());
+        image
+    }
+
+    /// Gives a member that is down the disk that it had.
+    pub(super) fn restore(&self, n: usize, image: &TempDir) {
+        self.wipe(n);
+        copy(image.path(), &self.disk(n));
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
     }
 }
 

@@ -305,8 +305,8 @@ impl Host {
         }
     }
 
-    /// Kills the member and starts it again: only what is on its disk remains.
-    pub(super) async fn killed_and_started(self, net: &Arc<Net>) -> Self {
+    /// Kills the member.
+    pub(super) async fn kill(&self, net: &Net) {
         // From here on the old process cannot commit, and what it sends nobody gets: that is what being dead means.
         net.ends
             .lock()
@@ -316,6 +316,11 @@ impl Host {
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
+    }
+
+    /// Kills the member and starts it again: only what is on its disk remains.
+    pub(super) async fn killed_and_started(self, net: &Arc<Net>) -> Self {
+        self.kill(net).await;
         Self::on(net, self.address, &self.text, self.disk).await
     }
 
