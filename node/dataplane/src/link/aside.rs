@@ -33,7 +33,9 @@ impl Aside {
         let mut transaction = Transaction::default();
         transaction.add_own_table(Family::Inet, table);
         transaction.add_chain(Family::Inet, table, CHAIN, (PREROUTING, FIRST), &[]);
-        transaction.add_chain(Family::Inet, table, BEHIND, (INPUT, FIRST), &[]);
+        if devices.iter().any(|device| device.is_bridge) {
+            transaction.add_chain(Family::Inet, table, BEHIND, (INPUT, FIRST), &[]);
+        }
         for device in devices {
             let from = Expression::From(device.index);
             let then = match device.is_bridge {
