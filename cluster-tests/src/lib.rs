@@ -48,6 +48,19 @@ pub fn patience() -> u32 {
     }
 }
 
+/// Tries again when the wait was interrupted: where it has a time limit it may be, without any signal handler.
+///
+/// # Errors
+/// Those of the call.
+pub fn uninterrupted<T>(mut call: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+    loop {
+        match call() {
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
 /// Polls `condition` until it holds, and fails with `what` after `timeout`, or [`patience`] times that.
 pub fn until(
     timeout: Duration,

@@ -10,8 +10,8 @@ use evergate_cluster_tests::lab::{Family, Family::V4, Family::V6, Lab, PROTECTED
 use evergate_cluster_tests::member::Member;
 use evergate_cluster_tests::sa::{Endpoint, Spis};
 use evergate_cluster_tests::streams::as_datagrams;
-use evergate_cluster_tests::{Result, millis, secs, until};
-use std::io::{Read, Write};
+use evergate_cluster_tests::{Result, millis, secs, uninterrupted, until};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
@@ -224,11 +224,14 @@ fn ends(mut stream: TcpStream, within: Duration) -> Result<bool> {
     stream.set_read_timeout(Some(within))?;
     let mut buffer = [0; 64];
     loop {
-        match stream.read(&mut buffer) {
+        match uninterrupted(|| stream.read(&mut buffer)) {
             Ok(0) => return Ok(true),
             Ok(_) => {}
-            Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => return Ok(true),
-            Err(_) => return Ok(false),
+            Err(e) if e.kind() == ErrorKind::ConnectionReset => return Ok(true),
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                return Ok(false);
+            }
+            Err(e) => return Err(e.into()),
         }
     }
 }

@@ -11,7 +11,7 @@ use evergate_cluster_tests::pings::Pings;
 use evergate_cluster_tests::process::run;
 use evergate_cluster_tests::sa::{Endpoint, Spis};
 use evergate_cluster_tests::strongswan::{Esp, StrongSwan};
-use evergate_cluster_tests::{Result, millis, patience, secs, until};
+use evergate_cluster_tests::{Result, millis, patience, secs, uninterrupted, until};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 
@@ -160,9 +160,9 @@ fn datagrams(lab: &Lab, to: &str) -> Result<()> {
     for size in [0, 1, 2, 3, 100, 1199, 1200, 1500, 5000, 20_000] {
         let (sent, mut buffer) = (vec![0xa5; size], [0; 20_000]);
         client.send(&sent)?;
-        let (len, from) = server.recv_from(&mut buffer)?;
+        let (len, from) = uninterrupted(|| server.recv_from(&mut buffer))?;
         server.send_to(&buffer[..len], from)?;
-        let len = client.recv(&mut buffer)?;
+        let len = uninterrupted(|| client.recv(&mut buffer))?;
         assert_eq!(&buffer[..len], sent);
     }
     Ok(())
