@@ -188,8 +188,21 @@ impl Responder {
         self.sas.len()
     }
 
+    /// What a first message was answered that comes once more: the answer was late.
+    fn answered_before(&self, header: &Header) -> Option<Vec<Vec<u8>>> {
+        if header.responder_spi != 0 {
+            return None;
+        }
+        let mut known = self.sas.values().map(IkeSa::record);
+        let record = known.find(|r| r.remote_spi == header.initiator_spi)?;
+        record.inbound.response(0).cloned()
+    }
+
     fn answer(&mut self, bytes: &[u8], path: (SocketAddr, SocketAddr)) -> Vec<Vec<u8>> {
         let header = Header::parse(bytes).unwrap();
+        if let Some(answer) = self.answered_before(&header) {
+            return answer;
+        }
         let now = self.clock.now();
         let mut env = Env {
             now,
@@ -200,13 +213,6 @@ impl Responder {
             nat_port: self.nat.local_addr().unwrap().port(),
             addresses: &[],
         };
-        let mut known = self.sas.values().map(IkeSa::record);
-        if header.responder_spi == 0
-            && let Some(record) = known.find(|r| r.remote_spi == header.initiator_spi)
-        {
-            // The same once more: the answer was late.
-            return record.inbound.response(0).cloned().unwrap_or_default();
-        }
         if header.responder_spi == 0 {
             let secrets = CookieSecrets {
                 current: Secret::new(vec![1; 32]),

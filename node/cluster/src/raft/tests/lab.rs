@@ -9,7 +9,6 @@ use evergate_ike::{env::UnixMillis, record::GatewayId};
 use evergate_state::{Command, Outcome, State};
 use std::{
     net::{Ipv4Addr, TcpListener},
-    path::{Path, PathBuf},
     sync::atomic::{AtomicU16, AtomicU64, Ordering},
     time::{Duration, Instant},
 };
@@ -100,7 +99,7 @@ impl Lab {
                     UnixMillis(now.fetch_add(5, Ordering::Relaxed))
                 })
             },
-            storage: Storage::Directory(self.disk(n)),
+            storage: Storage::Directory(self.dir.path().join(format!("m{n}"))),
             name: format!("m{n}"),
             links: Some(LinkSource::Tcp(listener)),
             members: self.members.clone(),
@@ -144,38 +143,8 @@ impl Lab {
             .collect()
     }
 
-    fn disk(&self, n: usize) -> PathBuf {
-        self.dir.path().join(format!("m{n}"))
-    }
-
     pub(super) fn wipe(&self, n: usize) {
-        std::fs::remove_dir_all(self.disk(n)).unwrap();
-    }
-
-    /// What a member that is down has on its disk.
-    pub(super) fn image(&self, n: usize) -> TempDir {
-        let image = tempfile::tempdir().unwrap();
-        copy(&self.disk(n), image.path());
-        image
-    }
-
-    /// Gives a member that is down the disk that it had.
-    pub(super) fn restore(&self, n: usize, image: &TempDir) {
-        self.wipe(n);
-        copy(image.path(), &self.disk(n));
-    }
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
+        std::fs::remove_dir_all(self.dir.path().join(format!("m{n}"))).unwrap();
     }
 }
 
